@@ -1,0 +1,3 @@
+//! OneRing.
+pub mod error;
+pub mod proto;
