@@ -272,12 +272,13 @@ pub fn generate_secret() -> Result<Zeroizing<String>, getrandom::Error> {
         getrandom::fill(bytes.as_mut_slice())?;
         // 248 is the largest multiple of 62 in a byte: above it digits would
         // not be equally likely.
+        let missing = SECRET_LEN - secret.len();
         secret.extend(
             bytes
                 .iter()
                 .filter(|b| **b < 248)
                 .map(|b| char::from(BASE62[usize::from(*b % 62)]))
-                .take(SECRET_LEN - secret.len()),
+                .take(missing),
         );
     }
     Ok(secret)

@@ -21,8 +21,9 @@ use crate::domain::{
 
 mod connect;
 pub mod postgres;
-pub mod sqlite;
+//pub mod sqlite;
 
+mod migrations;
 mod rows;
 
 pub use connect::{Database, connect};

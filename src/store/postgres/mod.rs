@@ -24,10 +24,7 @@ type Transaction<'a> = sqlx::Transaction<'a, Db>;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-/// The migrations, in their order. Forward only; each must be safe beside the
-/// version before it.
-pub static MIGRATIONS: sqlx::migrate::Migrator =
-    sqlx::migrate!("src/store/postgres/migrations");
+const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
 
 /// A PostgreSQL database, version 15 or later.
 pub struct Postgres {
@@ -100,6 +97,11 @@ impl Postgres {
         }
     }
 
+    /// A UUID as it is written in a statement.
+    fn uuid_literal(uuid: uuid::Uuid) -> String {
+        format!("'{uuid}'::uuid")
+    }
+
     async fn clock(&self, tx: &mut Transaction<'_>) -> Result<Micros> {
         sqlx::query_scalar("select now_us()")
             .fetch_one(&mut **tx)
@@ -116,9 +118,11 @@ async fn migrate(pool: &PgPool) -> Result<()> {
         .execute(&mut connection)
         .await
         .map_err(failed)?;
-    let applied = MIGRATIONS.run(&mut connection).await;
-    let _ = connection.close().await;
-    applied.map_err(|e| StoreError::Unfit(format!("migrating the database failed: {e}")))
+    let applied = super::migrations::migrator(&MIGRATIONS).run(&mut connection).await;
+    if let Err(e) = connection.close().await {
+        tracing::debug!(error.message = %e, "closing the migration's connection failed");
+    }
+    applied.map_err(super::migrations::failed)
 }
 
 #[async_trait]

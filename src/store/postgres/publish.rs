@@ -82,7 +82,7 @@ impl Postgres {
         let mut rest: Vec<usize> = (0..batch.len()).collect();
         while !rest.is_empty() {
             let mut keys = HashSet::new();
-            let (now, later) = rest.into_iter().partition(|i| {
+            let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|i| {
                 batch[*i]
                     .idempotency
                     .is_none_or(|k| keys.insert((batch[*i].tenant, k.key, k.day)))

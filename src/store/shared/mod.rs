@@ -11,8 +11,6 @@ mod keys;
 mod subscriptions;
 mod tenants;
 
-use sqlx::Row as _;
-
 use super::{Engine, Row, Transaction, failed};
 use crate::store::{Result, StoreError};
 
