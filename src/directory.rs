@@ -1,0 +1,463 @@
+//! What this node decides with: tenants, keys, subscriptions and switches in
+//! memory, as of one revision. The revision is read every 200 ms and on a hint;
+//! what changed is loaded. Nothing on a caller's path waits for the database.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use subtle::ConstantTimeEq as _;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{
+        id::{KeyId, Micros, SubscriptionId, TenantId, wall_clock},
+        key::{self, Key, NotAKey, Status},
+        tenant::Tenant,
+    },
+    error::{Error, Reason, Result},
+    metrics::Metrics,
+    seal::Keyring,
+    settings::Live,
+    store::{Changes, KeyUse, Store, StoreError, TenantSubscriptions},
+    target::Target,
+};
+
+/// How often the revision is read.
+const POLL: Duration = Duration::from_millis(200);
+/// Without news for this long everything is loaded again: the records of
+/// deletions are kept for a day only.
+const RELOAD: Duration = Duration::from_secs(3600);
+
+/// A key in memory, with its uses.
+pub struct KeyEntry {
+    /// The key.
+    pub key: Key,
+    uses: Arc<Uses>,
+}
+
+#[derive(Default)]
+struct Uses {
+    last: AtomicI64,
+    new_secret_first: AtomicI64,
+    stored: AtomicI64,
+}
+
+/// A tenant's subscriptions as of one revision.
+#[derive(Default)]
+pub struct Subscriptions {
+    /// The revision that a publish names.
+    pub revision: i64,
+    /// The subscriptions.
+    pub targets: Vec<Arc<Target>>,
+}
+
+/// The switches in force on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Switches {
+    /// `external_api.enabled`
+    pub api: bool,
+    /// `external_api.canary_only`
+    pub canary_only: bool,
+    /// `webhooks.enabled`
+    pub webhooks: bool,
+    /// `webhooks.delivery.enabled`
+    pub delivery: bool,
+}
+
+/// How old the configuration is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// As new as the poll.
+    Fresh,
+    /// The database can't be reached; the node goes on with what it has.
+    Stale,
+    /// For longer than it may.
+    TooOld,
+}
+
+/// The node's configuration.
+pub struct Directory {
+    store: Arc<dyn Store>,
+    keyring: Arc<Keyring>,
+    live: Arc<ArcSwap<Live>>,
+    metrics: Arc<Metrics>,
+    keys: RwLock<HashMap<KeyId, Arc<KeyEntry>>>,
+    whole_texts: RwLock<HashMap<[u8; 32], KeyId>>,
+    tenants: RwLock<HashMap<TenantId, Arc<Tenant>>>,
+    tenant_names: RwLock<HashMap<String, TenantId>>,
+    subscriptions: RwLock<HashMap<TenantId, Arc<Subscriptions>>>,
+    targets: RwLock<HashMap<SubscriptionId, Arc<Target>>>,
+    stored_switches: RwLock<HashMap<String, bool>>,
+    started: Instant,
+    /// Microseconds after `started` of the last poll that succeeded, counted
+    /// from when it was sent.
+    fresh_at: AtomicU64,
+    refreshing: tokio::sync::Mutex<()>,
+    hint: Notify,
+    revision: watch::Sender<i64>,
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Directory {
+    /// Loads everything.
+    ///
+    /// # Errors
+    /// Where the store can't be read.
+    pub async fn load(
+        store: Arc<dyn Store>,
+        keyring: Arc<Keyring>,
+        live: Arc<ArcSwap<Live>>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let directory = Arc::new(Self {
+            store,
+            keyring,
+            live,
+            metrics,
+            keys: RwLock::default(),
+            whole_texts: RwLock::default(),
+            tenants: RwLock::default(),
+            tenant_names: RwLock::default(),
+            subscriptions: RwLock::default(),
+            targets: RwLock::default(),
+            stored_switches: RwLock::default(),
+            started: Instant::now(),
+            fresh_at: AtomicU64::new(0),
+            refreshing: tokio::sync::Mutex::new(()),
+            hint: Notify::new(),
+            revision: watch::Sender::new(0),
+        });
+        directory.refresh().await?;
+        Ok(directory)
+    }
+
+    /// Brings the node to the store's present revision; what a caller was
+    /// answered before this call began is then in force here.
+    ///
+    /// # Errors
+    /// Where the store can't be read.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let _one = self.refreshing.lock().await;
+        let sent = self.started.elapsed();
+        let lost = sent.saturating_sub(self.fresh_for()) > RELOAD;
+        let have = if lost { 0 } else { *self.revision.borrow() };
+        if lost || self.store.revision().await? != have {
+            let changes = self.store.changes(have).await?;
+            self.apply(changes, lost);
+        }
+        self.fresh_at.store(
+            u64::try_from(sent.as_micros()).unwrap_or(u64::MAX),
+            Ordering::Release,
+        );
+        Ok(())
+    }
+
+    fn fresh_for(&self) -> Duration {
+        Duration::from_micros(self.fresh_at.load(Ordering::Acquire))
+    }
+
+    /// Asks for a refresh soon.
+    pub fn nudge(&self) {
+        self.hint.notify_one();
+    }
+
+    /// Told of each new revision.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<i64> {
+        self.revision.subscribe()
+    }
+
+    /// Applies new live settings: pins may have changed.
+    pub fn settings_changed(&self) {
+        self.revision.send_modify(|_| {});
+    }
+
+    /// How old the configuration is.
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        let age = self.started.elapsed().saturating_sub(self.fresh_for());
+        if age < Duration::from_secs(1) {
+            Freshness::Fresh
+        } else if age < Duration::from_secs(1) + self.live.load().stale {
+            Freshness::Stale
+        } else {
+            Freshness::TooOld
+        }
+    }
+
+    /// Polls until it is cancelled. Says once that the store is away, and once
+    /// that it is back.
+    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        let mut away = false;
+        let mut flushed = Instant::now();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = self.hint.notified() => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+            let done = tokio::time::timeout(Duration::from_secs(5), self.refresh()).await;
+            let failure = match done {
+                Ok(Ok(())) => None,
+                Ok(Err(e)) => Some(e.to_string()),
+                Err(_) => Some("no answer within 5 seconds".to_owned()),
+            };
+            match (&failure, away) {
+                (Some(e), false) => {
+                    self.metrics.store_errors.increment(1);
+                    tracing::warn!(error.message = %e, "configuration can't be renewed");
+                }
+                (None, true) => tracing::info!("configuration is renewed again"),
+                _ => {}
+            }
+            away = failure.is_some();
+            let stale = self.freshness() != Freshness::Fresh;
+            self.metrics.config_stale.set(f64::from(u8::from(stale)));
+            if flushed.elapsed() > Duration::from_secs(60) {
+                flushed = Instant::now();
+                self.flush_uses().await;
+            }
+        }
+        self.flush_uses().await;
+    }
+
+    fn apply(&self, changes: Changes, all: bool) {
+        if all {
+            write(&self.keys).clear();
+            write(&self.whole_texts).clear();
+            write(&self.subscriptions).clear();
+            write(&self.targets).clear();
+        }
+        for tenant in changes.tenants {
+            write(&self.tenant_names).insert(tenant.name.clone(), tenant.id);
+            write(&self.tenants).insert(tenant.id, Arc::new(tenant));
+        }
+        for key in changes.keys {
+            let mut keys = write(&self.keys);
+            let uses = keys.get(&key.id).map_or_else(Arc::default, |e| {
+                if e.key.secret != key.secret {
+                    e.uses.new_secret_first.store(0, Ordering::Relaxed);
+                }
+                e.uses.clone()
+            });
+            if key.whole_text {
+                write(&self.whole_texts).insert(key.secret.digest, key.id);
+            }
+            keys.insert(key.id, Arc::new(KeyEntry { key, uses }));
+        }
+        for id in changes.deleted_keys {
+            write(&self.keys).remove(&id);
+        }
+        for list in changes.subscriptions {
+            self.apply_subscriptions(list);
+        }
+        *write(&self.stored_switches) = changes.switches.into_iter().collect();
+        self.metrics.config_revision.set(changes.revision as f64);
+        self.revision.send_replace(changes.revision);
+    }
+
+    fn apply_subscriptions(&self, list: TenantSubscriptions) {
+        let Some(tenant) = list.tenant else { return };
+        let mut targets = Vec::with_capacity(list.subscriptions.len());
+        for s in list.subscriptions {
+            let id = s.id;
+            let known = read(&self.targets).get(&id).cloned();
+            match known.filter(|t| t.subscription == s) {
+                Some(same) => targets.push(same),
+                None => match Target::new(s, &self.keyring) {
+                    Ok(target) => targets.push(Arc::new(target)),
+                    Err(e) => tracing::error!(
+                        subscription.id = %id, error.message = %e,
+                        "subscription can't be used"
+                    ),
+                },
+            }
+        }
+        let mut by_id = write(&self.targets);
+        if let Some(before) = read(&self.subscriptions).get(&tenant) {
+            for t in &before.targets {
+                by_id.remove(&t.subscription.id);
+            }
+        }
+        for t in &targets {
+            by_id.insert(t.subscription.id, t.clone());
+        }
+        drop(by_id);
+        let revision = list.revision;
+        write(&self.subscriptions).insert(tenant, Arc::new(Subscriptions { revision, targets }));
+    }
+
+    /// The switches in force: a pin, else what is stored, else off.
+    #[must_use]
+    pub fn switches(&self) -> Switches {
+        let pins = self.live.load().pins;
+        let stored = read(&self.stored_switches);
+        let switch = |pin: Option<bool>, name| pin.unwrap_or_else(|| stored.get(name) == Some(&true));
+        Switches {
+            api: switch(pins.api, "external_api.enabled"),
+            canary_only: switch(pins.canary_only, "external_api.canary_only"),
+            webhooks: switch(pins.webhooks, "webhooks.enabled"),
+            delivery: switch(pins.delivery, "webhooks.delivery.enabled"),
+        }
+    }
+
+    /// The key that a caller's text proves. Its state is told only to a caller
+    /// who proved its secret; an unknown id costs the same as a known one.
+    ///
+    /// # Errors
+    /// `KEY_MALFORMED`, `KEY_INVALID`, `KEY_DISABLED`, `KEY_REVOKED`, `KEY_EXPIRED`.
+    pub fn authenticate(&self, text: &str, now: Micros) -> Result<Arc<KeyEntry>> {
+        let entry = match key::parse(text) {
+            Ok(parsed) => self.prove(parsed.id, parsed.kind, &parsed.secret, now),
+            Err(NotAKey::Malformed) => {
+                return Err(Error::new(
+                    Reason::KeyMalformed,
+                    "the credential is not of a key's form, or its checksum does not match",
+                ));
+            }
+            Err(NotAKey::WholeText) => {
+                let digest = self.keyring.hash(text).digest;
+                let id = read(&self.whole_texts).get(&digest).copied();
+                id.and_then(|id| self.key(id)).filter(|e| e.key.whole_text)
+            }
+        };
+        let entry = entry.ok_or_else(|| {
+            Error::new(Reason::KeyInvalid, "there is no such key, or its secret is wrong")
+        })?;
+        match entry.key.status_at(now) {
+            Status::Active => {}
+            Status::Disabled => return Err(Error::new(Reason::KeyDisabled, "the key is switched off")),
+            Status::Revoked => return Err(Error::new(Reason::KeyRevoked, "the key was revoked")),
+            Status::Expired => return Err(Error::new(Reason::KeyExpired, "the key has expired")),
+        }
+        entry.uses.last.fetch_max(now, Ordering::Relaxed);
+        Ok(entry)
+    }
+
+    fn prove(&self, id: KeyId, kind: key::Kind, secret: &str, now: Micros) -> Option<Arc<KeyEntry>> {
+        let entry = self.key(id);
+        // Of an unknown key a digest is computed and compared all the same.
+        let nothing = key::Hashed { pepper: 0, digest: [0; 32] };
+        let stored = entry.as_ref().map_or(nothing, |e| e.key.secret);
+        let digest = self.keyring.digest(stored.pepper, secret);
+        let current = digest.ct_eq(&stored.digest);
+        let previous = entry.as_ref().and_then(|e| e.key.previous).is_some_and(|p| {
+            let digest = if p.hash.pepper == stored.pepper {
+                digest
+            } else {
+                self.keyring.digest(p.hash.pepper, secret)
+            };
+            p.hash.matches(&digest) && now < p.until
+        });
+        let entry = entry.filter(|e| e.key.kind == kind && !e.key.whole_text)?;
+        if bool::from(current) {
+            if entry.key.previous.is_some() {
+                let _ = entry.uses.new_secret_first.compare_exchange(
+                    0,
+                    now,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
+            }
+            Some(entry)
+        } else {
+            previous.then_some(entry)
+        }
+    }
+
+    /// A key by its id.
+    #[must_use]
+    pub fn key(&self, id: KeyId) -> Option<Arc<KeyEntry>> {
+        read(&self.keys).get(&id).cloned()
+    }
+
+    /// When a key was last used, and when its rotation's new secret first was;
+    /// as this node knows it, 0 where it does not.
+    #[must_use]
+    pub fn uses(&self, id: KeyId) -> (Micros, Micros) {
+        self.key(id).map_or((0, 0), |e| {
+            (
+                e.uses.last.load(Ordering::Relaxed),
+                e.uses.new_secret_first.load(Ordering::Relaxed),
+            )
+        })
+    }
+
+    async fn flush_uses(&self) {
+        let used: Vec<(Arc<Uses>, KeyUse)> = read(&self.keys)
+            .values()
+            .filter(|e| e.uses.last.load(Ordering::Relaxed) > e.uses.stored.load(Ordering::Relaxed))
+            .map(|e| {
+                let u = KeyUse {
+                    id: e.key.id,
+                    last_used: e.uses.last.load(Ordering::Relaxed),
+                    new_secret_first_used: e.uses.new_secret_first.load(Ordering::Relaxed),
+                };
+                (e.uses.clone(), u)
+            })
+            .collect();
+        for chunk in used.chunks(1000) {
+            let rows: Vec<KeyUse> = chunk.iter().map(|(_, u)| *u).collect();
+            if let Err(e) = self.store.note_key_use(&rows).await {
+                tracing::debug!(error.message = %e, "key uses not stored");
+                return;
+            }
+            for (uses, u) in chunk {
+                uses.stored.store(u.last_used, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A tenant by its name or its id.
+    #[must_use]
+    pub fn tenant(&self, text: &str) -> Option<Arc<Tenant>> {
+        let id = match text.parse() {
+            Ok(id) => id,
+            Err(_) => *read(&self.tenant_names).get(text)?,
+        };
+        self.tenant_by_id(id)
+    }
+
+    /// A tenant by its id.
+    #[must_use]
+    pub fn tenant_by_id(&self, id: TenantId) -> Option<Arc<Tenant>> {
+        read(&self.tenants).get(&id).cloned()
+    }
+
+    /// A tenant's name, for answers.
+    #[must_use]
+    pub fn tenant_name(&self, id: TenantId) -> String {
+        self.tenant_by_id(id)
+            .map_or_else(|| id.to_string(), |t| t.name.clone())
+    }
+
+    /// A tenant's subscriptions.
+    #[must_use]
+    pub fn subscriptions(&self, tenant: TenantId) -> Arc<Subscriptions> {
+        read(&self.subscriptions)
+            .get(&tenant)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// A subscription, ready to be sent to.
+    #[must_use]
+    pub fn target(&self, id: SubscriptionId) -> Option<Arc<Target>> {
+        read(&self.targets).get(&id).cloned()
+    }
+}

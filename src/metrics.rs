@@ -1,0 +1,171 @@
+//! What `/metrics` shows, in the Prometheus text format. Names are documented in
+//! `docs/operations.md`. Handles are registered once: an increment is an atomic
+//! addition.
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+use crate::error::Reason;
+
+/// Upper bounds of the histograms' buckets, in seconds.
+const BUCKETS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
+
+/// Upper bounds of the batches' sizes.
+const SIZES: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 250.0, 500.0];
+
+/// Every metric.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    /// Events that were accepted.
+    pub events_accepted: Counter,
+    /// Publishes that were answered as before.
+    pub events_repeated: Counter,
+    /// Attempts by outcome.
+    pub attempts_delivered: Counter,
+    /// Attempts that are repeated.
+    pub attempts_retryable: Counter,
+    /// Attempts that are not.
+    pub attempts_permanent: Counter,
+    /// Attempts that were not sent: their signature was too old.
+    pub attempts_replay_expired: Counter,
+    /// Deliveries that reached their receiver.
+    pub deliveries_delivered: Counter,
+    /// Deliveries that were given up.
+    pub deliveries_dead: Counter,
+    /// Finishes that came too late.
+    pub leases_stale: Counter,
+    /// Request to response, of one attempt.
+    pub attempt_seconds: Histogram,
+    /// Publish to delivered.
+    pub delivery_seconds: Histogram,
+    /// Events a commit.
+    pub publish_batch: Histogram,
+    /// Outcomes a commit.
+    pub finish_batch: Histogram,
+    /// Jobs in memory that wait for a worker.
+    pub jobs_waiting: Gauge,
+    /// Attempts under way.
+    pub jobs_in_flight: Gauge,
+    /// Partitions that this node owns.
+    pub partitions_owned: Gauge,
+    /// 1 while this node decides with configuration that it can't renew.
+    pub config_stale: Gauge,
+    /// The configuration's revision.
+    pub config_revision: Gauge,
+    /// Statements that failed.
+    pub store_errors: Counter,
+}
+
+impl Metrics {
+    /// A set of its own: several servers may run in one process.
+    #[must_use]
+    pub fn new() -> Self {
+        let builder = PrometheusBuilder::new();
+        // Fails for an empty list alone.
+        let builder = builder
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)
+            .unwrap_or_else(|_| PrometheusBuilder::new());
+        let builder = builder
+            .set_buckets_for_metric(Matcher::Suffix("_batch_size".into()), &SIZES)
+            .unwrap_or_else(|_| PrometheusBuilder::new());
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        let r = Register(&recorder);
+        let attempts = |outcome| r.counter("onering_attempts_total", "Attempts, by outcome", outcome);
+        let deliveries = |outcome| {
+            r.counter("onering_deliveries_total", "Finished deliveries, by outcome", outcome)
+        };
+        let events = |outcome| r.counter("onering_events_total", "Published events, by outcome", outcome);
+        Self {
+            events_accepted: events(Some(("outcome", "accepted"))),
+            events_repeated: events(Some(("outcome", "repeated"))),
+            attempts_delivered: attempts(Some(("outcome", "delivered"))),
+            attempts_retryable: attempts(Some(("outcome", "retryable"))),
+            attempts_permanent: attempts(Some(("outcome", "permanent"))),
+            attempts_replay_expired: attempts(Some(("outcome", "replay_expired"))),
+            deliveries_delivered: deliveries(Some(("outcome", "delivered"))),
+            deliveries_dead: deliveries(Some(("outcome", "dead"))),
+            leases_stale: r.counter(
+                "onering_stale_leases_total",
+                "Outcomes that came after their lease was lost",
+                None,
+            ),
+            attempt_seconds: r.histogram("onering_attempt_seconds", "Request to response of an attempt"),
+            delivery_seconds: r.histogram("onering_delivery_seconds", "Publish to delivered"),
+            publish_batch: r.histogram("onering_publish_batch_size", "Events a commit"),
+            finish_batch: r.histogram("onering_finish_batch_size", "Outcomes a commit"),
+            jobs_waiting: r.gauge("onering_jobs_waiting", "Leased deliveries that wait for a worker"),
+            jobs_in_flight: r.gauge("onering_jobs_in_flight", "Attempts under way"),
+            partitions_owned: r.gauge("onering_partitions_owned", "Partitions that this node owns, of 64"),
+            config_stale: r.gauge(
+                "onering_config_stale",
+                "1 while the node decides with configuration that it can't renew",
+            ),
+            config_revision: r.gauge("onering_config_revision", "The configuration's revision"),
+            store_errors: r.counter("onering_store_errors_total", "Statements that failed", None),
+            recorder,
+            handle,
+        }
+    }
+
+    /// Counts a refused call. Reasons are few and refusals are not the hot path:
+    /// the counter is looked up.
+    pub fn refused(&self, reason: Reason) {
+        let register = Register(&self.recorder);
+        register
+            .counter(
+                "onering_refused_total",
+                "Refused calls, by reason",
+                Some(("reason", crate::error::code(reason))),
+            )
+            .increment(1);
+    }
+
+    /// The text that `/metrics` answers.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.run_upkeep();
+        self.handle.render()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+struct Register<'a>(&'a PrometheusRecorder);
+
+const META: Metadata<'static> = Metadata::new("onering", Level::INFO, None);
+
+impl Register<'_> {
+    fn counter(
+        &self,
+        name: &'static str,
+        what: &'static str,
+        label: Option<(&'static str, &'static str)>,
+    ) -> Counter {
+        self.0
+            .describe_counter(KeyName::from(name), Some(Unit::Count), what.into());
+        let labels = label.map(|(k, v)| Label::new(k, v)).into_iter().collect::<Vec<_>>();
+        self.0.register_counter(&Key::from_parts(name, labels), &META)
+    }
+
+    fn gauge(&self, name: &'static str, what: &'static str) -> Gauge {
+        self.0
+            .describe_gauge(KeyName::from(name), None, what.into());
+        self.0.register_gauge(&Key::from_name(name), &META)
+    }
+
+    fn histogram(&self, name: &'static str, what: &'static str) -> Histogram {
+        self.0
+            .describe_histogram(KeyName::from(name), None, what.into());
+        self.0.register_histogram(&Key::from_name(name), &META)
+    }
+}

@@ -1,0 +1,479 @@
+//! The dispatcher: what is leased to this node and whose turn it is. Workers
+//! take jobs and complete them; the publisher and the claimer bring them.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc};
+
+use super::{lanes::Lanes, node::Node};
+use crate::{
+    directory::Directory,
+    domain::{
+        delivery::{self, Attempt, Next, Outcome, Progress, Status},
+        id::{DeliveryId, EventId, Micros, Part, SubscriptionId, TenantId},
+    },
+    metrics::Metrics,
+    settings::Live,
+    store::{Finish, Leased, Settle},
+    target::Target,
+};
+
+pub(super) use super::lanes::Fetch;
+
+/// A delivery that is leased to this node.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its id.
+    pub id: DeliveryId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its subscription.
+    pub subscription: SubscriptionId,
+    /// Its event.
+    pub event: EventId,
+    /// The event's type.
+    pub event_type: Arc<str>,
+    /// What to send.
+    pub body: Bytes,
+    /// The fence.
+    pub token: i32,
+    /// Attempts charged so far.
+    pub attempts: u16,
+    /// How often its signature was too old.
+    pub replays: u16,
+    /// Whether this is a retry by hand.
+    pub by_hand: bool,
+    /// Its age when it was leased, without what it was held.
+    pub age: Micros,
+    /// When it was leased.
+    pub since: Instant,
+}
+
+impl Job {
+    /// A job of a claimed row. The row's age still counts the time in which its
+    /// subscription was off, `held`.
+    #[must_use]
+    pub fn of(row: Leased, held: Micros) -> Self {
+        Self {
+            id: row.id,
+            tenant: row.tenant,
+            subscription: row.subscription,
+            event: row.event,
+            event_type: row.event_type.into(),
+            body: row.body,
+            token: row.token,
+            attempts: row.attempts,
+            replays: row.replays,
+            by_hand: row.by_hand,
+            age: row.age - held,
+            since: Instant::now(),
+        }
+    }
+}
+
+/// A job's end.
+#[derive(Debug)]
+pub struct Completion {
+    /// The job.
+    pub job: Job,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it is not delivered.
+    pub reason: String,
+    /// What was tried, if anything was.
+    pub attempt: Option<Attempt>,
+}
+
+/// A recorded end on its way to the store.
+pub(super) struct Ended {
+    pub(super) finish: Finish,
+    pub(super) job: Job,
+    pub(super) outcome: Outcome,
+}
+
+/// The dispatcher.
+pub struct Dispatcher {
+    lanes: Mutex<Lanes>,
+    directory: Arc<Directory>,
+    live: Arc<ArcSwap<Live>>,
+    node: Arc<Node>,
+    metrics: Arc<Metrics>,
+    delivering: AtomicBool,
+    work: Notify,
+    fetch: Notify,
+    discover: AtomicBool,
+    suspect: AtomicBool,
+    completed: AtomicU64,
+    ended: mpsc::UnboundedSender<Ended>,
+}
+
+impl Dispatcher {
+    /// A dispatcher with nothing in it, and where the ends of its jobs arrive.
+    pub(super) fn new(
+        directory: Arc<Directory>,
+        live: Arc<ArcSwap<Live>>,
+        node: Arc<Node>,
+        metrics: Arc<Metrics>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
+        let (ended, receiver) = mpsc::unbounded_channel();
+        let delivering = AtomicBool::new(directory.switches().delivery);
+        let dispatcher = Arc::new(Self {
+            lanes: Mutex::default(),
+            directory,
+            live,
+            node,
+            metrics,
+            delivering,
+            work: Notify::new(),
+            fetch: Notify::new(),
+            discover: AtomicBool::new(true),
+            suspect: AtomicBool::new(false),
+            completed: AtomicU64::new(0),
+            ended,
+        });
+        (dispatcher, receiver)
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limit(&self, subscription: SubscriptionId) -> Option<u32> {
+        let target = self.directory.target(subscription)?;
+        let s = &target.subscription;
+        (s.disabled.is_none() && self.delivering.load(Ordering::Acquire)).then_some(s.max_in_flight)
+    }
+
+    /// Whether this node hands out jobs at all.
+    #[must_use]
+    pub fn is_delivering(&self) -> bool {
+        self.delivering.load(Ordering::Acquire)
+    }
+
+    /// Chooses which rows a publish should lease to this node: those of
+    /// partitions that it owns, of subscriptions that are on, as far as there is
+    /// room in memory.
+    pub(super) fn plan(&self, batch: &mut [crate::store::Publish]) {
+        if !self.is_delivering() || !self.node.is_alive() {
+            return;
+        }
+        let mut lanes = self.lanes();
+        for p in batch {
+            if !self.node.owns(p.event.part()) {
+                continue;
+            }
+            for d in &mut p.deliveries {
+                d.lease = self.limit(d.subscription).is_some() && lanes.plan(d.subscription);
+            }
+        }
+    }
+
+    /// Takes in what a publish leased. `leased` says of each event whether its
+    /// leases were given; none: the publish failed.
+    pub(super) fn published(&self, batch: &[crate::store::Publish], leased: &[Option<bool>]) {
+        let mut lanes = self.lanes();
+        let mut fetch = false;
+        for (p, leased) in batch.iter().zip(leased) {
+            let event_type: Arc<str> = p.event_type.as_str().into();
+            for d in &p.deliveries {
+                if d.lease {
+                    lanes.unplan(d.subscription);
+                }
+                match leased {
+                    Some(true) if d.lease => {
+                        let limit = self.limit(d.subscription).unwrap_or(0);
+                        let job = Job {
+                            id: d.id,
+                            tenant: p.tenant,
+                            subscription: d.subscription,
+                            event: p.event,
+                            event_type: event_type.clone(),
+                            body: p.body.clone(),
+                            token: 1,
+                            attempts: 0,
+                            replays: 0,
+                            by_hand: false,
+                            age: 0,
+                            since: Instant::now(),
+                        };
+                        lanes.push(job, limit, true);
+                    }
+                    Some(_) if self.node.owns(p.event.part()) => {
+                        lanes.sign(d.subscription);
+                        fetch = true;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        drop(lanes);
+        self.work.notify_one();
+        if fetch {
+            self.fetch.notify_one();
+        }
+    }
+
+    /// The next job with its subscription. What can't be sent is given back.
+    pub fn take(&self) -> Option<(Job, Arc<Target>)> {
+        loop {
+            let job = self.lanes().take()?;
+            if !self.node.is_alive() {
+                // Whoever owns its partition next finds it in the store.
+                self.lanes().landed(job.subscription);
+                continue;
+            }
+            match self.directory.target(job.subscription) {
+                Some(target) if target.subscription.disabled.is_none() && self.is_delivering() => {
+                    return Some((job, target));
+                }
+                known => {
+                    if known.is_none() {
+                        // Deleted, or made on another node just now.
+                        self.directory.nudge();
+                    }
+                    self.give_back(job);
+                }
+            }
+        }
+    }
+
+    /// Gives a job back that was taken and not tried.
+    pub fn give_back(&self, job: Job) {
+        self.complete(Completion {
+            job,
+            outcome: Outcome::Released,
+            reason: String::new(),
+            attempt: None,
+        });
+    }
+
+    /// Ends a job: decides what follows and passes it on to be recorded.
+    pub fn complete(&self, completion: Completion) {
+        self.lanes().landed(completion.job.subscription);
+        self.completed.fetch_add(1, Ordering::Relaxed);
+        self.end(completion);
+    }
+
+    fn end(&self, completion: Completion) {
+        let Completion {
+            job,
+            outcome,
+            reason,
+            attempt,
+        } = completion;
+        let target = self.directory.target(job.subscription);
+        let live = self.live.load();
+        let subscription = target.as_ref().map(|t| &t.subscription);
+        let schedule = subscription
+            .and_then(|s| s.schedule.as_ref())
+            .unwrap_or(&live.schedule);
+        let age = job.age + Micros::try_from(job.since.elapsed().as_micros()).unwrap_or(Micros::MAX / 2);
+        let life_left = subscription.filter(|s| s.max_age > 0).map(|s| {
+            let left = s.max_age.saturating_mul(1_000_000).saturating_sub(age);
+            Duration::from_micros(u64::try_from(left).unwrap_or(0))
+        });
+        let progress = Progress {
+            attempts: job.attempts,
+            replays: job.replays,
+            by_hand: job.by_hand,
+            life_left,
+        };
+        let next = delivery::decide(progress, outcome, schedule, jitter(job.id));
+        let finish = Finish {
+            id: job.id,
+            token: job.token,
+            settle: match next {
+                Next::Delivered => Settle::Done(Status::Delivered),
+                Next::Retry(after) => Settle::Retry { after, charged: true },
+                Next::Failed(after) => Settle::Failed(after),
+                Next::Dead => Settle::Dead(Status::Dead),
+                Next::SignAgain => Settle::Retry {
+                    after: Duration::ZERO,
+                    charged: false,
+                },
+                Next::ReplayExpired => Settle::Dead(Status::ReplayExpired),
+                Next::Cancelled => Settle::Done(Status::Cancelled),
+                Next::Released => Settle::Release,
+            },
+            reason,
+            attempt,
+        };
+        // Fails once the finisher has stopped: then the process is about to end
+        // and the lease with it.
+        let _ = self.ended.send(Ended {
+            finish,
+            job,
+            outcome,
+        });
+        self.work.notify_one();
+    }
+
+    /// Outcomes were recorded, or their leases are another's.
+    pub(super) fn recorded(&self, ended: &[Ended]) {
+        let now = Instant::now();
+        let mut lanes = self.lanes();
+        for e in ended {
+            lanes.let_go(e.job.id, e.job.token);
+            match e.finish.settle {
+                Settle::Retry { after, .. } => lanes.wake_at(now + after, e.job.subscription),
+                Settle::Release => lanes.wake_at(now + Duration::from_secs(1), e.job.subscription),
+                _ => {}
+            }
+        }
+        drop(lanes);
+        self.fetch.notify_one();
+    }
+
+    /// Waits until there may be a job.
+    pub async fn work(&self) {
+        self.work.notified().await;
+    }
+
+    /// Wakes one more worker.
+    pub fn more_work(&self) {
+        self.work.notify_one();
+    }
+
+    /// A subscription has or may have something due in the store.
+    pub fn sign(&self, part: Part, subscription: SubscriptionId) {
+        if self.node.owns(part) {
+            self.lanes().sign(subscription);
+            self.fetch.notify_one();
+        }
+    }
+
+    /// Asks for a look at everything that waits in the store.
+    pub fn look_around(&self) {
+        self.discover.store(true, Ordering::Release);
+        self.fetch.notify_one();
+    }
+
+    /// It is not known whether a statement took effect: rows may be leased to
+    /// this node that it does not know of.
+    pub(super) fn suspect(&self) {
+        self.suspect.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_suspicion(&self) -> bool {
+        self.suspect.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn is_unknown(&self, id: DeliveryId) -> bool {
+        !self.lanes().holds(id)
+    }
+
+    pub(super) fn wants_discovery(&self) -> bool {
+        self.discover.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) async fn wait_for_fetch(&self, most: Duration) {
+        let due = self.lanes().next_wake();
+        let wait = due.map_or(most, |at| at.saturating_duration_since(Instant::now()).min(most));
+        tokio::select! {
+            () = self.fetch.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+
+    pub(super) fn fetches(&self, most: usize) -> Vec<Fetch> {
+        let mut lanes = self.lanes();
+        lanes.wake(Instant::now());
+        if !self.is_delivering() {
+            return Vec::new();
+        }
+        lanes.fetches(most)
+    }
+
+    pub(super) fn fetched(&self, fetches: &[Fetch], rows: Option<Vec<Leased>>) {
+        let mut lanes = self.lanes();
+        match rows {
+            None => fetches.iter().for_each(|f| lanes.fetched(*f, None)),
+            Some(rows) => {
+                let mut counts = std::collections::HashMap::new();
+                for row in rows {
+                    *counts.entry(row.subscription).or_insert(0) += 1;
+                    let target = self.directory.target(row.subscription);
+                    let held = target.map_or(0, |t| t.subscription.held);
+                    let limit = self.limit(row.subscription).unwrap_or(1);
+                    lanes.push(Job::of(row, held), limit, false);
+                }
+                for f in fetches {
+                    let n = counts.get(&f.subscription).copied().unwrap_or(0);
+                    lanes.fetched(*f, Some(n));
+                }
+            }
+        }
+        drop(lanes);
+        self.work.notify_one();
+    }
+
+    pub(super) fn wake_at(&self, at: Instant, subscription: SubscriptionId) {
+        self.lanes().wake_at(at, subscription);
+    }
+
+    /// Follows a change of switches and subscriptions: what may not be sent any
+    /// more is given back to the store. True where delivery was switched.
+    pub(super) fn reconfigured(&self) -> bool {
+        let delivering = self.directory.switches().delivery;
+        let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
+        let back = self.lanes().adjust(|s| self.limit(s));
+        for job in back {
+            self.end(Completion {
+                job,
+                outcome: Outcome::Released,
+                reason: String::new(),
+                attempt: None,
+            });
+        }
+        self.look_around();
+        self.work.notify_one();
+        switched
+    }
+
+    /// Forgets what belongs to partitions that are no longer this node's.
+    pub(super) fn repartitioned(&self) {
+        let owned: HashSet<Part> = self.node.owned().into_iter().collect();
+        self.lanes().forget(|part| !owned.contains(&part));
+        self.look_around();
+    }
+
+    pub(super) fn tidy(&self) {
+        let mut lanes = self.lanes();
+        lanes.tidy();
+        self.metrics.jobs_waiting.set(lanes.waiting() as f64);
+        self.metrics.jobs_in_flight.set(lanes.in_flight() as f64);
+    }
+
+    /// Jobs that wait for a worker.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.lanes().waiting()
+    }
+
+    /// Attempts under way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.lanes().in_flight()
+    }
+
+    /// How many jobs were completed since the start.
+    #[must_use]
+    pub fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed)
+    }
+}
+
+/// A number from 0 to 1 that differs between deliveries.
+fn jitter(id: DeliveryId) -> f64 {
+    let bits = (id.0.as_u128() >> 8) as u32;
+    f64::from(bits) / f64::from(u32::MAX)
+}

@@ -1,0 +1,466 @@
+//! Who is next: a lane for each subscription, taken in turns, first among
+//! tenants and then among the subscriptions of one tenant, within each one's
+//! `max_in_flight`. Plain data under one lock: nothing here waits.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque, hash_map::Entry},
+    time::Instant,
+};
+
+use super::dispatch::Job;
+use crate::domain::id::{DeliveryId, Part, SubscriptionId, TenantId};
+
+/// The most jobs in memory.
+const MOST_JOBS: usize = 16_384;
+/// The most bytes of bodies in memory.
+const MOST_BYTES: usize = 64 << 20;
+/// A lane with fewer waiting jobs than this fetches more from the store.
+const LOW: usize = 128;
+/// The most that one lane fetches at a time.
+const FETCH: usize = 256;
+
+#[derive(Default)]
+struct Lane {
+    tenant: Option<TenantId>,
+    /// Published just now.
+    fresh: VecDeque<Job>,
+    /// Fetched from the store.
+    stored: VecDeque<Job>,
+    /// Whose turn it is: both get half of the sends while both wait.
+    fresh_turn: bool,
+    /// Leases asked for in a publish that is under way.
+    planned: usize,
+    in_flight: u32,
+    limit: u32,
+    in_ring: bool,
+    /// Whether the store may have due rows of this lane; counts up with each
+    /// sign of it, so that a fetch under way can't hide a later one.
+    signs: u64,
+    seen: u64,
+    fetching: bool,
+    wants_fetch: bool,
+}
+
+impl Lane {
+    fn waiting(&self) -> usize {
+        self.fresh.len() + self.stored.len()
+    }
+
+    fn may_send(&self) -> bool {
+        self.waiting() > 0 && self.in_flight < self.limit
+    }
+
+    fn next(&mut self) -> Option<Job> {
+        self.fresh_turn = !self.fresh_turn;
+        let (first, second) = if self.fresh_turn {
+            (&mut self.fresh, &mut self.stored)
+        } else {
+            (&mut self.stored, &mut self.fresh)
+        };
+        first.pop_front().or_else(|| second.pop_front())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting() == 0
+            && self.in_flight == 0
+            && self.planned == 0
+            && self.signs == self.seen
+            && !self.fetching
+    }
+}
+
+/// A fetch of due rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fetch {
+    pub(super) subscription: SubscriptionId,
+    pub(super) limit: usize,
+    signs: u64,
+}
+
+/// All lanes.
+#[derive(Default)]
+pub(super) struct Lanes {
+    lanes: HashMap<SubscriptionId, Lane>,
+    tenants: VecDeque<TenantId>,
+    turns: HashMap<TenantId, VecDeque<SubscriptionId>>,
+    /// Every row that this node has leased, with its token.
+    held: HashMap<DeliveryId, i32>,
+    bytes: usize,
+    waiting: usize,
+    planned: usize,
+    in_flight: usize,
+    fetches: VecDeque<SubscriptionId>,
+    timers: BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
+}
+
+impl Lanes {
+    /// How many jobs may wait in one lane: fewer, the fuller the memory is, so
+    /// that lanes which do not move leave room for those that do.
+    fn room(&self) -> usize {
+        let used = self.held.len() + self.planned;
+        if self.bytes > MOST_BYTES || used >= MOST_JOBS {
+            0
+        } else if used < MOST_JOBS / 4 {
+            2048
+        } else if used < MOST_JOBS / 2 {
+            FETCH
+        } else {
+            16
+        }
+    }
+
+    /// Whether a publish may lease one more row of this lane.
+    pub(super) fn plan(&mut self, subscription: SubscriptionId) -> bool {
+        let room = self.room();
+        let lane = self.lanes.entry(subscription).or_default();
+        let fits = lane.waiting() + lane.planned < room;
+        if fits {
+            lane.planned += 1;
+            self.planned += 1;
+        }
+        fits
+    }
+
+    /// Takes a plan back.
+    pub(super) fn unplan(&mut self, subscription: SubscriptionId) {
+        if let Some(lane) = self.lanes.get_mut(&subscription) {
+            lane.planned = lane.planned.saturating_sub(1);
+            self.planned = self.planned.saturating_sub(1);
+        }
+    }
+
+    /// Takes a leased job in.
+    pub(super) fn push(&mut self, job: Job, limit: u32, fresh: bool) {
+        self.held.insert(job.id, job.token);
+        self.bytes += job.body.len();
+        self.waiting += 1;
+        let (tenant, subscription) = (job.tenant, job.subscription);
+        let lane = self.lanes.entry(subscription).or_default();
+        lane.tenant = Some(tenant);
+        lane.limit = limit;
+        if fresh {
+            lane.fresh.push_back(job);
+        } else {
+            lane.stored.push_back(job);
+        }
+        self.enter_ring(subscription);
+    }
+
+    fn enter_ring(&mut self, subscription: SubscriptionId) {
+        let Some(lane) = self.lanes.get_mut(&subscription) else {
+            return;
+        };
+        let Some(tenant) = lane.tenant.filter(|_| lane.may_send() && !lane.in_ring) else {
+            return;
+        };
+        lane.in_ring = true;
+        match self.turns.entry(tenant) {
+            Entry::Occupied(mut turns) => turns.get_mut().push_back(subscription),
+            Entry::Vacant(turns) => {
+                turns.insert(VecDeque::from([subscription]));
+                self.tenants.push_back(tenant);
+            }
+        }
+    }
+
+    /// The next job, which is in flight from now on.
+    pub(super) fn take(&mut self) -> Option<Job> {
+        loop {
+            let tenant = self.tenants.pop_front()?;
+            let Some(turns) = self.turns.get_mut(&tenant) else {
+                continue;
+            };
+            let subscription = turns.pop_front();
+            if turns.is_empty() {
+                self.turns.remove(&tenant);
+            } else {
+                self.tenants.push_back(tenant);
+            }
+            let Some(subscription) = subscription else {
+                continue;
+            };
+            let Some(lane) = self.lanes.get_mut(&subscription) else {
+                continue;
+            };
+            lane.in_ring = false;
+            if !lane.may_send() {
+                continue;
+            }
+            let Some(job) = lane.next() else { continue };
+            lane.in_flight += 1;
+            self.in_flight += 1;
+            self.waiting -= 1;
+            self.bytes = self.bytes.saturating_sub(job.body.len());
+            self.enter_ring(subscription);
+            self.want_fetch(subscription);
+            return Some(job);
+        }
+    }
+
+    /// A job is no longer in flight; its row stays held until its outcome is
+    /// recorded.
+    pub(super) fn landed(&mut self, subscription: SubscriptionId) {
+        if let Some(lane) = self.lanes.get_mut(&subscription) {
+            lane.in_flight = lane.in_flight.saturating_sub(1);
+            self.in_flight = self.in_flight.saturating_sub(1);
+            self.enter_ring(subscription);
+        }
+    }
+
+    /// A row is no longer leased to this node.
+    pub(super) fn let_go(&mut self, id: DeliveryId, token: i32) {
+        if self.held.get(&id) == Some(&token) {
+            self.held.remove(&id);
+        }
+    }
+
+    /// Whether this node knows of a lease.
+    pub(super) fn holds(&self, id: DeliveryId) -> bool {
+        self.held.contains_key(&id)
+    }
+
+    /// The store has or may have due rows of this lane.
+    pub(super) fn sign(&mut self, subscription: SubscriptionId) {
+        self.lanes.entry(subscription).or_default().signs += 1;
+        self.want_fetch(subscription);
+    }
+
+    fn want_fetch(&mut self, subscription: SubscriptionId) {
+        let Some(lane) = self.lanes.get_mut(&subscription) else {
+            return;
+        };
+        if lane.signs != lane.seen && !lane.fetching && !lane.wants_fetch && lane.waiting() < LOW {
+            lane.wants_fetch = true;
+            self.fetches.push_back(subscription);
+        }
+    }
+
+    /// What to fetch now.
+    pub(super) fn fetches(&mut self, most: usize) -> Vec<Fetch> {
+        let mut out = Vec::new();
+        let mut left = self.room().min(most);
+        while left > 0 && out.len() < 64 {
+            let Some(subscription) = self.fetches.pop_front() else {
+                break;
+            };
+            let Some(lane) = self.lanes.get_mut(&subscription) else {
+                continue;
+            };
+            lane.wants_fetch = false;
+            lane.fetching = true;
+            let limit = FETCH.min(left);
+            left -= limit;
+            out.push(Fetch {
+                subscription,
+                limit,
+                signs: lane.signs,
+            });
+        }
+        out
+    }
+
+    /// A fetch ended with so many rows; fewer than asked for means that the
+    /// store has no more for now.
+    pub(super) fn fetched(&mut self, fetch: Fetch, rows: Option<usize>) {
+        if let Some(lane) = self.lanes.get_mut(&fetch.subscription) {
+            lane.fetching = false;
+            if rows.is_some_and(|n| n < fetch.limit) {
+                lane.seen = fetch.signs;
+            }
+            self.want_fetch(fetch.subscription);
+        }
+    }
+
+    /// Looks at a lane again at that time.
+    pub(super) fn wake_at(&mut self, at: Instant, subscription: SubscriptionId) {
+        self.timers.push(Reverse((at, subscription)));
+    }
+
+    /// When the next lane is to be looked at.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.timers.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Looks at every lane whose time has come.
+    pub(super) fn wake(&mut self, now: Instant) {
+        while self.next_wake().is_some_and(|at| at <= now) {
+            if let Some(Reverse((_, subscription))) = self.timers.pop() {
+                self.sign(subscription);
+            }
+        }
+    }
+
+    /// Takes back what waits in the lanes that are to be stopped, and brings
+    /// the others to their limits. `limit` gives none for a lane to stop.
+    pub(super) fn adjust(&mut self, limit: impl Fn(SubscriptionId) -> Option<u32>) -> Vec<Job> {
+        let mut out = Vec::new();
+        let all: Vec<SubscriptionId> = self.lanes.keys().copied().collect();
+        for subscription in all {
+            let limit = limit(subscription);
+            let Some(lane) = self.lanes.get_mut(&subscription) else {
+                continue;
+            };
+            if let Some(limit) = limit {
+                lane.limit = limit;
+                self.enter_ring(subscription);
+            } else {
+                let jobs = lane.fresh.drain(..).chain(lane.stored.drain(..));
+                for job in jobs {
+                    self.waiting -= 1;
+                    self.bytes = self.bytes.saturating_sub(job.body.len());
+                    out.push(job);
+                }
+            }
+        }
+        out
+    }
+
+    /// Forgets every lease in a partition that is no longer this node's.
+    pub(super) fn forget(&mut self, lost: impl Fn(Part) -> bool) {
+        for lane in self.lanes.values_mut() {
+            for jobs in [&mut lane.fresh, &mut lane.stored] {
+                jobs.retain(|job| {
+                    let gone = lost(job.id.part());
+                    if gone {
+                        self.waiting -= 1;
+                        self.bytes = self.bytes.saturating_sub(job.body.len());
+                    }
+                    !gone
+                });
+            }
+        }
+        self.held.retain(|id, _| !lost(id.part()));
+        self.lanes.retain(|_, lane| !lane.is_idle() || lane.in_ring);
+    }
+
+    /// Jobs that wait.
+    pub(super) const fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Attempts under way.
+    pub(super) const fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Drops lanes with nothing in them.
+    pub(super) fn tidy(&mut self) {
+        self.lanes
+            .retain(|_, lane| !lane.is_idle() || lane.in_ring || lane.wants_fetch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::id::EventId;
+
+    fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
+        let event = EventId::new(1_700_000_000_000_000, tenant.part());
+        Job {
+            id: DeliveryId::of(event),
+            tenant,
+            subscription,
+            event,
+            event_type: "a".into(),
+            body: Bytes::from_static(b"{}"),
+            token: 1,
+            attempts: 0,
+            replays: 0,
+            by_hand: false,
+            age: 0,
+            since: Instant::now(),
+        }
+    }
+
+    fn ids(part: u8) -> (TenantId, SubscriptionId) {
+        let part = Part::new(part);
+        (TenantId::new(1, part), SubscriptionId::new(1, part))
+    }
+
+    // D3: never more under way than the subscription allows.
+    #[test]
+    fn a_lane_stays_within_its_limit() {
+        let (t, s) = ids(1);
+        let mut lanes = Lanes::default();
+        for _ in 0..5 {
+            lanes.push(job(t, s), 2, true);
+        }
+        assert!(lanes.take().is_some() && lanes.take().is_some());
+        assert!(lanes.take().is_none());
+        lanes.landed(s);
+        assert!(lanes.take().is_some());
+        assert!(lanes.take().is_none());
+        assert_eq!((lanes.waiting(), lanes.in_flight()), (2, 2));
+    }
+
+    // One tenant with many subscriptions does not get more turns than another.
+    #[test]
+    fn tenants_take_turns() {
+        let (a, first) = ids(1);
+        let (b, lone) = ids(2);
+        let mut lanes = Lanes::default();
+        for n in 0..9 {
+            let s = if n % 3 == 0 { first } else { SubscriptionId::new(n, Part::new(1)) };
+            lanes.push(job(a, s), 100, true);
+        }
+        for _ in 0..9 {
+            lanes.push(job(b, lone), 100, true);
+        }
+        let order: Vec<TenantId> = std::iter::from_fn(|| lanes.take()).map(|j| j.tenant).collect();
+        let early = order[..10].iter().filter(|t| **t == b).count();
+        assert_eq!((order.len(), early), (18, 5));
+    }
+
+    // D6: what queued up and what is new share the sends.
+    #[test]
+    fn old_and_new_are_mixed() {
+        let (t, s) = ids(1);
+        let mut lanes = Lanes::default();
+        for n in 0..40 {
+            let mut j = job(t, s);
+            j.attempts = u16::from(n < 20);
+            lanes.push(j, 100, n >= 20);
+        }
+        let first: Vec<u16> = (0..20).filter_map(|_| lanes.take()).map(|j| j.attempts).collect();
+        assert_eq!(first.iter().filter(|a| **a == 1).count(), 10);
+    }
+
+    #[test]
+    fn a_sign_during_a_fetch_is_not_lost() {
+        let (_, s) = ids(1);
+        let mut lanes = Lanes::default();
+        lanes.sign(s);
+        let fetch = lanes.fetches(1000)[0];
+        lanes.sign(s);
+        assert!(lanes.fetches(1000).is_empty(), "one fetch at a time");
+        lanes.fetched(fetch, Some(0));
+        assert_eq!(lanes.fetches(1000).len(), 1, "the later sign is followed");
+    }
+
+    #[test]
+    fn a_failed_fetch_is_repeated() {
+        let (_, s) = ids(1);
+        let mut lanes = Lanes::default();
+        lanes.sign(s);
+        let fetch = lanes.fetches(1000)[0];
+        lanes.fetched(fetch, None);
+        assert_eq!(lanes.fetches(1000).len(), 1);
+    }
+
+    // Lanes that do not move leave room for others.
+    #[test]
+    fn a_stuck_lane_does_not_fill_the_memory() {
+        let (t, stuck) = ids(1);
+        let mut lanes = Lanes::default();
+        while lanes.plan(stuck) {
+            lanes.unplan(stuck);
+            lanes.push(job(t, stuck), 1, true);
+        }
+        assert!(lanes.waiting() <= 2048);
+        assert!(lanes.plan(SubscriptionId::new(2, Part::new(1))));
+    }
+}

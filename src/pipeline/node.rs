@@ -1,0 +1,195 @@
+//! This node's session and the partitions that it owns.
+//!
+//! The session's end is set by the database's clock. The node fences itself on
+//! its own monotonic clock, counted from when it *sent* the heartbeat: it stops
+//! before the database lets another take over, however long the answer took and
+//! wherever its wall clock jumps.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::id::Part,
+    metrics::Metrics,
+    store::{Session, Store},
+};
+
+/// The part of a session's life that is kept as a margin for scheduling.
+const MARGIN: u32 = 5;
+
+/// This node, as the others see it.
+pub struct Node {
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    name: String,
+    ttl: Duration,
+    started: Instant,
+    session: AtomicI64,
+    /// Microseconds after `started` until which the session surely lives.
+    valid_until: AtomicU64,
+    owned: AtomicU64,
+    changed: watch::Sender<u64>,
+}
+
+impl Node {
+    /// A node that has no session yet.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, name: String, ttl: Duration) -> Self {
+        Self {
+            store,
+            metrics,
+            name,
+            ttl,
+            started: Instant::now(),
+            session: AtomicI64::new(0),
+            valid_until: AtomicU64::new(0),
+            owned: AtomicU64::new(0),
+            changed: watch::Sender::new(0),
+        }
+    }
+
+    /// The session; 0 while there is none.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session(self.session.load(Ordering::Acquire))
+    }
+
+    /// This node's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether no other node can have taken over yet.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        now < self.valid_until.load(Ordering::Acquire)
+    }
+
+    /// Whether this node owns a partition, as far as it knows.
+    #[must_use]
+    pub fn owns(&self, part: Part) -> bool {
+        self.owned.load(Ordering::Acquire) >> part.get() & 1 == 1
+    }
+
+    /// The partitions that it owns.
+    #[must_use]
+    pub fn owned(&self) -> Vec<Part> {
+        Part::all().filter(|p| self.owns(*p)).collect()
+    }
+
+    /// Told when the session or its partitions change.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Begins a session and takes what is free.
+    ///
+    /// # Errors
+    /// Where the store can't be reached.
+    pub async fn begin(&self) -> crate::store::Result<()> {
+        let sent = self.started.elapsed();
+        let session = self.store.begin_session(&self.name, self.ttl).await?;
+        self.session.store(session.0, Ordering::Release);
+        self.lives_from(sent);
+        self.take().await?;
+        tracing::info!(node.session = %session, node.partitions = self.owned().len(), "session begun");
+        Ok(())
+    }
+
+    fn lives_from(&self, sent: Duration) {
+        let until = sent + self.ttl - self.ttl / MARGIN;
+        self.valid_until.store(
+            u64::try_from(until.as_micros()).unwrap_or(u64::MAX),
+            Ordering::Release,
+        );
+    }
+
+    async fn take(&self) -> crate::store::Result<()> {
+        let parts = self.store.take_partitions(self.session()).await?;
+        let mask = parts.iter().fold(0u64, |m, p| m | 1 << p.get());
+        if self.owned.swap(mask, Ordering::AcqRel) != mask {
+            self.metrics.partitions_owned.set(f64::from(mask.count_ones()));
+            tracing::info!(node.partitions = mask.count_ones(), "partitions owned");
+            self.changed.send_modify(|n| *n += 1);
+        }
+        Ok(())
+    }
+
+    fn lost(&self) {
+        self.session.store(0, Ordering::Release);
+        self.owned.store(0, Ordering::Release);
+        self.valid_until.store(0, Ordering::Release);
+        self.metrics.partitions_owned.set(0.0);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    async fn beat(&self) -> crate::store::Result<()> {
+        if self.session().0 == 0 {
+            return self.begin().await;
+        }
+        let sent = self.started.elapsed();
+        if self.store.renew_session(self.session(), self.ttl).await? {
+            self.lives_from(sent);
+            self.take().await
+        } else {
+            tracing::warn!(node.session = %self.session(), "session has ended; beginning another");
+            self.lost();
+            self.begin().await
+        }
+    }
+
+    /// Renews the session until it is cancelled. Says once that it fails, and
+    /// once that it works again.
+    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        let every = self.ttl / 6;
+        let mut failing = false;
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(every) => {}
+            }
+            let result = match tokio::time::timeout(self.ttl / 2, self.beat()).await {
+                Ok(result) => result.map_err(|e| e.to_string()),
+                Err(_) => Err("no answer in time".to_owned()),
+            };
+            match (result, failing) {
+                (Err(e), false) => {
+                    failing = true;
+                    self.metrics.store_errors.increment(1);
+                    tracing::warn!(error.message = %e, "session can't be renewed");
+                }
+                (Ok(()), true) => {
+                    failing = false;
+                    tracing::info!("session is renewed again");
+                }
+                _ => {}
+            }
+            if failing && !self.is_alive() && self.session().0 != 0 {
+                tracing::warn!("session is over on this node's own clock: deliveries stop");
+                self.lost();
+            }
+        }
+    }
+
+    /// Ends the session: its leases are free at once.
+    pub async fn end(&self) {
+        let session = self.session();
+        self.lost();
+        if session.0 != 0
+            && let Err(e) = self.store.end_session(session).await
+        {
+            tracing::warn!(error.message = %e, "session not ended; it runs out by itself");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Sealing secrets at rest: XChaCha20-Poly1305 (RFC 8439, extended nonce). The
+//! master key seals two kinds of keys, which the store keeps: peppers, under
+//! which API keys' secrets are hashed, and data keys, which seal subscriptions'
+//! secrets. Changing the master key seals those few again and nothing else.
+
+use std::collections::HashMap;
+
+use chacha20poly1305::{
+    KeyInit as _, XChaCha20Poly1305, XNonce,
+    aead::{Aead as _, Payload},
+};
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::{
+    domain::{key::Hashed, subscription::Sealed},
+    settings::MasterKey,
+    store::{ConfigStore, SealedKey, StoreError},
+};
+
+const NONCE: usize = 24;
+const PEPPER: &str = "pepper";
+const DATA: &str = "data";
+
+/// A sealed text that can't be opened.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SealError {
+    /// It was sealed with another key, or changed since.
+    #[error("{0} can't be opened with this ONERING_MASTER_KEY")]
+    WrongKey(String),
+    /// The operating system gives no random bytes.
+    #[error("no random bytes: {0}")]
+    NoRandom(getrandom::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+type Key = Zeroizing<[u8; 32]>;
+
+fn random_key() -> Result<Key, SealError> {
+    let mut key = Zeroizing::new([0; 32]);
+    getrandom::fill(key.as_mut_slice()).map_err(SealError::NoRandom)?;
+    Ok(key)
+}
+
+/// Seals a text for one place: it opens nowhere else.
+fn seal(key: &Key, place: &str, text: &[u8]) -> Result<Vec<u8>, SealError> {
+    let mut nonce = [0; NONCE];
+    getrandom::fill(&mut nonce).map_err(SealError::NoRandom)?;
+    let payload = Payload {
+        msg: text,
+        aad: place.as_bytes(),
+    };
+    let sealed = XChaCha20Poly1305::new((&**key).into())
+        .encrypt(&XNonce::from(nonce), payload)
+        .map_err(|_| SealError::WrongKey(place.to_owned()))?;
+    Ok([nonce.as_slice(), &sealed].concat())
+}
+
+fn open(key: &Key, place: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    let wrong = || SealError::WrongKey(place.to_owned());
+    let (nonce, text) = sealed.split_first_chunk::<NONCE>().ok_or_else(wrong)?;
+    let payload = Payload {
+        msg: text,
+        aad: place.as_bytes(),
+    };
+    XChaCha20Poly1305::new((&**key).into())
+        .decrypt(&XNonce::from(*nonce), payload)
+        .map(Zeroizing::new)
+        .map_err(|_| wrong())
+}
+
+/// A new random master key, in base64.
+///
+/// # Errors
+/// Where the operating system gives no random bytes.
+pub fn new_master_key() -> Result<Zeroizing<String>, SealError> {
+    use base64::Engine as _;
+    let key = random_key()?;
+    Ok(Zeroizing::new(
+        base64::engine::general_purpose::STANDARD.encode(key.as_slice()),
+    ))
+}
+
+/// The opened keys of a store.
+pub struct Keyring {
+    peppers: HashMap<i32, Hmac<Sha256>>,
+    data: HashMap<i32, Key>,
+    pepper: i32,
+    newest_data: i32,
+}
+
+fn place(purpose: &str, version: i32) -> String {
+    format!("{purpose} {version}")
+}
+
+impl Keyring {
+    /// Opens a store's keys, and makes the first ones in an empty store.
+    ///
+    /// # Errors
+    /// Where the master key is not the one that sealed them.
+    pub async fn open(store: &dyn ConfigStore, master: &MasterKey) -> Result<Self, SealError> {
+        let mut sealed = store.sealed_keys().await?;
+        for purpose in [PEPPER, DATA] {
+            if !sealed.iter().any(|k| k.purpose == purpose) {
+                let key = SealedKey {
+                    purpose: purpose.to_owned(),
+                    version: 1,
+                    sealed: seal(&master.0, &place(purpose, 1), random_key()?.as_slice())?,
+                };
+                match store.add_sealed_key(&key).await {
+                    // Another node made it: its key is the one that counts.
+                    Ok(()) | Err(StoreError::Exists(_)) => {}
+                    Err(e) => return Err(e.into()),
+                }
+                sealed = store.sealed_keys().await?;
+            }
+        }
+        let mut ring = Self {
+            peppers: HashMap::new(),
+            data: HashMap::new(),
+            pepper: 0,
+            newest_data: 0,
+        };
+        for k in sealed {
+            let name = place(&k.purpose, k.version);
+            let text = open(&master.0, &name, &k.sealed)?;
+            let bytes = <[u8; 32]>::try_from(text.as_slice())
+                .map_err(|_| SealError::WrongKey(name.clone()))?;
+            if k.purpose == PEPPER {
+                let mac = Hmac::<Sha256>::new_from_slice(&bytes)
+                    .map_err(|_| SealError::WrongKey(name))?;
+                ring.peppers.insert(k.version, mac);
+                ring.pepper = ring.pepper.max(k.version);
+            } else {
+                ring.data.insert(k.version, Zeroizing::new(bytes));
+                ring.newest_data = ring.newest_data.max(k.version);
+            }
+        }
+        Ok(ring)
+    }
+
+    /// The digest of an API key's secret under the newest pepper.
+    #[must_use]
+    pub fn hash(&self, secret: &str) -> Hashed {
+        Hashed {
+            pepper: self.pepper,
+            digest: self.digest(self.pepper, secret),
+        }
+    }
+
+    /// The digest of an API key's secret under that pepper. One that is not known
+    /// costs the same and matches nothing.
+    #[must_use]
+    pub fn digest(&self, pepper: i32, secret: &str) -> [u8; 32] {
+        let Some(mac) = self.peppers.get(&pepper).or_else(|| self.peppers.values().next()) else {
+            return [0; 32];
+        };
+        mac.clone().chain_update(secret.as_bytes()).finalize().into_bytes().into()
+    }
+
+    /// Seals a subscription's secret; `place` is its id.
+    ///
+    /// # Errors
+    /// Where the operating system gives no random bytes.
+    pub fn seal(&self, place: &str, secret: &str) -> Result<Sealed, SealError> {
+        let key = self
+            .data
+            .get(&self.newest_data)
+            .ok_or_else(|| SealError::WrongKey(place.to_owned()))?;
+        let mut out = self.newest_data.to_be_bytes().to_vec();
+        out.extend(seal(key, place, secret.as_bytes())?);
+        Ok(Sealed(out))
+    }
+
+    /// Opens a subscription's secret.
+    ///
+    /// # Errors
+    /// Where it was sealed with another key or for another subscription.
+    pub fn open_secret(&self, place: &str, sealed: &Sealed) -> Result<Zeroizing<String>, SealError> {
+        let wrong = || SealError::WrongKey(place.to_owned());
+        let (version, text) = sealed.0.split_first_chunk::<4>().ok_or_else(wrong)?;
+        let key = self.data.get(&i32::from_be_bytes(*version)).ok_or_else(wrong)?;
+        let text = open(key, place, text)?;
+        String::from_utf8(text.to_vec()).map(Zeroizing::new).map_err(|_| wrong())
+    }
+}
+
+/// Seals every key of a store with another master key; how many there are.
+///
+/// # Errors
+/// Where the old master key is not the one that sealed them. Then nothing is changed.
+pub async fn reseal(
+    store: &dyn ConfigStore,
+    old: &MasterKey,
+    new: &MasterKey,
+) -> Result<usize, SealError> {
+    let mut keys = store.sealed_keys().await?;
+    for k in &mut keys {
+        let name = place(&k.purpose, k.version);
+        let text = open(&old.0, &name, &k.sealed)?;
+        k.sealed = seal(&new.0, &name, &text)?;
+    }
+    store.reseal(&keys).await?;
+    Ok(keys.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Z1: what is sealed opens with its key, at its place, unchanged, and not otherwise.
+    #[test]
+    fn a_seal_holds() {
+        let (key, other) = (random_key().unwrap(), random_key().unwrap());
+        let sealed = seal(&key, "sub_1", b"whsec_secret").unwrap();
+        assert_eq!(open(&key, "sub_1", &sealed).unwrap().as_slice(), b"whsec_secret");
+        assert!(!sealed.windows(6).any(|w| w == b"secret"));
+        assert!(open(&other, "sub_1", &sealed).is_err());
+        assert!(open(&key, "sub_2", &sealed).is_err());
+        for i in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[i] ^= 1;
+            assert!(open(&key, "sub_1", &changed).is_err(), "byte {i}");
+        }
+        assert!(open(&key, "sub_1", &sealed[..10]).is_err());
+    }
+}

@@ -1,0 +1,529 @@
+//! Settings: defaults, then the file that `ONERING_CONFIG` names (TOML), then
+//! the environment. The file has the environment's names in lower case without
+//! `ONERING_`.
+
+use std::{
+    collections::BTreeMap, env, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration,
+};
+
+use ipnet::IpNet;
+use zeroize::Zeroizing;
+
+use crate::{domain::delivery::Schedule, store::Database};
+
+/// Every name that can be set, with its default for people and what it is.
+pub const NAMES: &[(&str, &str, &str)] = &[
+    ("EXTERNAL_API_ENABLED", "unset", "pins the switch external_api.enabled"),
+    ("EXTERNAL_API_CANARY_ONLY", "unset", "pins the switch external_api.canary_only"),
+    ("WEBHOOKS_ENABLED", "unset", "pins the switch webhooks.enabled"),
+    ("WEBHOOKS_DELIVERY_ENABLED", "unset", "pins the switch webhooks.delivery.enabled"),
+    ("WEBHOOKS_MAX_ATTEMPTS", "3", "attempts of a delivery, 1 to 20"),
+    ("WEBHOOKS_BACKOFF_SECONDS", "60,300,900", "waits after failed attempts"),
+    ("WEBHOOKS_REPLAY_WINDOW_SECONDS", "300", "the greatest age of a signature that leaves"),
+    ("WEBHOOKS_DELIVERY_LOOP_SECONDS", "5", "upper bound of the poll for due deliveries"),
+    ("WEBHOOKS_CONCURRENCY", "512", "attempts under way on this node"),
+    ("DATABASE_URL", "sqlite:// in the data folder", "sqlite://FILE or postgres://…"),
+    ("MASTER_KEY", "none", "base64 of 32 bytes; seals secrets at rest"),
+    ("MASTER_KEY_FILE", "none", "a file that holds it"),
+    ("DATA_DIR", "see docs", "the embedded database and made keys"),
+    ("BOOTSTRAP_ADMIN_KEY", "none", "the first admin key of an empty store"),
+    ("REQUIRE_OWN_SCOPES", "0", "whether consumers must name OneRing's own scopes"),
+    ("STALE_SECONDS", "10", "how long to go on without the database"),
+    ("ALLOWED_ENDPOINT_CIDRS", "none", "addresses that receivers may have beyond public ones"),
+    ("ALLOW_HTTP_ENDPOINTS", "0", "whether receivers may be http://"),
+    ("ENDPOINT_CA_FILE", "none", "certificates (PEM) that receivers may use beyond public ones"),
+    ("EGRESS_PROXY", "none", "http://HOST:PORT through which deliveries go"),
+    ("LISTEN", "127.0.0.1:8000", "the address to listen on"),
+    ("TLS_CERT", "none", "certificate chain (PEM)"),
+    ("TLS_KEY", "none", "its key (PEM)"),
+    ("TLS_CLIENT_CA", "none", "asks clients for a certificate of this authority (PEM)"),
+    ("TIERS", "free=100,pro=1000,enterprise=10000", "tiers and their calls an hour"),
+    ("EVENT_MAX_BYTES", "262144", "the greatest payload of an event"),
+    ("FAN_OUT_MAX", "1000", "the most deliveries of one event"),
+    ("QUOTA_SUBSCRIPTIONS", "1000", "subscriptions of a tenant"),
+    ("QUOTA_STORED_BYTES", "107374182400", "bytes of stored events of a tenant"),
+    ("RETENTION_DAYS", "30", "how long history is kept"),
+    ("SESSION_SECONDS", "10", "how long a node lives without the database, 2 to 20"),
+    ("SHUTDOWN_SECONDS", "10", "how long a stop waits for what is under way"),
+    ("NODE_NAME", "the host's", "this node's name in logs and attempts"),
+    ("LOG", "info", "log levels, such as `info,onering=debug`"),
+    ("LOG_FORMAT", "text", "`text` or `json`"),
+];
+
+/// Names of other programs of ours: the command's, and the tests'.
+const OTHER: &[&str] = &["CONFIG", "URL", "ADMIN_KEY"];
+
+/// A value that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: read {read:?}, takes {takes}")]
+pub struct BadSetting {
+    /// The variable.
+    pub name: String,
+    /// What was read; secrets are not repeated.
+    pub read: String,
+    /// What is allowed.
+    pub takes: String,
+}
+
+/// The four switches as this node's settings pin them; none: the stored switch
+/// rules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// `external_api.enabled`
+    pub api: Option<bool>,
+    /// `external_api.canary_only`
+    pub canary_only: Option<bool>,
+    /// `webhooks.enabled`
+    pub webhooks: Option<bool>,
+    /// `webhooks.delivery.enabled`
+    pub delivery: Option<bool>,
+}
+
+/// The master key: 32 bytes that seal every stored secret.
+#[derive(Clone)]
+pub struct MasterKey(pub Zeroizing<[u8; 32]>);
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MasterKey")
+    }
+}
+
+impl FromStr for MasterKey {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        use base64::Engine as _;
+        let bytes = Zeroizing::new(
+            base64::engine::general_purpose::STANDARD
+                .decode(text.trim())
+                .map_err(|_| "base64 of 32 bytes")?,
+        );
+        let key = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| "base64 of 32 bytes")?;
+        Ok(Self(Zeroizing::new(key)))
+    }
+}
+
+/// Where TLS comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+    /// The authority that clients' certificates must be of.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What can change while the server runs.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// The pinned switches.
+    pub pins: Pins,
+    /// The schedule of subscriptions that name none.
+    pub schedule: Schedule,
+    /// The greatest age of a signature that leaves.
+    pub replay_window: Duration,
+    /// Whether consumers must name OneRing's own scopes.
+    pub require_own_scopes: bool,
+    /// How long to go on without the database.
+    pub stale: Duration,
+    /// Calls an hour by tier.
+    pub tiers: BTreeMap<String, i64>,
+    /// The greatest payload.
+    pub event_max_bytes: usize,
+    /// The most deliveries of one event.
+    pub fan_out_max: usize,
+    /// Subscriptions of a tenant.
+    pub quota_subscriptions: i64,
+    /// Stored bytes of a tenant.
+    pub quota_stored_bytes: i64,
+    /// Days of history.
+    pub retention_days: i32,
+    /// Receivers' addresses beyond public ones.
+    pub allowed_endpoints: Vec<IpNet>,
+    /// Whether receivers may be http.
+    pub allow_http: bool,
+}
+
+/// All settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What can change while the server runs.
+    pub live: Live,
+    /// The store.
+    pub database: Option<Database>,
+    /// The key that seals secrets.
+    pub master_key: Option<MasterKey>,
+    /// Where the embedded database and made keys are.
+    pub data_dir: Option<PathBuf>,
+    /// The first admin key.
+    pub bootstrap_key: Option<Zeroizing<String>>,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// TLS.
+    pub tls: Option<Tls>,
+    /// Upper bound of the poll.
+    pub delivery_loop: Duration,
+    /// Attempts under way on this node.
+    pub concurrency: usize,
+    /// Extra authorities for receivers.
+    pub endpoint_ca: Option<PathBuf>,
+    /// The proxy that deliveries go through.
+    pub egress_proxy: Option<url::Url>,
+    /// A node's life without the database.
+    pub session: Duration,
+    /// How long a stop waits.
+    pub shutdown: Duration,
+    /// This node's name.
+    pub node_name: String,
+    /// Log levels.
+    pub log: String,
+    /// Whether logs are JSON.
+    pub log_json: bool,
+    /// Set names that mean nothing.
+    pub unknown: Vec<String>,
+}
+
+/// Reads names from the environment and the file.
+struct Source {
+    file: BTreeMap<String, String>,
+    env: BTreeMap<String, String>,
+}
+
+impl Source {
+    fn text(&self, name: &str) -> Option<&str> {
+        self.env
+            .get(name)
+            .or_else(|| self.file.get(&name.to_lowercase()))
+            .map(String::as_str)
+            .filter(|v| !v.is_empty())
+    }
+
+    fn get<T>(
+        &self,
+        name: &str,
+        takes: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, BadSetting> {
+        self.text(name)
+            .map(|text| {
+                parse(text.trim()).ok_or_else(|| BadSetting {
+                    name: format!("ONERING_{name}"),
+                    read: text.to_owned(),
+                    takes: takes.to_owned(),
+                })
+            })
+            .transpose()
+    }
+
+    fn flag(&self, name: &str) -> Result<Option<bool>, BadSetting> {
+        self.get(name, "0, 1, true or false", |v| match v {
+            "1" | "true" => Some(true),
+            "0" | "false" => Some(false),
+            _ => None,
+        })
+    }
+
+    fn number<T: FromStr + PartialOrd + fmt::Display + Copy>(
+        &self,
+        name: &str,
+        default: T,
+        least: T,
+        most: T,
+    ) -> Result<T, BadSetting> {
+        let takes = format!("a number from {least} to {most}");
+        Ok(self
+            .get(name, &takes, |v| {
+                v.parse().ok().filter(|n| *n >= least && *n <= most)
+            })?
+            .unwrap_or(default))
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.text(name).map(PathBuf::from)
+    }
+}
+
+fn backoff(text: &str) -> Option<Vec<u32>> {
+    let waits: Option<Vec<u32>> = text
+        .split(',')
+        .map(|w| w.trim().parse().ok().filter(|n| (1..=86_400).contains(n)))
+        .collect();
+    waits.filter(|w| w.len() <= 20)
+}
+
+fn tiers(text: &str) -> Option<BTreeMap<String, i64>> {
+    text.split(',')
+        .map(|entry| {
+            let (name, limit) = entry.split_once('=')?;
+            let limit = limit.trim().parse().ok().filter(|n| *n > 0)?;
+            Some((name.trim().to_owned(), limit)).filter(|(n, _)| !n.is_empty())
+        })
+        .collect()
+}
+
+fn live(source: &Source) -> Result<Live, BadSetting> {
+    let standard = Schedule::standard();
+    Ok(Live {
+        pins: Pins {
+            api: source.flag("EXTERNAL_API_ENABLED")?,
+            canary_only: source.flag("EXTERNAL_API_CANARY_ONLY")?,
+            webhooks: source.flag("WEBHOOKS_ENABLED")?,
+            delivery: source.flag("WEBHOOKS_DELIVERY_ENABLED")?,
+        },
+        schedule: Schedule {
+            max_attempts: source.number("WEBHOOKS_MAX_ATTEMPTS", standard.max_attempts, 1, 20)?,
+            backoff: source
+                .get(
+                    "WEBHOOKS_BACKOFF_SECONDS",
+                    "at most 20 numbers from 1 to 86400, such as 60,300,900",
+                    backoff,
+                )?
+                .unwrap_or(standard.backoff),
+        },
+        replay_window: Duration::from_secs(source.number(
+            "WEBHOOKS_REPLAY_WINDOW_SECONDS",
+            300,
+            1,
+            86_400,
+        )?),
+        require_own_scopes: source.flag("REQUIRE_OWN_SCOPES")?.unwrap_or(false),
+        stale: Duration::from_secs(source.number("STALE_SECONDS", 10, 0, 86_400)?),
+        tiers: source
+            .get("TIERS", "names with calls an hour, such as free=100,pro=1000", tiers)?
+            .unwrap_or_else(|| tiers("free=100,pro=1000,enterprise=10000").unwrap_or_default()),
+        event_max_bytes: source.number("EVENT_MAX_BYTES", 262_144, 1, 4_194_304)?,
+        fan_out_max: source.number("FAN_OUT_MAX", 1000, 1, 10_000)?,
+        quota_subscriptions: source.number("QUOTA_SUBSCRIPTIONS", 1000, 1, 1_000_000)?,
+        quota_stored_bytes: source.number("QUOTA_STORED_BYTES", 107_374_182_400, 1, i64::MAX)?,
+        retention_days: source.number("RETENTION_DAYS", 30, 1, 3650)?,
+        allowed_endpoints: source
+            .get(
+                "ALLOWED_ENDPOINT_CIDRS",
+                "addresses with prefix lengths, such as 10.0.0.0/8,fd00::/8",
+                |v| v.split(',').map(|n| n.trim().parse().ok()).collect(),
+            )?
+            .unwrap_or_default(),
+        allow_http: source.flag("ALLOW_HTTP_ENDPOINTS")?.unwrap_or(false),
+    })
+}
+
+fn master_key(source: &Source) -> Result<Option<MasterKey>, BadSetting> {
+    let bad = |name: &str, read: &str, takes: &str| BadSetting {
+        name: format!("ONERING_{name}"),
+        read: read.to_owned(),
+        takes: takes.to_owned(),
+    };
+    let takes = "base64 of 32 bytes (`onering keys master` prints one)";
+    if let Some(text) = source.text("MASTER_KEY") {
+        return match text.parse() {
+            Ok(key) => Ok(Some(key)),
+            Err(_) => Err(bad("MASTER_KEY", "(not shown)", takes)),
+        };
+    }
+    let Some(path) = source.text("MASTER_KEY_FILE") else {
+        return Ok(None);
+    };
+    let text = Zeroizing::new(
+        std::fs::read_to_string(path)
+            .map_err(|e| bad("MASTER_KEY_FILE", path, &format!("a readable file ({e})")))?,
+    );
+    match text.parse() {
+        Ok(key) => Ok(Some(key)),
+        Err(_) => Err(bad("MASTER_KEY_FILE", path, &format!("a file that holds {takes}"))),
+    }
+}
+
+fn tls(source: &Source) -> Result<Option<Tls>, BadSetting> {
+    let alone = |name: &str, read: &str, other: &str| BadSetting {
+        name: format!("ONERING_{name}"),
+        read: read.to_owned(),
+        takes: format!("a file, together with ONERING_{other}"),
+    };
+    match (source.path("TLS_CERT"), source.path("TLS_KEY")) {
+        (Some(cert), Some(key)) => Ok(Some(Tls {
+            cert,
+            key,
+            client_ca: source.path("TLS_CLIENT_CA"),
+        })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(alone("TLS_KEY", "", "TLS_CERT")),
+        (None, Some(_)) => Err(alone("TLS_CERT", "", "TLS_KEY")),
+    }
+}
+
+fn read_file(path: &str) -> Result<BTreeMap<String, String>, BadSetting> {
+    let bad = |takes: String| BadSetting {
+        name: "ONERING_CONFIG".into(),
+        read: path.to_owned(),
+        takes,
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| bad(format!("a readable file ({e})")))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| bad(format!("a TOML file ({})", e.message())))?;
+    table
+        .into_iter()
+        .map(|(name, value)| {
+            if !NAMES.iter().any(|(n, ..)| n.to_lowercase() == name) {
+                return Err(bad(format!("known names only (`{name}` is not one)")));
+            }
+            let text = match value {
+                toml::Value::String(s) => s,
+                toml::Value::Integer(n) => n.to_string(),
+                toml::Value::Boolean(b) => b.to_string(),
+                toml::Value::Array(list) => list
+                    .iter()
+                    .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+                    .collect::<Vec<_>>()
+                    .join(","),
+                _ => return Err(bad(format!("`{name}` as text, a number or a list"))),
+            };
+            Ok((name, text))
+        })
+        .collect()
+}
+
+impl Settings {
+    /// Reads the environment, and the file that it names.
+    ///
+    /// # Errors
+    /// The first value that can't be used.
+    pub fn read() -> Result<Self, BadSetting> {
+        Self::from_vars(env::vars_os().filter_map(|(k, v)| {
+            Some((k.to_str()?.to_owned(), v.to_string_lossy().into_owned()))
+        }))
+    }
+
+    /// Reads these variables as [`read`](Self::read) does the environment.
+    ///
+    /// # Errors
+    /// The first value that can't be used.
+    pub fn from_vars(vars: impl Iterator<Item = (String, String)>) -> Result<Self, BadSetting> {
+        let env: BTreeMap<String, String> = vars
+            .filter_map(|(k, v)| Some((k.strip_prefix("ONERING_")?.to_owned(), v)))
+            .collect();
+        let file = match env.get("CONFIG") {
+            Some(path) => read_file(path)?,
+            None => BTreeMap::new(),
+        };
+        let unknown = env
+            .keys()
+            .filter(|k| !NAMES.iter().any(|(n, ..)| n == k))
+            .filter(|k| !OTHER.contains(&k.as_str()) && !k.starts_with("TEST_"))
+            .map(|k| format!("ONERING_{k}"))
+            .collect();
+        let source = Source { file, env };
+        Ok(Self {
+            live: live(&source)?,
+            database: source.get(
+                "DATABASE_URL",
+                "sqlite://FILE or postgres://USER@HOST/DATABASE",
+                |v| v.parse().ok(),
+            )?,
+            master_key: master_key(&source)?,
+            data_dir: source.path("DATA_DIR"),
+            bootstrap_key: source
+                .text("BOOTSTRAP_ADMIN_KEY")
+                .map(|v| Zeroizing::new(v.trim().to_owned())),
+            listen: source
+                .get("LISTEN", "an address and port, such as 127.0.0.1:8000", |v| v.parse().ok())?
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8000))),
+            tls: tls(&source)?,
+            delivery_loop: Duration::from_secs(source.number(
+                "WEBHOOKS_DELIVERY_LOOP_SECONDS",
+                5,
+                1,
+                3600,
+            )?),
+            concurrency: source.number("WEBHOOKS_CONCURRENCY", 512, 1, 65_536)?,
+            endpoint_ca: source.path("ENDPOINT_CA_FILE"),
+            egress_proxy: source.get("EGRESS_PROXY", "http://HOST:PORT", |v| {
+                url::Url::parse(v)
+                    .ok()
+                    .filter(|u| u.scheme() == "http" && u.host().is_some())
+            })?,
+            session: Duration::from_secs(source.number("SESSION_SECONDS", 10, 2, 20)?),
+            shutdown: Duration::from_secs(source.number("SHUTDOWN_SECONDS", 10, 0, 600)?),
+            node_name: source.text("NODE_NAME").map_or_else(host_name, str::to_owned),
+            log: source.text("LOG").unwrap_or("info").to_owned(),
+            log_json: source
+                .get("LOG_FORMAT", "text or json", |v| match v {
+                    "json" => Some(true),
+                    "text" => Some(false),
+                    _ => None,
+                })?
+                .unwrap_or(false),
+            unknown,
+        })
+    }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| env::var("HOSTNAME").ok())
+        .map(|n| n.trim().to_owned())
+        .filter(|n| !n.is_empty())
+        .unwrap_or_else(|| "node".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)]) -> Result<Settings, BadSetting> {
+        Settings::from_vars(vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let s = read(&[]).unwrap();
+        assert_eq!(s.live.schedule, Schedule::standard());
+        assert_eq!(s.live.pins, Pins::default());
+        assert_eq!(s.live.tiers["free"], 100);
+        assert_eq!(s.listen.to_string(), "127.0.0.1:8000");
+        assert_eq!(s.live.replay_window, Duration::from_secs(300));
+        assert_eq!(s.delivery_loop, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_is_allowed() {
+        for (name, value, takes) in [
+            ("ONERING_WEBHOOKS_ENABLED", "yes", "0, 1, true or false"),
+            ("ONERING_WEBHOOKS_MAX_ATTEMPTS", "0", "a number from 1 to 20"),
+            ("ONERING_LISTEN", "8000", "an address and port, such as 127.0.0.1:8000"),
+            ("ONERING_DATABASE_URL", "mysql://x", "sqlite://FILE or postgres://USER@HOST/DATABASE"),
+        ] {
+            let bad = read(&[(name, value)]).unwrap_err();
+            assert_eq!((bad.name.as_str(), bad.read.as_str()), (name, value));
+            assert_eq!(bad.takes, takes);
+        }
+    }
+
+    #[test]
+    fn a_bad_master_key_is_not_repeated() {
+        let bad = read(&[("ONERING_MASTER_KEY", "c2VjcmV0")]).unwrap_err();
+        assert!(!bad.to_string().contains("c2VjcmV0"), "{bad}");
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("onering.toml");
+        std::fs::write(&path, "webhooks_max_attempts = 7\nwebhooks_backoff_seconds = [1, 2]\nwebhooks_enabled = true\n")
+            .unwrap();
+        let s = read(&[
+            ("ONERING_CONFIG", path.to_str().unwrap()),
+            ("ONERING_WEBHOOKS_MAX_ATTEMPTS", "4"),
+        ])
+        .unwrap();
+        assert_eq!(s.live.schedule.max_attempts, 4);
+        assert_eq!(s.live.schedule.backoff, [1, 2]);
+        assert_eq!(s.live.pins.webhooks, Some(true));
+        std::fs::write(&path, "webhook_enabled = true\n").unwrap();
+        let bad = read(&[("ONERING_CONFIG", path.to_str().unwrap())]).unwrap_err();
+        assert!(bad.takes.contains("webhook_enabled"), "{bad}");
+    }
+}

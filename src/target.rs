@@ -1,0 +1,67 @@
+//! A subscription, ready to be sent to: its secrets opened, its URL and headers
+//! parsed, once and not for each attempt.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+
+use crate::{
+    domain::{
+        id::Micros,
+        signature::{Secret, Signed, Signer},
+        subscription::Subscription,
+    },
+    seal::Keyring,
+};
+
+/// A subscription, ready to be sent to.
+pub struct Target {
+    /// The subscription.
+    pub subscription: Subscription,
+    /// Where its attempts go.
+    pub uri: Uri,
+    /// Its own headers.
+    pub headers: HeaderMap,
+    alone: Signer,
+    overlap: Option<(Signer, Micros)>,
+}
+
+impl Target {
+    /// Opens a subscription's secrets.
+    ///
+    /// # Errors
+    /// Where they can't be opened, or what is stored is not what was checked.
+    pub fn new(s: Subscription, keyring: &Keyring) -> Result<Self, String> {
+        let place = s.id.to_string();
+        let open = |sealed| -> Result<Secret, String> {
+            let text = keyring.open_secret(&place, sealed).map_err(|e| e.to_string())?;
+            Secret::parse_any(&text).map_err(|e| e.to_string())
+        };
+        let secret = open(&s.secret)?;
+        let overlap = match &s.previous {
+            Some(p) => Some((Signer::new(s.scheme, &secret, Some(&open(&p.secret)?)), p.until)),
+            None => None,
+        };
+        let mut headers = HeaderMap::with_capacity(s.headers.len());
+        for (name, value) in &s.headers {
+            let name: HeaderName = name.parse().map_err(|_| format!("bad header {name}"))?;
+            let value: HeaderValue = value.parse().map_err(|_| format!("bad value of {name}"))?;
+            headers.insert(name, value);
+        }
+        Ok(Self {
+            uri: s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
+            headers,
+            alone: Signer::new(s.scheme, &secret, None),
+            overlap,
+            subscription: s,
+        })
+    }
+
+    /// Signs an attempt at that time, with both secrets during an overlap.
+    #[must_use]
+    pub fn sign(&self, now: Micros, event_id: &str, body: &[u8]) -> Signed {
+        let signer = match &self.overlap {
+            Some((both, until)) if now < *until => both,
+            _ => &self.alone,
+        };
+        signer.sign(now.div_euclid(1_000_000), event_id, body)
+    }
+}
