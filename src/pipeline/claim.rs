@@ -1,0 +1,140 @@
+//! Fetches from the store what is due and not in memory: retries, what another
+//! node published, and what did not fit. Woken by hints and by timers; a look at
+//! everything that waits comes with every poll, so that a lost hint costs time
+//! and nothing else.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{dispatch::Dispatcher, node::Node};
+use crate::{
+    directory::Directory,
+    domain::id::{Micros, wall_clock},
+    domain::subscription::PARKED_LIFETIME,
+    metrics::Metrics,
+    store::{Store, Waiting, Want},
+};
+
+/// The most rows of one statement.
+const BATCH: usize = 1024;
+/// The most rows that a sweep touches at a time.
+const SLICE: i64 = 1000;
+
+pub(super) struct Claimer {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) node: Arc<Node>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) poll: Duration,
+}
+
+impl Claimer {
+    pub(super) async fn run(self, cancel: CancellationToken) {
+        let mut looked: Option<Instant> = None;
+        let mut failing = false;
+        while !cancel.is_cancelled() {
+            let overdue = looked.is_none_or(|at| at.elapsed() >= self.poll);
+            let result = if self.dispatcher.wants_discovery() || overdue {
+                looked = Some(Instant::now());
+                self.discover().await
+            } else {
+                Ok(())
+            };
+            let result = match result {
+                Ok(()) => self.claim().await,
+                Err(e) => Err(e),
+            };
+            match (&result, failing) {
+                (Err(e), false) => {
+                    self.metrics.store_errors.increment(1);
+                    tracing::warn!(error.message = %e, "due deliveries can't be fetched");
+                }
+                (Ok(()), true) => tracing::info!("due deliveries are fetched again"),
+                _ => {}
+            }
+            failing = result.is_err();
+            let most = if failing {
+                looked = None;
+                Duration::from_millis(500)
+            } else {
+                self.poll.saturating_sub(looked.map_or(Duration::ZERO, |at| at.elapsed()))
+            };
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = async {
+                    if failing {
+                        tokio::time::sleep(most).await;
+                    } else {
+                        self.dispatcher.wait_for_fetch(most).await;
+                    }
+                } => {}
+            }
+        }
+    }
+
+    async fn claim(&self) -> crate::store::Result<()> {
+        loop {
+            let fetches = self.dispatcher.fetches(BATCH);
+            if fetches.is_empty() || !self.node.is_alive() {
+                self.dispatcher.fetched(&fetches, None);
+                return Ok(());
+            }
+            let wants: Vec<Want> = fetches
+                .iter()
+                .map(|f| Want {
+                    part: f.subscription.part(),
+                    subscription: f.subscription,
+                    limit: f.limit as i64,
+                })
+                .collect();
+            match self.store.claim(self.node.session(), &wants).await {
+                Ok(rows) => self.dispatcher.fetched(&fetches, Some(rows)),
+                Err(e) => {
+                    self.dispatcher.suspect();
+                    self.dispatcher.fetched(&fetches, None);
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    async fn discover(&self) -> crate::store::Result<()> {
+        let now = Instant::now();
+        for w in self.store.waiting(&self.node.owned()).await? {
+            match self.directory.target(w.subscription) {
+                Some(target) => match &target.subscription.disabled {
+                    None if w.due_in.is_zero() => self.dispatcher.sign(w.part, w.subscription),
+                    None => self.dispatcher.wake_at(now + w.due_in, w.subscription),
+                    Some(off) => self.give_up(w, off.at).await?,
+                },
+                None => self.without_subscription(w).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What waited too long for a disabled subscription is dead.
+    async fn give_up(&self, w: Waiting, disabled_at: Micros) -> crate::store::Result<()> {
+        if wall_clock() - disabled_at < PARKED_LIFETIME {
+            return Ok(());
+        }
+        let age = Duration::from_micros(PARKED_LIFETIME as u64);
+        while self.store.give_up(w.part, w.subscription, age, SLICE).await? > 0 {}
+        Ok(())
+    }
+
+    /// Deleted, unless this node's configuration is behind: the store knows.
+    async fn without_subscription(&self, w: Waiting) -> crate::store::Result<()> {
+        if self.store.get_subscription(w.subscription).await?.is_some() {
+            self.directory.nudge();
+            return Ok(());
+        }
+        while self.store.cancel(w.part, w.subscription, SLICE).await? > 0 {}
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! Records how attempts ended, in batches. An outcome is kept until it is
+//! recorded: a store that is away delays it and loses nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+
+use super::{
+    dispatch::{Dispatcher, Ended},
+    node::Node,
+};
+use crate::{
+    domain::{
+        delivery::{Outcome, Status},
+        id::{SubscriptionId, wall_clock},
+    },
+    metrics::Metrics,
+    store::{Finish, Finished, Settle, Store, StoreError},
+};
+
+/// The most outcomes of one statement.
+const BATCH: usize = 512;
+/// How long a small batch waits for more: its rows are not waited for by anyone.
+const LINGER: Duration = Duration::from_millis(5);
+/// A batch of this size does not wait.
+const FULL: usize = 64;
+
+/// The HTTP status by which a receiver says that it is gone for good.
+const GONE: u16 = 410;
+
+pub(super) struct Finisher {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) node: Arc<Node>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Told of subscriptions whose receiver is gone.
+    pub(super) gone: mpsc::UnboundedSender<SubscriptionId>,
+}
+
+impl Finisher {
+    /// Runs until every sender is gone and everything is recorded.
+    pub(super) async fn run(self, mut ended: mpsc::UnboundedReceiver<Ended>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            if ended.recv_many(&mut batch, BATCH).await == 0 {
+                return;
+            }
+            if batch.len() < FULL {
+                tokio::time::sleep(LINGER).await;
+                while batch.len() < BATCH
+                    && let Ok(more) = ended.try_recv()
+                {
+                    batch.push(more);
+                }
+            }
+            self.metrics.finish_batch.record(batch.len() as f64);
+            self.record(&mut batch).await;
+            self.dispatcher.recorded(&batch);
+            batch.clear();
+        }
+    }
+
+    async fn record(&self, batch: &mut [Ended]) {
+        let mut wait = Duration::from_millis(50);
+        loop {
+            let finishes: Vec<Finish> = batch.iter().map(|e| e.finish.clone()).collect();
+            match self.store.finish(&finishes).await {
+                Ok(results) => {
+                    for (ended, result) in batch.iter().zip(results) {
+                        self.account(ended, result);
+                    }
+                    return;
+                }
+                Err(StoreError::Data(e)) => {
+                    self.divide(batch, &e).await;
+                    return;
+                }
+                Err(e) => {
+                    self.metrics.store_errors.increment(1);
+                    tracing::warn!(
+                        error.message = %e, batch.size = batch.len(),
+                        retry_in_ms = wait.as_millis() as u64, "outcomes not recorded yet"
+                    );
+                    if !self.node.is_alive() && self.node.session().0 == 0 {
+                        // The rows are another's by now, or free.
+                        return;
+                    }
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(2));
+                }
+            }
+        }
+    }
+
+    /// Halves a batch until the value that the database refuses stands alone,
+    /// and records that one without what its receiver sent.
+    async fn divide(&self, batch: &mut [Ended], why: &str) {
+        if let [one] = batch {
+            tracing::error!(delivery.id = %one.job.id, error.message = why, "outcome cut down to be recorded");
+            one.finish.reason = "unrecordable".into();
+            let cut = one.finish.attempt.as_mut().is_some_and(|a| {
+                let had = !a.response.is_empty() || !a.error.is_empty();
+                a.response.clear();
+                a.error.clear();
+                had
+            });
+            if cut {
+                Box::pin(self.record(batch)).await;
+            }
+            return;
+        }
+        let (left, right) = batch.split_at_mut(batch.len() / 2);
+        Box::pin(self.record(left)).await;
+        Box::pin(self.record(right)).await;
+    }
+
+    fn account(&self, ended: &Ended, result: Finished) {
+        match result {
+            Finished::Stale => return self.metrics.leases_stale.increment(1),
+            Finished::Before => return,
+            Finished::Now => {}
+        }
+        let job = &ended.job;
+        match ended.outcome {
+            Outcome::Delivered => {
+                self.metrics.attempts_delivered.increment(1);
+                self.metrics.deliveries_delivered.increment(1);
+                let micros = (wall_clock() - job.event.time()).max(0);
+                self.metrics.delivery_seconds.record(micros as f64 / 1e6);
+                tracing::debug!(
+                    delivery.id = %job.id, subscription.id = %job.subscription,
+                    "Webhook delivered successfully"
+                );
+            }
+            Outcome::Retryable { .. } => self.metrics.attempts_retryable.increment(1),
+            Outcome::Permanent => self.metrics.attempts_permanent.increment(1),
+            Outcome::ReplayExpired => self.metrics.attempts_replay_expired.increment(1),
+            Outcome::TooOld | Outcome::SubscriptionGone | Outcome::Released => {}
+        }
+        if let Settle::Dead(status) = ended.finish.settle {
+            self.metrics.deliveries_dead.increment(1);
+            tracing::warn!(
+                delivery.id = %job.id, subscription.id = %job.subscription,
+                delivery.attempts = job.attempts + u16::from(status == Status::Dead),
+                delivery.reason = ended.finish.reason,
+                "Webhook delivery failed after {} attempts", job.attempts + 1
+            );
+        }
+        if ended.finish.attempt.as_ref().is_some_and(|a| a.response_status == GONE) {
+            let _ = self.gone.send(job.subscription);
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! Publishing. Callers wait while one writer commits what they brought, all
+//! that came together in one statement: nothing waits while the writer is idle,
+//! a batch forms while it is busy.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{dispatch::Dispatcher, node::Node};
+use crate::{
+    directory::Directory,
+    domain::{
+        event::{self, Idempotency},
+        id::{DeliveryId, EventId, KeyId, Micros, SubscriptionId, TenantId, day_of, wall_clock},
+    },
+    error::{Error, Reason, Result},
+    metrics::Metrics,
+    settings::Live,
+    store::{NewDelivery, Publish, Published, Store, StoreError, Usage},
+};
+
+/// The most events of one commit.
+const BATCH: usize = 256;
+/// The most bytes of one commit.
+const BATCH_BYTES: usize = 8 << 20;
+/// How many calls may wait for the writer; more are refused at once.
+const QUEUE: usize = 4096;
+/// How often an event is matched again before its caller is told to try later.
+const MATCHES: usize = 8;
+/// With more jobs than this in memory, publishing waits for sending.
+const CROWD: usize = 1024;
+
+/// What a caller brings.
+pub struct NewEvent {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The key that publishes.
+    pub key: Option<KeyId>,
+    /// The event's type, checked.
+    pub event_type: String,
+    /// The payload as JSON text, checked.
+    pub data: Bytes,
+    /// The caller's own name for this publish, checked.
+    pub idempotency_key: Option<String>,
+    /// Deliver to this subscription alone, whatever it wants.
+    pub only: Option<SubscriptionId>,
+}
+
+/// What a caller is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// The event.
+    pub id: EventId,
+    /// When it was accepted.
+    pub time: Micros,
+    /// How many deliveries it became.
+    pub deliveries: i32,
+    /// Whether this is the answer of an earlier time.
+    pub repeated: bool,
+    /// The first delivery.
+    pub first: Option<DeliveryId>,
+}
+
+struct Pending {
+    publish: Publish,
+    answer: oneshot::Sender<std::result::Result<Published, StoreError>>,
+}
+
+/// The way in.
+pub struct Publisher {
+    directory: Arc<Directory>,
+    live: Arc<ArcSwap<Live>>,
+    metrics: Arc<Metrics>,
+    queue: mpsc::Sender<Pending>,
+    ledger: Arc<Ledger>,
+}
+
+impl Publisher {
+    /// Commits an event with a delivery for each matching subscription, and
+    /// answers when that is done.
+    ///
+    /// # Errors
+    /// `PAYLOAD_TOO_LARGE`, `QUOTA_EXCEEDED`, `IDEMPOTENCY_KEY_REUSED`,
+    /// `STORE_UNAVAILABLE`.
+    pub async fn publish(&self, new: NewEvent) -> Result<Receipt> {
+        let live = self.live.load_full();
+        if new.data.len() > live.event_max_bytes {
+            return Err(Error::new(
+                Reason::PayloadTooLarge,
+                format!(
+                    "the payload has {} bytes, at most {} are allowed",
+                    new.data.len(),
+                    live.event_max_bytes
+                ),
+            ));
+        }
+        self.ledger.check(new.tenant, new.data.len(), &live)?;
+        let time = wall_clock();
+        let id = EventId::new(time, new.tenant.part());
+        let body = event::body(id, &new.event_type, time, &new.data);
+        let idempotency = new
+            .idempotency_key
+            .as_deref()
+            .map(|key| Idempotency::new(key, &new.event_type, &new.data, time));
+        for _ in 0..MATCHES {
+            let (revision, deliveries) = self.match_up(&new, id, time, live.fan_out_max)?;
+            let count = i32::try_from(deliveries.len()).unwrap_or(i32::MAX);
+            let first = deliveries.first().map(|d| d.id);
+            let publish = Publish {
+                tenant: new.tenant,
+                revision,
+                event: id,
+                event_type: new.event_type.clone(),
+                body: body.clone(),
+                key: new.key,
+                idempotency,
+                deliveries,
+            };
+            match self.commit(publish).await? {
+                Published::Accepted { .. } => {
+                    self.metrics.events_accepted.increment(1);
+                    self.ledger.add(new.tenant, time, body.len());
+                    return Ok(Receipt {
+                        id,
+                        time: id.time(),
+                        deliveries: count,
+                        repeated: false,
+                        first,
+                    });
+                }
+                Published::Duplicate { same: false, .. } => {
+                    return Err(Error::new(
+                        Reason::IdempotencyKeyReused,
+                        "this idempotency key came before with another type or payload",
+                    ));
+                }
+                Published::Duplicate { event, deliveries, .. } => {
+                    self.metrics.events_repeated.increment(1);
+                    return Ok(Receipt {
+                        id: event,
+                        time: event.time(),
+                        deliveries,
+                        repeated: true,
+                        first: None,
+                    });
+                }
+                Published::Stale => self.directory.refresh().await.map_err(unavailable)?,
+            }
+        }
+        Err(Error::new(
+            Reason::StoreUnavailable,
+            "the tenant's subscriptions change faster than the event could be matched",
+        )
+        .retry_after(Duration::from_secs(1)))
+    }
+
+    fn match_up(
+        &self,
+        new: &NewEvent,
+        id: EventId,
+        now: Micros,
+        most: usize,
+    ) -> Result<(i64, Vec<NewDelivery>)> {
+        let subscriptions = self.directory.subscriptions(new.tenant);
+        let deliveries: Vec<NewDelivery> = subscriptions
+            .targets
+            .iter()
+            .map(|t| &t.subscription)
+            .filter(|s| match new.only {
+                Some(only) => s.id == only,
+                None => s.wants(&new.event_type),
+            })
+            .map(|s| NewDelivery {
+                id: DeliveryId::of(id),
+                subscription: s.id,
+                held: s.held + s.disabled.as_ref().map_or(0, |d| (now - d.at).max(0)),
+                lease: false,
+            })
+            .collect();
+        if deliveries.len() > most {
+            return Err(Error::new(
+                Reason::QuotaExceeded,
+                format!("the event matches {} subscriptions, at most {most} are allowed", deliveries.len()),
+            ));
+        }
+        Ok((subscriptions.revision, deliveries))
+    }
+
+    async fn commit(&self, publish: Publish) -> Result<Published> {
+        let (answer, answered) = oneshot::channel();
+        self.queue
+            .try_send(Pending { publish, answer })
+            .map_err(|_| {
+                Error::new(Reason::StoreUnavailable, "too many events wait for the database")
+                    .retry_after(Duration::from_secs(1))
+            })?;
+        answered
+            .await
+            .map_err(|_| Error::new(Reason::StoreUnavailable, "the server is stopping"))?
+            .map_err(unavailable)
+    }
+}
+
+/// What a caller is told of the store's failures.
+#[expect(clippy::needless_pass_by_value, reason = "used in map_err")]
+pub(crate) fn unavailable(error: StoreError) -> Error {
+    match error {
+        StoreError::Unavailable(_) => {
+            tracing::debug!(error.message = %error, "store unavailable");
+            Error::new(Reason::StoreUnavailable, "the database can't be reached")
+                .retry_after(Duration::from_secs(1))
+        }
+        StoreError::Exists(what) => Error::new(Reason::AlreadyExists, format!("there is {what} already")),
+        StoreError::Conflict => Error::new(
+            Reason::FailedPrecondition,
+            "it was changed by another call at the same time: read it and try again",
+        ),
+        StoreError::Quota(n) => Error::new(Reason::QuotaExceeded, format!("at most {n} are allowed")),
+        StoreError::Data(e) => {
+            tracing::warn!(error.message = e, "the database refused a value");
+            Error::new(Reason::InvalidArgument, "the database can't store one of the values")
+        }
+        StoreError::Unfit(e) => Error::internal(e),
+    }
+}
+
+/// The one writer.
+pub(super) struct Writer {
+    store: Arc<dyn Store>,
+    dispatcher: Arc<Dispatcher>,
+    node: Arc<Node>,
+    metrics: Arc<Metrics>,
+    queue: mpsc::Receiver<Pending>,
+    hints: mpsc::UnboundedSender<SubscriptionId>,
+}
+
+/// The way in, and the writer behind it.
+pub(super) fn channel(
+    directory: Arc<Directory>,
+    live: Arc<ArcSwap<Live>>,
+    store: Arc<dyn Store>,
+    dispatcher: Arc<Dispatcher>,
+    node: Arc<Node>,
+    metrics: Arc<Metrics>,
+    ledger: Arc<Ledger>,
+    hints: mpsc::UnboundedSender<SubscriptionId>,
+) -> (Publisher, Writer) {
+    let (sender, queue) = mpsc::channel(QUEUE);
+    let publisher = Publisher {
+        directory,
+        live,
+        metrics: metrics.clone(),
+        queue: sender,
+        ledger,
+    };
+    let writer = Writer {
+        store,
+        dispatcher,
+        node,
+        metrics,
+        queue,
+        hints,
+    };
+    (publisher, writer)
+}
+
+impl Writer {
+    /// Runs until every publisher is gone.
+    pub(super) async fn run(mut self) {
+        let mut waiting: Vec<Pending> = Vec::new();
+        loop {
+            if waiting.is_empty() && self.queue.recv_many(&mut waiting, BATCH).await == 0 {
+                return;
+            }
+            self.let_sending_catch_up().await;
+            let mut bytes = 0;
+            let fits = waiting
+                .iter()
+                .take_while(|p| {
+                    bytes += p.publish.body.len();
+                    bytes <= BATCH_BYTES
+                })
+                .count();
+            let later = waiting.split_off(fits.max(1));
+            self.write(std::mem::replace(&mut waiting, later)).await;
+        }
+    }
+
+    /// While publishers outrun sending, memory fills and rows have to be fetched
+    /// again later, at twice the cost: better to let sending catch up. Never for
+    /// long, and not at all where sending stands still.
+    async fn let_sending_catch_up(&self) {
+        for _ in 0..20 {
+            if self.dispatcher.waiting() < CROWD {
+                return;
+            }
+            let before = self.dispatcher.completed();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            if self.dispatcher.completed() - before < 4 {
+                return;
+            }
+        }
+    }
+
+    async fn write(&self, pending: Vec<Pending>) {
+        let (mut batch, answers): (Vec<Publish>, Vec<_>) =
+            pending.into_iter().map(|p| (p.publish, p.answer)).unzip();
+        self.metrics.publish_batch.record(batch.len() as f64);
+        self.dispatcher.plan(&mut batch);
+        match self.store.publish(self.node.session(), &batch).await {
+            Ok(results) => {
+                let leased: Vec<Option<bool>> = results
+                    .iter()
+                    .map(|r| match r {
+                        Published::Accepted { leased } => Some(*leased),
+                        _ => None,
+                    })
+                    .collect();
+                self.dispatcher.published(&batch, &leased);
+                self.hint(&batch, &leased);
+                for (answer, result) in answers.into_iter().zip(results) {
+                    // The caller may have gone; the event stays accepted.
+                    let _ = answer.send(Ok(result));
+                }
+            }
+            Err(e) => {
+                self.metrics.store_errors.increment(1);
+                self.dispatcher.suspect();
+                self.dispatcher.published(&batch, &vec![None; batch.len()]);
+                for answer in answers {
+                    let _ = answer.send(Err(e.clone()));
+                }
+            }
+        }
+    }
+
+    /// Tells other nodes of what is theirs to send.
+    fn hint(&self, batch: &[Publish], leased: &[Option<bool>]) {
+        for (p, leased) in batch.iter().zip(leased) {
+            if leased.is_some() && !self.node.owns(p.event.part()) {
+                for d in &p.deliveries {
+                    let _ = self.hints.send(d.subscription);
+                }
+            }
+        }
+    }
+}
+
+/// How many bytes tenants have stored. Counted here, written and read back by
+/// the upkeep: the limit is exact to about the events of a second.
+#[derive(Default)]
+pub struct Ledger {
+    own: Mutex<HashMap<(TenantId, i32), (i64, i64)>>,
+    /// What was stored at the last look, and what this node has added since.
+    total: Mutex<HashMap<TenantId, (i64, i64)>>,
+}
+
+impl Ledger {
+    fn check(&self, tenant: TenantId, more: usize, live: &Live) -> Result<()> {
+        let total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stored, added) = total.get(&tenant).copied().unwrap_or_default();
+        if stored + added + more as i64 > live.quota_stored_bytes {
+            return Err(Error::new(
+                Reason::QuotaExceeded,
+                format!(
+                    "the tenant's events take {} bytes, at most {} are kept",
+                    stored + added,
+                    live.quota_stored_bytes
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn add(&self, tenant: TenantId, time: Micros, bytes: usize) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = own.entry((tenant, day_of(time))).or_default();
+        entry.0 += 1;
+        entry.1 += bytes as i64;
+        drop(own);
+        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        total.entry(tenant).or_default().1 += bytes as i64;
+    }
+
+    /// What this session accepted, absolute.
+    pub(super) fn usage(&self) -> Vec<Usage> {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.iter()
+            .map(|((tenant, day), (events, bytes))| Usage {
+                tenant: *tenant,
+                day: *day,
+                events: *events,
+                bytes: *bytes,
+            })
+            .collect()
+    }
+
+    /// A new session counts from nothing; what the one before counted is stored.
+    pub(super) fn new_session(&self) {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// What is stored by all sessions, with this one's included.
+    pub(super) fn set_totals(&self, stored: Vec<(TenantId, i64)>) {
+        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        total.clear();
+        total.extend(stored.into_iter().map(|(t, bytes)| (t, (bytes, 0))));
+    }
+}

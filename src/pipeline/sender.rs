@@ -1,0 +1,339 @@
+//! One attempt over HTTP: signed as it leaves, to an address that was checked,
+//! without redirects, with an end to its patience.
+
+use std::{
+    error::Error as StdError,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
+};
+
+use super::dispatch::Job;
+use crate::{
+    connector::{Connector, RefusedEndpoint},
+    domain::{
+        delivery::{Outcome, outcome_of_status},
+        id::Micros,
+        signature,
+    },
+    settings::Live,
+    target::Target,
+};
+
+/// How much of a failure's answer is kept.
+const KEEP_FAILURE: usize = 4096;
+/// How much of a success' answer is kept.
+const KEEP_SUCCESS: usize = 256;
+/// How much of an answer is read so that its connection can be used again.
+const DRAIN: usize = 65_536;
+/// Unused connections that are kept to one receiver.
+const IDLE: usize = 128;
+
+/// Reads the wall clock, in microseconds since the Unix epoch.
+pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
+
+/// How an attempt went.
+#[derive(Debug)]
+pub struct Sent {
+    /// What it means.
+    pub outcome: Outcome,
+    /// The receiver's status; 0: none.
+    pub status: u16,
+    /// Why it failed: `http_503`, `timeout`, `connection_refused`.
+    pub error: String,
+    /// The beginning of the receiver's answer.
+    pub response: Vec<u8>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// The HTTP client of this node's attempts.
+pub struct Sender {
+    client: Client<HttpsConnector<Connector>, SignedBody>,
+    live: Arc<ArcSwap<Live>>,
+    clock: Clock,
+    agent: HeaderValue,
+}
+
+/// A body that leaves only while its signature is fresh. It is first read when
+/// the request is about to be written: a connection that took long to open, a
+/// stalled process or a clock that jumped shows here.
+pub struct SignedBody {
+    data: Option<Bytes>,
+    signed_at: Micros,
+    window: Duration,
+    clock: Clock,
+    expired: Arc<AtomicBool>,
+}
+
+/// The signature had become older than the replay window.
+#[derive(Debug, thiserror::Error)]
+#[error("the signature is older than the replay window")]
+struct SignatureExpired;
+
+impl Body for SignedBody {
+    type Data = Bytes;
+    type Error = Box<dyn StdError + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Some(data) = self.data.take() else {
+            return Poll::Ready(None);
+        };
+        let age = (self.clock)() - self.signed_at;
+        if age > Micros::try_from(self.window.as_micros()).unwrap_or(Micros::MAX) {
+            self.expired.store(true, Ordering::Release);
+            return Poll::Ready(Some(Err(Box::new(SignatureExpired))));
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.data.as_ref().map_or(0, |d| d.len() as u64))
+    }
+}
+
+impl Sender {
+    /// A client that connects as these settings allow.
+    #[must_use]
+    pub fn new(connector: HttpsConnector<Connector>, live: Arc<ArcSwap<Live>>, clock: Clock) -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(IDLE)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .http2_adaptive_window(true)
+            .build(connector);
+        Self {
+            client,
+            live,
+            clock,
+            agent: HeaderValue::from_static(concat!("onering/", env!("CARGO_PKG_VERSION"))),
+        }
+    }
+
+    /// Sends one attempt.
+    pub async fn send(&self, job: &Job, target: &Target) -> Sent {
+        let began = Instant::now();
+        let signed_at = (self.clock)();
+        let expired = Arc::new(AtomicBool::new(false));
+        let body = SignedBody {
+            data: Some(job.body.clone()),
+            signed_at,
+            window: self.live.load().replay_window,
+            clock: self.clock.clone(),
+            expired: expired.clone(),
+        };
+        let patience = Duration::from_secs(target.subscription.timeout.into());
+        let result = match self.request(job, target, signed_at, body) {
+            Ok(request) => tokio::time::timeout(patience, self.exchange(request)).await,
+            Err(e) => Ok(Err(Failure {
+                error: "bad_request".into(),
+                detail: e.to_string(),
+            })),
+        };
+        let took = began.elapsed();
+        match result {
+            Ok(Ok(answer)) => Sent {
+                outcome: outcome_of_status(answer.status, answer.retry_after),
+                error: if (200..300).contains(&answer.status) {
+                    String::new()
+                } else {
+                    format!("http_{}", answer.status)
+                },
+                status: answer.status,
+                response: answer.body,
+                took,
+            },
+            Ok(Err(_)) if expired.load(Ordering::Acquire) => Sent {
+                outcome: Outcome::ReplayExpired,
+                status: 0,
+                error: "replay_expired".into(),
+                response: Vec::new(),
+                took,
+            },
+            Ok(Err(failure)) => Sent {
+                outcome: Outcome::Retryable { retry_after: None },
+                status: 0,
+                error: failure.error,
+                response: failure.detail.into_bytes(),
+                took,
+            },
+            Err(_) => Sent {
+                outcome: Outcome::Retryable { retry_after: None },
+                status: 0,
+                error: "timeout".into(),
+                response: Vec::new(),
+                took,
+            },
+        }
+    }
+
+    fn request(
+        &self,
+        job: &Job,
+        target: &Target,
+        signed_at: Micros,
+        body: SignedBody,
+    ) -> Result<Request<SignedBody>, http::Error> {
+        let event = job.event.to_string();
+        let signed = target.sign(signed_at, &event, &job.body);
+        let mut request = Request::new(body);
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = target.uri.clone();
+        let headers = request.headers_mut();
+        headers.reserve(16);
+        headers.extend(target.headers.clone());
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, self.agent.clone());
+        let seconds: HeaderValue = signed_at.div_euclid(1_000_000).into();
+        let id = HeaderValue::try_from(event)?;
+        headers.insert(signature::WEBHOOK_ID, id.clone());
+        headers.insert(signature::WEBHOOK_TIMESTAMP, seconds.clone());
+        headers.insert(
+            signature::WEBHOOK_SIGNATURE,
+            HeaderValue::try_from(signed.webhook_signature)?,
+        );
+        headers.insert(
+            signature::X_WEBHOOK_SIGNATURE,
+            HeaderValue::try_from(signed.x_webhook_signature)?,
+        );
+        headers.insert(signature::X_WEBHOOK_TIMESTAMP, seconds);
+        headers.insert(signature::X_WEBHOOK_EVENT_ID, id);
+        headers.insert(signature::X_WEBHOOK_EVENT, HeaderValue::try_from(&*job.event_type)?);
+        headers.insert(signature::X_WEBHOOK_ID, HeaderValue::try_from(job.id.to_string())?);
+        headers.insert(
+            signature::X_WEBHOOK_ATTEMPT,
+            HeaderValue::from(u32::from(job.attempts) + 1),
+        );
+        *request.version_mut() = Version::HTTP_11;
+        Ok(request)
+    }
+
+    async fn exchange(&self, request: Request<SignedBody>) -> Result<Answer, Failure> {
+        let response = self.client.request(request).await.map_err(|e| Failure::of(&e))?;
+        let status = response.status().as_u16();
+        let retry_after = retry_after(response.headers(), (self.clock)());
+        let keep = if response.status().is_success() {
+            KEEP_SUCCESS
+        } else {
+            KEEP_FAILURE
+        };
+        let mut incoming = response.into_body();
+        let (mut body, mut read) = (Vec::new(), 0);
+        // What follows the status can no longer change what it said.
+        while read < DRAIN
+            && let Some(Ok(frame)) = incoming.frame().await
+        {
+            if let Some(data) = frame.data_ref() {
+                read += data.len();
+                let room = keep - body.len();
+                body.extend_from_slice(&data[..data.len().min(room)]);
+            }
+        }
+        Ok(Answer {
+            status,
+            retry_after,
+            body,
+        })
+    }
+}
+
+struct Answer {
+    status: u16,
+    retry_after: Option<Duration>,
+    body: Vec<u8>,
+}
+
+struct Failure {
+    error: String,
+    detail: String,
+}
+
+impl Failure {
+    fn of(error: &hyper_util::client::legacy::Error) -> Self {
+        let mut class = if error.is_connect() {
+            "connection_failed"
+        } else {
+            "connection_lost"
+        };
+        let mut source: Option<&(dyn StdError + 'static)> = Some(error);
+        let mut detail = String::new();
+        while let Some(e) = source {
+            detail = e.to_string();
+            if let Some(refused) = e.downcast_ref::<RefusedEndpoint>() {
+                class = refused.class();
+            } else if e.downcast_ref::<rustls::Error>().is_some() {
+                class = "tls_failed";
+            } else if let Some(e) = e.downcast_ref::<io::Error>() {
+                class = match e.kind() {
+                    io::ErrorKind::ConnectionRefused => "connection_refused",
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection_reset",
+                    io::ErrorKind::TimedOut => "timeout",
+                    _ => class,
+                };
+            }
+            // An I/O error may wrap the one that says more.
+            source = match e.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+                Some(inner) => Some(inner),
+                None => e.source(),
+            };
+        }
+        Self {
+            error: class.to_owned(),
+            detail,
+        }
+    }
+}
+
+/// `Retry-After` (RFC 9110, 10.2.3): seconds or a date.
+fn retry_after(headers: &HeaderMap, now: Micros) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp().as_microsecond();
+    Some(Duration::from_micros(u64::try_from(date - now).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // A3: both forms of Retry-After.
+    #[test]
+    fn retry_after_is_read() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers, 1_700_000_000_000_000)
+        };
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        assert_eq!(read("Tue, 14 Nov 2023 22:14:20 GMT"), Some(Duration::from_secs(60)));
+        assert_eq!(read("Tue, 14 Nov 2023 22:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(read("soon"), None);
+        assert_eq!(read("-5"), None);
+    }
+}
