@@ -1,3 +1,5 @@
 //! OneRing.
+pub mod domain;
 pub mod error;
 pub mod proto;
+pub mod store;

@@ -1,0 +1,135 @@
+//! Webhook subscriptions: which events they want and how they are sent.
+
+use super::{
+    delivery::Schedule,
+    id::{Micros, SubscriptionId, TenantId},
+    signature::Scheme,
+};
+
+/// How long an attempt may take, in seconds, where a subscription does not say.
+pub const DEFAULT_TIMEOUT: u32 = 15;
+/// How many deliveries may be under way, where a subscription does not say.
+pub const DEFAULT_IN_FLIGHT: u32 = 100;
+/// How long a delivery waits for a disabled subscription before it is dead.
+pub const PARKED_LIFETIME: Micros = 30 * super::id::DAY;
+
+/// A sealed secret: only the master key's holder can read it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sealed(pub Vec<u8>);
+
+impl std::fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sealed({} bytes)", self.0.len())
+    }
+}
+
+/// The secret from before a rotation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreviousSecret {
+    /// The secret.
+    pub secret: Sealed,
+    /// Until when it signs too.
+    pub until: Micros,
+}
+
+/// Since when and why a subscription is off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disabled {
+    /// Since when.
+    pub at: Micros,
+    /// Why; empty where its owner switched it off.
+    pub reason: String,
+}
+
+/// A subscription as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subscription {
+    /// Its id.
+    pub id: SubscriptionId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Where deliveries go.
+    pub url: String,
+    /// Which events it wants.
+    pub event_types: Vec<String>,
+    /// Headers of its own.
+    pub headers: Vec<(String, String)>,
+    /// A note for people.
+    pub description: String,
+    /// Set while it is off.
+    pub disabled: Option<Disabled>,
+    /// For how long it was off in all, in microseconds: a delivery's age does
+    /// not count it.
+    pub held: Micros,
+    /// How deliveries are signed.
+    pub scheme: Scheme,
+    /// When failed attempts are repeated; none: as the server is configured.
+    pub schedule: Option<Schedule>,
+    /// How long an attempt may take, in seconds.
+    pub timeout: u32,
+    /// How many deliveries may be under way.
+    pub max_in_flight: u32,
+    /// The age at which a delivery is dead, in seconds; 0: never.
+    pub max_age: i64,
+    /// The owner's notes.
+    pub metadata: Vec<(String, String)>,
+    /// What it signs with.
+    pub secret: Sealed,
+    /// What signs too for a while after a rotation.
+    pub previous: Option<PreviousSecret>,
+    /// The key that verifies Ed25519 signatures.
+    pub public_key: String,
+    /// When it was made.
+    pub created_at: Micros,
+    /// When it was last changed.
+    pub updated_at: Micros,
+}
+
+impl Subscription {
+    /// Whether it wants events of that type.
+    #[must_use]
+    pub fn wants(&self, event_type: &str) -> bool {
+        self.event_types.iter().any(|p| matches(p, event_type))
+    }
+}
+
+/// Whether a pattern is one: an event type, `prefix.*` or `*`.
+#[must_use]
+pub fn is_pattern(text: &str) -> bool {
+    text == "*" || super::event::is_type(text.strip_suffix(".*").unwrap_or(text))
+}
+
+/// Whether an event type fits a pattern. `invoice.*` fits `invoice.paid` and
+/// `invoice.paid.late`, not `invoice`.
+#[must_use]
+pub fn matches(pattern: &str, event_type: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some("") => true,
+        Some(prefix) => event_type.len() > prefix.len() && event_type.starts_with(prefix),
+        None => pattern == event_type,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // D3: exact, by prefix, all.
+    #[test]
+    fn patterns() {
+        for (pattern, event_type, fits) in [
+            ("invoice.paid", "invoice.paid", true),
+            ("invoice.paid", "invoice.paid.late", false),
+            ("invoice.*", "invoice.paid", true),
+            ("invoice.*", "invoice.paid.late", true),
+            ("invoice.*", "invoice", false),
+            ("invoice.*", "invoices.paid", false),
+            ("*", "x", true),
+        ] {
+            assert_eq!(matches(pattern, event_type), fits, "{pattern} {event_type}");
+        }
+        for bad in ["", "a*", "a.*.b", "**", "*.a", ".*", "a b"] {
+            assert!(!is_pattern(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,574 @@
+//! The store: one contract, two engines. Each doc comment here is a promise
+//! that the contract suite (`tests/store.rs`) checks on both.
+//!
+//! Verbs are atomic. What they are told of time is a duration; the points in
+//! time that leases, sessions and due times hang on are the database's own.
+//! No transaction is open between two verbs.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::domain::{
+    delivery::{Attempt, AttemptKind, Delivery, Status},
+    event::Idempotency,
+    id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
+    key::Key,
+    subscription::Subscription,
+    tenant::Tenant,
+};
+
+mod connect;
+pub mod postgres;
+//pub mod sqlite;
+
+mod migrations;
+mod rows;
+
+pub use connect::{Database, connect};
+
+/// Why a verb failed. Nothing of what it was to do is done, unless it says so.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The database can't be reached, or gave up on the statement. It is not
+    /// known whether the statement was carried out.
+    #[error("the database can't be reached: {0}")]
+    Unavailable(String),
+    /// A row of that name or id exists.
+    #[error("{0} exists")]
+    Exists(&'static str),
+    /// The row was changed since it was read, or is gone.
+    #[error("changed since it was read")]
+    Conflict,
+    /// A quota does not allow another row.
+    #[error("the quota of {0} is used up")]
+    Quota(i64),
+    /// The database refused a value.
+    #[error("the database refused a value: {0}")]
+    Data(String),
+    /// The database is not one of ours, or of another version.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// What a verb answers.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A running node, by the number of its session. Numbers are never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Session(pub i64);
+
+impl fmt::Display for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// One page of a list, newest first.
+#[derive(Debug, Clone, Copy)]
+pub struct Page<Id> {
+    /// Only rows older than this one.
+    pub before: Option<Id>,
+    /// How many rows at the most.
+    pub limit: i64,
+}
+
+/// What changed in the configuration since a revision.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// The revision that this brings its reader to.
+    pub revision: i64,
+    /// Every tenant that was made.
+    pub tenants: Vec<Tenant>,
+    /// Every key that was made or changed.
+    pub keys: Vec<Key>,
+    /// Every key that was deleted.
+    pub deleted_keys: Vec<KeyId>,
+    /// The whole list of subscriptions of each tenant in which one changed.
+    pub subscriptions: Vec<TenantSubscriptions>,
+    /// Every stored switch.
+    pub switches: Vec<(String, bool)>,
+}
+
+/// A tenant's subscriptions at one revision.
+#[derive(Debug, Default, Clone)]
+pub struct TenantSubscriptions {
+    /// The tenant.
+    pub tenant: Option<TenantId>,
+    /// The revision of this list: a publish that was matched against an older
+    /// one is refused as stale.
+    pub revision: i64,
+    /// The subscriptions.
+    pub subscriptions: Vec<Subscription>,
+}
+
+/// A key that the store keeps sealed with the master key: peppers, and the key
+/// that subscriptions' secrets are sealed with.
+#[derive(Debug, Clone)]
+pub struct SealedKey {
+    /// `pepper` or `data`.
+    pub purpose: String,
+    /// Counts up with each new key of the purpose.
+    pub version: i32,
+    /// The key, sealed.
+    pub sealed: Vec<u8>,
+}
+
+/// What a node reads its configuration from. Every change of a tenant, a key, a
+/// subscription or a switch increments the one configuration revision in its
+/// own transaction, and tells the other nodes ([`Hint::Config`]).
+#[async_trait]
+pub trait ConfigStore: Send + Sync {
+    /// The configuration's revision.
+    async fn revision(&self) -> Result<i64>;
+
+    /// What changed after `since`, as of one revision; everything for 0.
+    async fn changes(&self, since: i64) -> Result<Changes>;
+
+    /// Sets a stored switch.
+    async fn set_switch(&self, name: &str, on: bool) -> Result<()>;
+
+    /// Every sealed key.
+    async fn sealed_keys(&self) -> Result<Vec<SealedKey>>;
+
+    /// Adds a sealed key. [`StoreError::Exists`] where another node was faster.
+    async fn add_sealed_key(&self, key: &SealedKey) -> Result<()>;
+
+    /// Replaces the seals of all these keys together.
+    async fn reseal(&self, keys: &[SealedKey]) -> Result<()>;
+}
+
+/// Tenants.
+#[async_trait]
+pub trait TenantStore: Send + Sync {
+    /// Makes a tenant. [`StoreError::Exists`] where its name is taken.
+    async fn create_tenant(&self, tenant: &Tenant) -> Result<()>;
+
+    /// Lists tenants, newest first.
+    async fn list_tenants(&self, page: Page<TenantId>) -> Result<Vec<Tenant>>;
+}
+
+/// API keys.
+#[async_trait]
+pub trait KeyStore: Send + Sync {
+    /// Makes a key.
+    async fn create_key(&self, key: &Key) -> Result<()>;
+
+    /// Makes the first admin key. [`StoreError::Exists`] where there is an
+    /// admin key already, also when two nodes try at the same time.
+    async fn create_first_admin_key(&self, key: &Key) -> Result<()>;
+
+    /// Reads a key.
+    async fn get_key(&self, id: KeyId) -> Result<Option<Key>>;
+
+    /// Lists keys, newest first; of one tenant where one is named.
+    async fn list_keys(&self, tenant: Option<TenantId>, page: Page<KeyId>) -> Result<Vec<Key>>;
+
+    /// Writes a key that was read with `updated_at`.
+    /// [`StoreError::Conflict`] where it was changed since.
+    async fn update_key(&self, key: &Key, updated_at: Micros) -> Result<()>;
+
+    /// Deletes a key; whether there was one.
+    async fn delete_key(&self, id: KeyId) -> Result<bool>;
+
+    /// Notes when keys were last used, and when a rotation's new secret was
+    /// first used. Apart from the keys' rows: it changes no revision.
+    async fn note_key_use(&self, used: &[KeyUse]) -> Result<()>;
+
+    /// When a key was last used.
+    async fn key_use(&self, id: KeyId) -> Result<Option<KeyUse>>;
+}
+
+/// Webhook subscriptions. Every change also increments its tenant's revision.
+#[async_trait]
+pub trait SubscriptionStore: Send + Sync {
+    /// Makes a subscription, unless its tenant has `quota` of them
+    /// ([`StoreError::Quota`]).
+    async fn create_subscription(&self, subscription: &Subscription, quota: i64) -> Result<()>;
+
+    /// Reads a subscription.
+    async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>>;
+
+    /// Lists a tenant's subscriptions, newest first.
+    async fn list_subscriptions(
+        &self,
+        tenant: TenantId,
+        page: Page<SubscriptionId>,
+    ) -> Result<Vec<Subscription>>;
+
+    /// Writes a subscription that was read with `updated_at`.
+    /// [`StoreError::Conflict`] where it was changed since.
+    async fn update_subscription(&self, s: &Subscription, updated_at: Micros) -> Result<()>;
+
+    /// Deletes a subscription; whether there was one. Its queued deliveries are
+    /// left to [`QueueStore::cancel`].
+    async fn delete_subscription(&self, id: SubscriptionId) -> Result<bool>;
+}
+
+/// When a key was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyUse {
+    /// The key.
+    pub id: KeyId,
+    /// When it was last used.
+    pub last_used: Micros,
+    /// When the secret of the last rotation was first used; 0: not yet.
+    pub new_secret_first_used: Micros,
+}
+
+/// An event to be published, with its deliveries.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// The tenant; its partition is the event id's.
+    pub tenant: TenantId,
+    /// The revision of the tenant's subscriptions that it was matched against.
+    pub revision: i64,
+    /// The event.
+    pub event: EventId,
+    /// Its type.
+    pub event_type: String,
+    /// The body that every attempt sends.
+    pub body: Bytes,
+    /// The key that published it.
+    pub key: Option<KeyId>,
+    /// Which repetition it may be.
+    pub idempotency: Option<Idempotency>,
+    /// A delivery for each subscription that it matched.
+    pub deliveries: Vec<NewDelivery>,
+}
+
+/// A delivery to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct NewDelivery {
+    /// Its id, beside its event's.
+    pub id: DeliveryId,
+    /// Its subscription.
+    pub subscription: SubscriptionId,
+    /// For how long the subscription was off until now.
+    pub held: Micros,
+    /// Whether the publishing node wants it leased to itself.
+    pub lease: bool,
+}
+
+/// How a publish fared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// The event and its deliveries are committed.
+    Accepted {
+        /// Whether the leases that were asked for were given: the session is
+        /// alive and owns the partition. Their token is 1.
+        leased: bool,
+    },
+    /// The idempotency key came before.
+    Duplicate {
+        /// The event of the first time.
+        event: EventId,
+        /// How many deliveries it became.
+        deliveries: i32,
+        /// Whether its content was the same.
+        same: bool,
+    },
+    /// The tenant's subscriptions changed since it was matched.
+    Stale,
+}
+
+/// A delivery that is leased to the asking session.
+#[derive(Debug, Clone)]
+pub struct Leased {
+    /// Its id.
+    pub id: DeliveryId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its subscription.
+    pub subscription: SubscriptionId,
+    /// Its event.
+    pub event: EventId,
+    /// The event's type.
+    pub event_type: String,
+    /// The body to send.
+    pub body: Bytes,
+    /// The fence: every lease of the row increments it, every completion checks it.
+    pub token: i32,
+    /// Attempts charged so far.
+    pub attempts: u16,
+    /// How often its signature was too old.
+    pub replays: u16,
+    /// Whether this is a retry by hand.
+    pub by_hand: bool,
+    /// Its age without what its partition was held, in microseconds; its
+    /// subscription's held time is still in it.
+    pub age: Micros,
+}
+
+/// How many due deliveries of a subscription to claim.
+#[derive(Debug, Clone, Copy)]
+pub struct Want {
+    /// The partition.
+    pub part: Part,
+    /// The subscription.
+    pub subscription: SubscriptionId,
+    /// How many at the most.
+    pub limit: i64,
+}
+
+/// A subscription that has queued deliveries which nobody holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The partition.
+    pub part: Part,
+    /// The subscription.
+    pub subscription: SubscriptionId,
+    /// How long until the first of them is due.
+    pub due_in: Duration,
+}
+
+/// What becomes of a delivery's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settle {
+    /// It is finished with that status: to the history.
+    Done(Status),
+    /// It is given up, with that status: to the dead letters.
+    Dead(Status),
+    /// Due again after that time.
+    Retry {
+        /// How long.
+        after: Duration,
+        /// Whether the attempt counts.
+        charged: bool,
+    },
+    /// The last attempt failed; dead after that time.
+    Failed(Duration),
+    /// Unleased, and as before.
+    Release,
+}
+
+/// An attempt's end, to be recorded.
+#[derive(Debug, Clone)]
+pub struct Finish {
+    /// The delivery.
+    pub id: DeliveryId,
+    /// The token that it was leased under.
+    pub token: i32,
+    /// What becomes of it.
+    pub settle: Settle,
+    /// Why it is not delivered; empty where it is.
+    pub reason: String,
+    /// The attempt; none where nothing was tried. Its time is given as how long
+    /// it took; that it ended now is the database's.
+    pub attempt: Option<Attempt>,
+}
+
+impl Finish {
+    /// Whether the attempt needs a row of its own: a first attempt that
+    /// succeeded is told by the delivery's own row.
+    #[must_use]
+    pub fn keeps_attempt(&self) -> bool {
+        self.attempt
+            .as_ref()
+            .is_some_and(|a| a.number > 1 || a.kind != AttemptKind::Delivered)
+    }
+}
+
+/// Whether a finish took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finished {
+    /// Now.
+    Now,
+    /// Already, under the same token: its answer was lost.
+    Before,
+    /// No: the lease is another's by now.
+    Stale,
+}
+
+/// The queue: what is accepted and not finished.
+#[async_trait]
+pub trait QueueStore: Send + Sync {
+    /// Commits events together with their deliveries, each event for itself; all
+    /// in one commit. A repetition of an idempotency key within 24 hours commits
+    /// nothing, also when both come together, in one batch or from two nodes.
+    async fn publish(&self, session: Session, batch: &[Publish]) -> Result<Vec<Published>>;
+
+    /// Leases due deliveries of these subscriptions to the session, earliest
+    /// first. Gives nothing of a partition that the session does not own, and
+    /// nothing to a session that has ended.
+    async fn claim(&self, session: Session, wants: &[Want]) -> Result<Vec<Leased>>;
+
+    /// Records attempts' ends. A row whose token differs is left alone.
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>>;
+
+    /// Which subscriptions of these partitions have deliveries that nobody holds
+    /// and that will be due.
+    async fn waiting(&self, parts: &[Part]) -> Result<Vec<Waiting>>;
+
+    /// Everything that is leased to the session, with its token.
+    async fn leases(&self, session: Session) -> Result<Vec<(DeliveryId, i32)>>;
+
+    /// Frees what is leased to sessions that have ended, in these partitions;
+    /// how many rows. Their old tokens are good for nothing any more.
+    async fn free_lost(&self, parts: &[Part]) -> Result<u64>;
+
+    /// Moves to the dead letters what `FAILED` and was not saved in time; how
+    /// many rows, at most `limit`.
+    async fn bury(&self, parts: &[Part], limit: i64) -> Result<u64>;
+
+    /// Finishes as `CANCELLED` what is queued for a subscription and not leased;
+    /// how many rows, at most `limit`.
+    async fn cancel(&self, part: Part, subscription: SubscriptionId, limit: i64) -> Result<u64>;
+
+    /// Makes dead what has waited for a subscription for longer than `age`; how
+    /// many rows, at most `limit`.
+    async fn give_up(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        age: Duration,
+        limit: i64,
+    ) -> Result<u64>;
+
+    /// Makes a delivery due now: one that waits keeps its attempts, one that is
+    /// failed or dead gets one more. None where there is no such delivery;
+    /// otherwise its status from before, which is unchanged where it is neither
+    /// waiting nor dead.
+    async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>>;
+}
+
+/// Nodes and which partitions they own.
+#[async_trait]
+pub trait NodeStore: Send + Sync {
+    /// Begins a session that lives for `ttl` unless it is renewed.
+    async fn begin_session(&self, name: &str, ttl: Duration) -> Result<Session>;
+
+    /// Renews a session; false where it has ended already.
+    async fn renew_session(&self, session: Session, ttl: Duration) -> Result<bool>;
+
+    /// Ends a session: its leases are free and its partitions without an owner.
+    async fn end_session(&self, session: Session) -> Result<()>;
+
+    /// Takes every partition that no live session owns, and frees what their
+    /// last owners held. Answers all that the session owns now.
+    async fn take_partitions(&self, session: Session) -> Result<Vec<Part>>;
+
+    /// Begins or ends the time in which deliveries of these partitions are held
+    /// on purpose. Doing it twice changes nothing.
+    async fn hold(&self, session: Session, parts: &[Part], held: bool) -> Result<()>;
+
+    /// Tells the owners of partitions that subscriptions have something due. A
+    /// hint: it may be lost.
+    async fn hint(&self, hints: &[(Part, SubscriptionId)]) -> Result<()>;
+
+    /// Waits for hints. [`Hint::Reconnected`] means that some may be lost.
+    async fn listen(&self) -> Result<Box<dyn Hints>>;
+}
+
+/// What a node is told by another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hint {
+    /// A subscription has something due.
+    Due(Part, SubscriptionId),
+    /// The configuration changed.
+    Config,
+    /// The connection was lost in between.
+    Reconnected,
+}
+
+/// A stream of hints.
+#[async_trait]
+pub trait Hints: Send {
+    /// The next hint.
+    async fn next(&mut self) -> Result<Hint>;
+}
+
+/// What was accepted, finished and given up.
+#[async_trait]
+pub trait HistoryStore: Send + Sync {
+    /// An event with its tenant, type and body.
+    async fn get_event(&self, id: EventId) -> Result<Option<StoredEvent>>;
+
+    /// A delivery, wherever it is.
+    async fn get_delivery(&self, id: DeliveryId) -> Result<Option<Delivery>>;
+
+    /// A subscription's deliveries, newest first.
+    async fn deliveries_of_subscription(
+        &self,
+        id: SubscriptionId,
+        status: Option<Status>,
+        page: Page<DeliveryId>,
+    ) -> Result<Vec<Delivery>>;
+
+    /// An event's deliveries, newest first.
+    async fn deliveries_of_event(
+        &self,
+        id: EventId,
+        status: Option<Status>,
+        page: Page<DeliveryId>,
+    ) -> Result<Vec<Delivery>>;
+
+    /// A delivery's attempts, first one first.
+    async fn attempts(&self, id: DeliveryId) -> Result<Vec<Attempt>>;
+
+    /// Makes room for the days around now, so that no publish finds none.
+    async fn prepare_days(&self) -> Result<()>;
+
+    /// Forgets what is older than `days` days: events, finished deliveries,
+    /// attempts, idempotency keys. Bodies that something queued or dead still
+    /// needs are kept. At most about `limit` rows at a time where rows are
+    /// deleted one by one; how many more there may be.
+    async fn forget(&self, days: i32, limit: i64) -> Result<Forgotten>;
+
+    /// Writes how much the session accepted, absolute for a tenant and a day.
+    async fn note_usage(&self, session: Session, usage: &[Usage]) -> Result<()>;
+
+    /// Bytes stored of each tenant, over all sessions and days that are kept.
+    async fn stored_bytes(&self) -> Result<Vec<(TenantId, i64)>>;
+}
+
+/// An event as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its id.
+    pub id: EventId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its type.
+    pub event_type: String,
+    /// The body that every attempt sends.
+    pub body: Bytes,
+}
+
+/// How far [`HistoryStore::forget`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgotten {
+    /// Nothing is left to forget.
+    All,
+    /// There may be more.
+    Some,
+}
+
+/// What a session accepted of a tenant on one day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The day, counted from the Unix epoch.
+    pub day: i32,
+    /// How many events.
+    pub events: i64,
+    /// How many bytes of bodies.
+    pub bytes: i64,
+}
+
+/// The whole contract.
+#[async_trait]
+pub trait Store:
+    ConfigStore + TenantStore + KeyStore + SubscriptionStore + QueueStore + NodeStore + HistoryStore
+{
+    /// Whether the database answers; for health.
+    async fn ping(&self) -> Result<()>;
+
+    /// Closes every connection.
+    async fn close(&self);
+
+    /// For tests: moves the store's clock.
+    async fn shift_clock(&self, by: Micros) -> Result<()>;
+}

@@ -1,0 +1,187 @@
+//! PostgreSQL: for many nodes.
+
+use std::{str::FromStr as _, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{
+    Connection as _,
+    postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode},
+};
+
+use super::{Micros, Result, Store, StoreError};
+
+mod history;
+mod nodes;
+mod publish;
+mod queue;
+#[path = "../shared/mod.rs"]
+mod shared;
+
+type Db = sqlx::Postgres;
+type Row = sqlx::postgres::PgRow;
+type Transaction<'a> = sqlx::Transaction<'a, Db>;
+
+/// This engine's name for what both share.
+type Engine = Postgres;
+
+const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+
+/// A PostgreSQL database, version 15 or later.
+pub struct Postgres {
+    pool: PgPool,
+    options: PgConnectOptions,
+}
+
+impl Postgres {
+    /// Connects, and applies the migrations that are missing.
+    ///
+    /// # Errors
+    /// Where the database can't be reached, or is newer than this build.
+    pub async fn open(url: &str) -> Result<Self> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|e| StoreError::Unfit(format!("not a PostgreSQL URL: {e}")))?
+            .application_name("onering")
+            .options([
+                // A killed client leaves its statement running: bound it, and
+                // notice dead connections while they wait.
+                ("statement_timeout", "30s"),
+                ("idle_in_transaction_session_timeout", "30s"),
+                ("tcp_keepalives_idle", "5"),
+                ("tcp_keepalives_interval", "5"),
+                ("tcp_keepalives_count", "2"),
+                ("jit", "off"),
+            ]);
+        let options = if url.contains("sslmode=") {
+            options
+        } else {
+            options.ssl_mode(PgSslMode::Prefer)
+        };
+        let pool = PgPoolOptions::new()
+            .max_connections(8)
+            .acquire_timeout(Duration::from_secs(5))
+            // Asking the server before each use would double the round trips of
+            // the hot statements; a dead connection fails its first statement,
+            // which every caller handles.
+            .test_before_acquire(false)
+            .connect_with(options.clone())
+            .await
+            .map_err(failed)?;
+        migrate(&pool).await?;
+        Ok(Self { pool, options })
+    }
+
+    fn reader(&self) -> &PgPool {
+        &self.pool
+    }
+
+    async fn begin(&self) -> Result<Transaction<'_>> {
+        self.pool.begin().await.map_err(failed)
+    }
+
+    /// A transaction that sees one state of the database.
+    async fn snapshot(&self) -> Result<Transaction<'_>> {
+        self.pool
+            .begin_with("begin isolation level repeatable read read only")
+            .await
+            .map_err(failed)
+    }
+
+    /// Tells the other nodes that the configuration changed. After the commit
+    /// and on its own: `notify` inside a transaction serialises commits.
+    async fn config_changed(&self) {
+        if let Err(e) = sqlx::query("select pg_notify('onering_config', '')")
+            .execute(&self.pool)
+            .await
+        {
+            tracing::debug!(error.message = %e, "configuration hint not sent");
+        }
+    }
+
+    /// A UUID as it is written in a statement.
+    fn uuid_literal(uuid: uuid::Uuid) -> String {
+        format!("'{uuid}'::uuid")
+    }
+
+    async fn clock(&self, tx: &mut Transaction<'_>) -> Result<Micros> {
+        sqlx::query_scalar("select now_us()")
+            .fetch_one(&mut **tx)
+            .await
+            .map_err(failed)
+    }
+}
+
+async fn migrate(pool: &PgPool) -> Result<()> {
+    // On a connection of its own without the statement timeout: a migration may
+    // take longer than any statement of ours.
+    let mut connection = pool.acquire().await.map_err(failed)?.detach();
+    sqlx::raw_sql("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0")
+        .execute(&mut connection)
+        .await
+        .map_err(failed)?;
+    let applied = super::migrations::migrator(&MIGRATIONS).run(&mut connection).await;
+    if let Err(e) = connection.close().await {
+        tracing::debug!(error.message = %e, "closing the migration's connection failed");
+    }
+    applied.map_err(super::migrations::failed)
+}
+
+#[async_trait]
+impl Store for Postgres {
+    async fn ping(&self) -> Result<()> {
+        sqlx::query("select 1")
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn shift_clock(&self, by: Micros) -> Result<()> {
+        let sql = format!(
+            "create or replace function now_us() returns bigint language sql stable parallel safe
+             as $$ select (extract(epoch from statement_timestamp()) * 1000000)::bigint + {by} $$"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+}
+
+/// What an error of the driver's means for the caller.
+#[expect(clippy::needless_pass_by_value, reason = "used in map_err")]
+fn failed(error: sqlx::Error) -> StoreError {
+    use sqlx::error::ErrorKind;
+    match &error {
+        sqlx::Error::Database(e) => {
+            let code = e.code().unwrap_or_default();
+            match e.kind() {
+                ErrorKind::UniqueViolation => match e.constraint() {
+                    Some("tenants_name") => StoreError::Exists("a tenant of that name"),
+                    _ => StoreError::Exists("a row of that id"),
+                },
+                // Class 22: a value that does not fit; 54: too large.
+                _ if code.starts_with("22") || code.starts_with("54") => {
+                    StoreError::Data(e.message().to_owned())
+                }
+                _ => StoreError::Unavailable(format!("{} ({code})", e.message())),
+            }
+        }
+        sqlx::Error::RowNotFound => StoreError::Conflict,
+        sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } | sqlx::Error::Encode(_) => {
+            StoreError::Data(error.to_string())
+        }
+        _ => StoreError::Unavailable(error.to_string()),
+    }
+}
+
+/// Whether the database has no partition for a row's day.
+fn lacks_day(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|e| e.code().as_deref() == Some("23514") && e.message().contains("no partition"))
+}

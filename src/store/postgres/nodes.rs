@@ -1,0 +1,177 @@
+//! Sessions, partition owners and hints.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::{
+    Row as _,
+    postgres::{PgListener, PgPoolOptions},
+};
+
+use super::{Postgres, failed, queue::numbers};
+use crate::{
+    domain::id::{Part, SubscriptionId},
+    store::{Hint, Hints, NodeStore, Result, Session},
+};
+
+const TAKE: &str = "
+update part_owner set sid = $1, epoch = epoch + 1
+where sid not in (select sid from nodes where expires_at > now_us())
+  and exists (select from nodes where sid = $1 and expires_at > now_us())";
+
+const HOLD: &str = "
+update part_owner set
+  held = case when $3 or held_since = 0 then held else held + now_us() - held_since end,
+  held_since = case when not $3 then 0 when held_since = 0 then now_us() else held_since end
+where sid = $1 and part = any($2::smallint[]) and (held_since > 0) <> $3";
+
+#[async_trait]
+impl NodeStore for Postgres {
+    async fn begin_session(&self, name: &str, ttl: Duration) -> Result<Session> {
+        let sid = sqlx::query_scalar(
+            "insert into nodes (name, expires_at) values ($1, now_us() + $2) returning sid",
+        )
+        .bind(name)
+        .bind(ttl.as_micros() as i64)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(Session(sid))
+    }
+
+    async fn renew_session(&self, session: Session, ttl: Duration) -> Result<bool> {
+        let done = sqlx::query(
+            "update nodes set expires_at = now_us() + $2 where sid = $1 and expires_at > now_us()",
+        )
+        .bind(session.0)
+        .bind(ttl.as_micros() as i64)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    async fn end_session(&self, session: Session) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("delete from nodes where sid = $1 or expires_at < now_us() - 86400000000")
+            .bind(session.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query("update part_owner set sid = 0 where sid = $1")
+            .bind(session.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query(
+            "update queue set lease_sid = 0, token = token + 1
+             where part = any($1::smallint[]) and lease_sid = $2 and lease_sid <> 0",
+        )
+        .bind(numbers(&Part::all().collect::<Vec<_>>()))
+        .bind(session.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
+    async fn take_partitions(&self, session: Session) -> Result<Vec<Part>> {
+        let taken = sqlx::query(TAKE)
+            .bind(session.0)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?
+            .rows_affected();
+        let owned: Vec<Part> = sqlx::query("select part from part_owner where sid = $1 order by part")
+            .bind(session.0)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed)?
+            .iter()
+            .map(|r| Part::new(r.get::<i16, _>(0) as u8))
+            .collect();
+        if taken > 0 {
+            sqlx::query(super::queue::FREE_LOST)
+                .bind(numbers(&owned))
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+        }
+        Ok(owned)
+    }
+
+    async fn hold(&self, session: Session, parts: &[Part], held: bool) -> Result<()> {
+        sqlx::query(HOLD)
+            .bind(session.0)
+            .bind(numbers(parts))
+            .bind(held)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn hint(&self, hints: &[(Part, SubscriptionId)]) -> Result<()> {
+        // A notification holds at most 8000 bytes.
+        for chunk in hints.chunks(200) {
+            let text: Vec<String> = chunk
+                .iter()
+                .map(|(part, sub)| format!("{}:{}", part.get(), sub.0.simple()))
+                .collect();
+            sqlx::query("select pg_notify('onering_due', $1)")
+                .bind(text.join(" "))
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn listen(&self) -> Result<Box<dyn Hints>> {
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .connect_with(self.options.clone())
+            .await
+            .map_err(failed)?;
+        let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
+        listener
+            .listen_all(["onering_config", "onering_due"])
+            .await
+            .map_err(failed)?;
+        Ok(Box::new(Listener {
+            listener,
+            pending: Vec::new(),
+        }))
+    }
+}
+
+struct Listener {
+    listener: PgListener,
+    pending: Vec<Hint>,
+}
+
+#[async_trait]
+impl Hints for Listener {
+    async fn next(&mut self) -> Result<Hint> {
+        loop {
+            if let Some(hint) = self.pending.pop() {
+                return Ok(hint);
+            }
+            let Some(note) = self.listener.try_recv().await.map_err(failed)? else {
+                return Ok(Hint::Reconnected);
+            };
+            if note.channel() == "onering_config" {
+                return Ok(Hint::Config);
+            }
+            self.pending.extend(note.payload().split(' ').filter_map(|entry| {
+                let (part, sub) = entry.split_once(':')?;
+                Some(Hint::Due(
+                    Part::new(part.parse().ok()?),
+                    SubscriptionId(sub.parse().ok()?),
+                ))
+            }));
+        }
+    }
+}

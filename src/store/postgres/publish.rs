@@ -1,0 +1,253 @@
+//! Publishing: one statement commits a batch of events with their deliveries.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::Row as _;
+use uuid::Uuid;
+
+use super::{Postgres, failed, lacks_day};
+use crate::{
+    domain::id::{EventId, day_of},
+    store::{Publish, Published, Result, Session, StoreError},
+};
+
+/// `fresh`: matched against the tenant's present revision. `seen`: took the
+/// idempotency key, for the first time or after its window. `own`: partitions in
+/// which this session may lease. Rows are inserted in the order of their keys,
+/// so that two nodes never wait for each other in a circle.
+const PUBLISH: &str = "
+with t as materialized (select now_us() as now),
+input as materialized (
+  select * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::uuid[], $6::integer[], $7::text[],
+                       $8::bytea[], $9::uuid[], $10::integer[], $11::uuid[], $12::uuid[], $13::integer[])
+    with ordinality as i(part, tenant, rev, event, day, type, body, key, idem_day, idem_key, content, n, ord)
+),
+fresh as materialized (
+  select i.* from input i join tenant_rev r on r.tenant = i.tenant and r.rev = i.rev
+),
+seen as (
+  insert into idempotency as old (part, day, tenant, key_hash, content_hash, event, deliveries, at)
+  select part, idem_day, tenant, idem_key, content, event, n, t.now
+  from fresh, t where idem_key is not null
+  order by part, tenant, idem_key, idem_day
+  on conflict (part, tenant, key_hash, day) do update
+    set content_hash = excluded.content_hash, event = excluded.event,
+        deliveries = excluded.deliveries, at = excluded.at
+    where old.at <= excluded.at - 86400000000
+  returning event
+),
+accepted as materialized (
+  select * from fresh where idem_key is null or event in (select event from seen)
+),
+own as materialized (
+  select o.part, (n.sid is not null) as mine,
+         t.now - o.held - case when o.held_since > 0 then t.now - o.held_since else 0 end as active
+  from part_owner o cross join t
+  left join nodes n on n.sid = o.sid and o.sid = $1 and n.expires_at > t.now
+  where o.part in (select part from accepted)
+),
+stored as (
+  insert into events (part, day, id, tenant, key, type, body)
+  select part, day, event, tenant, key, type, body from accepted order by part, event
+),
+queued as (
+  insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from,
+                     lease_sid, token, state, attempts, replays, by_hand, status, reason)
+  select a.part, d.id, a.tenant, d.sub, a.event, a.day, t.now, 0, own.active - d.held,
+         case when d.lease and own.mine then $1 else 0 end,
+         case when d.lease and own.mine then 1 else 0 end, 1, 0, 0, false, 0, ''
+  from unnest($14::integer[], $15::uuid[], $16::uuid[], $17::bigint[], $18::boolean[]) as d(ord, id, sub, held, lease)
+  join accepted a on a.ord = d.ord
+  join own on own.part = a.part
+  cross join t
+  order by a.part, d.id
+)
+select f.ord, a.ord is not null as accepted, coalesce(own.mine, false) as leased
+from fresh f left join accepted a on a.ord = f.ord left join own on own.part = f.part";
+
+const WINNERS: &str = "
+select i.ord, w.event, w.deliveries, w.content_hash
+from unnest($1::smallint[], $2::integer[], $3::uuid[], $4::uuid[]) with ordinality as i(part, day, tenant, key, ord)
+join idempotency w on w.part = i.part and w.day = i.day and w.tenant = i.tenant and w.key_hash = i.key";
+
+impl Postgres {
+    pub(super) async fn publish_batch(
+        &self,
+        session: Session,
+        batch: &[Publish],
+    ) -> Result<Vec<Published>> {
+        let mut results = vec![Published::Stale; batch.len()];
+        // One statement can't see its own repetitions: the second of a pair goes
+        // in a statement after the first.
+        let mut rest: Vec<usize> = (0..batch.len()).collect();
+        while !rest.is_empty() {
+            let mut keys = HashSet::new();
+            let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|i| {
+                batch[*i]
+                    .idempotency
+                    .is_none_or(|k| keys.insert((batch[*i].tenant, k.key, k.day)))
+            });
+            self.publish_distinct(session, batch, &now, &mut results)
+                .await?;
+            rest = later;
+        }
+        Ok(results)
+    }
+
+    async fn publish_distinct(
+        &self,
+        session: Session,
+        batch: &[Publish],
+        chosen: &[usize],
+        results: &mut [Published],
+    ) -> Result<()> {
+        let rows = match self.insert(session, batch, chosen).await {
+            Err(e) if lacks_day(&e) => {
+                self.prepare_days_of(batch, chosen).await?;
+                self.insert(session, batch, chosen).await
+            }
+            other => other,
+        };
+        let rows = match rows.map_err(failed) {
+            // One event's bad value must not refuse the others: halve until it
+            // stands alone.
+            Err(StoreError::Data(_)) if chosen.len() > 1 => {
+                let (left, right) = chosen.split_at(chosen.len() / 2);
+                Box::pin(self.publish_distinct(session, batch, left, results)).await?;
+                return Box::pin(self.publish_distinct(session, batch, right, results)).await;
+            }
+            other => other?,
+        };
+        let mut repeated = Vec::new();
+        for row in rows {
+            let i = chosen[(row.get::<i64, _>(0) - 1) as usize];
+            if row.get(1) {
+                results[i] = Published::Accepted { leased: row.get(2) };
+            } else {
+                repeated.push(i);
+            }
+        }
+        if !repeated.is_empty() {
+            self.read_winners(batch, &repeated, results).await?;
+        }
+        Ok(())
+    }
+
+    async fn insert(
+        &self,
+        session: Session,
+        batch: &[Publish],
+        chosen: &[usize],
+    ) -> std::result::Result<Vec<super::Row>, sqlx::Error> {
+        let n = chosen.len();
+        let mut part = Vec::with_capacity(n);
+        let mut tenant = Vec::with_capacity(n);
+        let mut rev = Vec::with_capacity(n);
+        let mut event = Vec::with_capacity(n);
+        let mut day = Vec::with_capacity(n);
+        let mut kind = Vec::with_capacity(n);
+        let mut body: Vec<&[u8]> = Vec::with_capacity(n);
+        let mut key = Vec::with_capacity(n);
+        let mut idem_day = Vec::with_capacity(n);
+        let mut idem_key = Vec::with_capacity(n);
+        let mut content = Vec::with_capacity(n);
+        let mut count = Vec::with_capacity(n);
+        let (mut d_ord, mut d_id, mut d_sub, mut d_held, mut d_lease) =
+            (vec![], vec![], vec![], vec![], vec![]);
+        for (ord, i) in chosen.iter().enumerate() {
+            let p = &batch[*i];
+            part.push(p.event.part().get());
+            tenant.push(p.tenant.0);
+            rev.push(p.revision);
+            event.push(p.event.0);
+            day.push(day_of(p.event.time()));
+            kind.push(p.event_type.as_str());
+            body.push(&p.body);
+            key.push(p.key.map(|k| k.0));
+            idem_day.push(p.idempotency.map(|k| k.day));
+            idem_key.push(p.idempotency.map(|k| Uuid::from_bytes(k.key)));
+            content.push(p.idempotency.map(|k| Uuid::from_bytes(k.content)));
+            count.push(p.deliveries.len() as i32);
+            for d in &p.deliveries {
+                d_ord.push(ord as i32 + 1);
+                d_id.push(d.id.0);
+                d_sub.push(d.subscription.0);
+                d_held.push(d.held);
+                d_lease.push(d.lease);
+            }
+        }
+        sqlx::query(PUBLISH)
+            .bind(session.0)
+            .bind(part)
+            .bind(tenant)
+            .bind(rev)
+            .bind(event)
+            .bind(day)
+            .bind(kind)
+            .bind(body)
+            .bind(key)
+            .bind(idem_day)
+            .bind(idem_key)
+            .bind(content)
+            .bind(count)
+            .bind(d_ord)
+            .bind(d_id)
+            .bind(d_sub)
+            .bind(d_held)
+            .bind(d_lease)
+            .fetch_all(self.reader())
+            .await
+    }
+
+    /// The losers of a race for a key can't see its winner in their own
+    /// statement's snapshot: read it in the next one.
+    async fn read_winners(
+        &self,
+        batch: &[Publish],
+        repeated: &[usize],
+        results: &mut [Published],
+    ) -> Result<()> {
+        let idempotency = |i: &usize| batch[*i].idempotency;
+        let keys: Vec<_> = repeated.iter().filter_map(idempotency).collect();
+        let rows = sqlx::query(WINNERS)
+            .bind(repeated.iter().map(|i| batch[*i].event.part().get()).collect::<Vec<_>>())
+            .bind(keys.iter().map(|k| k.day).collect::<Vec<_>>())
+            .bind(repeated.iter().map(|i| batch[*i].tenant.0).collect::<Vec<_>>())
+            .bind(keys.iter().map(|k| Uuid::from_bytes(k.key)).collect::<Vec<_>>())
+            .fetch_all(self.reader())
+            .await
+            .map_err(failed)?;
+        let winners: HashMap<i64, _> = rows.iter().map(|r| (r.get::<i64, _>(0), r)).collect();
+        for (n, i) in repeated.iter().enumerate() {
+            let row = winners
+                .get(&(n as i64 + 1))
+                .ok_or_else(|| StoreError::Unavailable("an idempotency key's first use is gone".into()))?;
+            results[*i] = Published::Duplicate {
+                event: EventId(row.get(1)),
+                deliveries: row.get(2),
+                same: row.get::<Uuid, _>(3).as_bytes() == &keys[n].content,
+            };
+        }
+        Ok(())
+    }
+
+    /// Makes the days that a batch needs: this node's clock may be ahead of what
+    /// was prepared.
+    async fn prepare_days_of(&self, batch: &[Publish], chosen: &[usize]) -> Result<()> {
+        let mut days: Vec<i32> = chosen
+            .iter()
+            .flat_map(|i| {
+                let p = &batch[*i];
+                [Some(day_of(p.event.time())), p.idempotency.map(|k| k.day)]
+            })
+            .flatten()
+            .filter(|d| *d > 0)
+            .collect();
+        days.sort_unstable();
+        days.dedup();
+        for day in days {
+            self.prepare_day(day).await?;
+        }
+        Ok(())
+    }
+}

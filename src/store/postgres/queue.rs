@@ -1,0 +1,430 @@
+//! Claiming, finishing and sweeping the queue.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::Row as _;
+use uuid::Uuid;
+
+use super::{Postgres, failed, lacks_day};
+use crate::{
+    domain::{
+        delivery::Status,
+        id::{DeliveryId, EventId, Part, SubscriptionId, TenantId},
+    },
+    store::{
+        Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session, Waiting, Want,
+        rows::FinishRow,
+    },
+};
+
+/// One look-up for each subscription, so that a million rows of one can't hide
+/// another's.
+const CLAIM: &str = "
+with t as materialized (select now_us() as now),
+own as materialized (
+  select o.part, t.now - o.held - case when o.held_since > 0 then t.now - o.held_since else 0 end as active
+  from part_owner o join nodes n on n.sid = o.sid cross join t
+  where o.sid = $1 and n.expires_at > t.now
+),
+chosen as materialized (
+  select q.ctid, own.active
+  from unnest($2::smallint[], $3::uuid[], $4::bigint[]) as w(part, sub, n)
+  join own on own.part = w.part
+  cross join t
+  cross join lateral (
+    select ctid from queue
+    where part = w.part and sub = w.sub and lease_sid = 0 and due_at <= t.now
+    order by due_at limit w.n for update skip locked
+  ) q
+),
+leased as (
+  update queue q set lease_sid = $1, token = token + 1
+  from chosen where q.ctid = chosen.ctid
+  returning q.*, chosen.active - q.age_from as age
+)
+select l.id, l.tenant, l.sub, l.event, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
+       l.token, l.attempts, l.replays, l.by_hand, l.age
+from leased l
+left join events e on e.part = l.part and e.day = l.event_day and e.id = l.event
+left join kept_bodies k on k.part = l.part and k.event = l.event
+order by l.due_at, l.id";
+
+/// Each row is looked up by its key and then touched by its place: a plan made
+/// while the queue is empty would otherwise scan it whole once it is long.
+const FINISH: &str = "
+with t as materialized (select now_us() as now, today() as today),
+input as materialized (
+  select * from unnest($1::smallint[], $2::uuid[], $3::integer[], $4::smallint[], $5::smallint[], $6::bigint[],
+                       $7::smallint[], $8::smallint[], $9::smallint[], $10::bigint[], $11::text[], $12::text[],
+                       $13::bytea[], $14::text[], $15::smallint[], $16::smallint[])
+    as i(part, id, token, action, state, wait, charge, replay, status, took, error, worker, response, reason, kind, number)
+),
+hit as materialized (
+  select q.place, q.tenant, q.sub, q.event, q.event_day, q.age_from, q.was, i.*
+  from input i cross join lateral (
+    select ctid as place, tenant, sub, event, event_day, age_from, attempts as was from queue
+    where part = i.part and id = i.id and token = i.token and lease_sid <> 0
+    limit 1 for update
+  ) q
+),
+gone as (
+  delete from queue q using hit where q.ctid = hit.place and hit.action < 2
+),
+kept as (
+  update queue q set
+    lease_sid = 0, token = q.token + 1,
+    due_at = case hit.action when 2 then t.now + hit.wait when 3 then 9223372036854775807 else q.due_at end,
+    dead_at = case hit.action when 3 then t.now + hit.wait else 0 end,
+    state = case hit.action when 4 then q.state else hit.state end,
+    attempts = q.attempts + hit.charge, replays = q.replays + hit.replay,
+    status = case hit.action when 4 then q.status else hit.status end,
+    reason = case hit.action when 4 then q.reason else hit.reason end
+  from hit, t where q.ctid = hit.place and hit.action >= 2
+),
+history as (
+  insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts,
+                    status, reason, worker, response)
+  select part, t.today, id, tenant, sub, event, t.now, took, token, state, was + charge,
+         status, reason, worker, response
+  from hit, t where action = 0
+),
+letters as (
+  insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts,
+                    status, reason)
+  select part, id, tenant, sub, event, event_day, t.now, age_from, token, state, was + charge, status, reason
+  from hit, t where action = 1
+),
+tries as (
+  insert into attempts (part, day, delivery, token, number, started_at, took, kind, status, error, worker, response)
+  select part, t.today, id, token, number, t.now - took, took, kind, status, error, worker, response
+  from hit, t where kind > 0
+)
+select id from hit";
+
+/// Rows that were finished under these very tokens already.
+const BEFORE: &str = "
+select i.id from unnest($1::smallint[], $2::uuid[], $3::integer[]) as i(part, id, token)
+where exists (select from done d where d.part = i.part and d.id = i.id and d.token = i.token)
+   or exists (select from dead d where d.part = i.part and d.id = i.id and d.token = i.token)
+   or exists (select from attempts a where a.part = i.part and a.delivery = i.id and a.token = i.token)";
+
+/// Steps from one subscription to the next through the index, so that the cost
+/// is that of the subscriptions, not of the rows.
+const WAITING: &str = "
+with recursive step as (
+  (select w.part, q.sub from unnest($1::smallint[]) as w(part) cross join lateral (
+     select sub from queue where part = w.part and lease_sid = 0 order by sub limit 1) q)
+  union all
+  (select s.part, q.sub from step s cross join lateral (
+     select sub from queue where part = s.part and lease_sid = 0 and sub > s.sub order by sub limit 1) q)
+)
+select s.part, s.sub, q.due_at - now_us()
+from step s cross join lateral (
+  select due_at from queue where part = s.part and sub = s.sub and lease_sid = 0 order by due_at limit 1) q
+where q.due_at < 9223372036854775807";
+
+pub(super) const FREE_LOST: &str = "
+update queue set lease_sid = 0, token = token + 1
+where part = any($1::smallint[]) and lease_sid <> 0
+  and lease_sid not in (select sid from nodes where expires_at > now_us())";
+
+const BURY: &str = "
+with late as (
+  delete from queue q using (
+    select ctid from queue where part = any($1::smallint[]) and dead_at > 0 and dead_at <= now_us() and lease_sid = 0
+    order by dead_at limit $2 for update skip locked) x
+  where q.ctid = x.ctid returning q.*)
+insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
+select part, id, tenant, sub, event, event_day, dead_at, age_from, token, 6, attempts, status, reason from late";
+
+const CANCEL: &str = "
+with cancelled as (
+  delete from queue q using (
+    select ctid from queue where part = $1 and sub = $2 and lease_sid = 0 limit $3 for update skip locked) x
+  where q.ctid = x.ctid returning q.*)
+insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts, status, reason,
+                  worker, response)
+select part, today(), id, tenant, sub, event, now_us(), 0, token, 10, attempts, status, 'subscription_deleted', '', ''
+from cancelled";
+
+const GIVE_UP: &str = "
+with late as (
+  delete from queue q using (
+    select ctid from queue where part = $1 and sub = $2 and lease_sid = 0 and id < $3
+    limit $4 for update skip locked) x
+  where q.ctid = x.ctid returning q.*)
+insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
+select part, id, tenant, sub, event, event_day, now_us(), age_from, token, 6, attempts, status, 'parked_too_long'
+from late";
+
+const RETRY_WAITING: &str = "
+update queue q set due_at = now_us(), dead_at = 0, token = q.token + 1,
+  by_hand = q.by_hand or old.state = 5, state = case when old.state = 5 then 3 else q.state end
+from (select part, id, state, lease_sid from queue where part = $1 and id = $2 for update) old
+where q.part = old.part and q.id = old.id and old.lease_sid = 0
+returning old.state";
+
+const RETRY_DEAD: &str = "
+with again as (delete from dead where part = $1 and id = $2 returning *),
+queued as (
+  insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
+                     state, attempts, replays, by_hand, status, reason)
+  select part, id, tenant, sub, event, event_day, now_us(), 0, now_us(), 0, token + 1,
+         3, attempts, 0, true, status, reason from again)
+select state from again";
+
+#[async_trait]
+impl QueueStore for Postgres {
+    async fn publish(&self, session: Session, batch: &[Publish]) -> Result<Vec<Published>> {
+        self.publish_batch(session, batch).await
+    }
+
+    async fn claim(&self, session: Session, wants: &[Want]) -> Result<Vec<Leased>> {
+        let rows = sqlx::query(CLAIM)
+            .bind(session.0)
+            .bind(wants.iter().map(|w| w.part.get()).collect::<Vec<_>>())
+            .bind(wants.iter().map(|w| w.subscription.0).collect::<Vec<_>>())
+            .bind(wants.iter().map(|w| w.limit).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed)?;
+        rows.iter()
+            .map(|r| {
+                Ok(Leased {
+                    id: DeliveryId(r.get(0)),
+                    tenant: TenantId(r.get(1)),
+                    subscription: SubscriptionId(r.get(2)),
+                    event: EventId(r.get(3)),
+                    event_type: r.get(4),
+                    body: r
+                        .get::<Option<Vec<u8>>, _>(5)
+                        .ok_or_else(|| crate::store::StoreError::Data("a queued body is gone".into()))?
+                        .into(),
+                    token: r.get(6),
+                    attempts: r.get::<i16, _>(7) as u16,
+                    replays: r.get::<i16, _>(8) as u16,
+                    by_hand: r.get(9),
+                    age: r.get(10),
+                })
+            })
+            .collect()
+    }
+
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
+        let rows = match self.finish_batch(batch).await {
+            Err(e) if lacks_day(&e) => {
+                crate::store::HistoryStore::prepare_days(self).await?;
+                self.finish_batch(batch).await
+            }
+            other => other,
+        };
+        let now: HashMap<Uuid, ()> = rows
+            .map_err(failed)?
+            .iter()
+            .map(|r| (r.get::<Uuid, _>(0), ()))
+            .collect();
+        let missed: Vec<&Finish> = batch.iter().filter(|f| !now.contains_key(&f.id.0)).collect();
+        let before: HashMap<Uuid, ()> = if missed.is_empty() {
+            HashMap::new()
+        } else {
+            sqlx::query(BEFORE)
+                .bind(missed.iter().map(|f| f.id.part().get()).collect::<Vec<_>>())
+                .bind(missed.iter().map(|f| f.id.0).collect::<Vec<_>>())
+                .bind(missed.iter().map(|f| f.token).collect::<Vec<_>>())
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed)?
+                .iter()
+                .map(|r| (r.get::<Uuid, _>(0), ()))
+                .collect()
+        };
+        Ok(batch
+            .iter()
+            .map(|f| {
+                if now.contains_key(&f.id.0) {
+                    Finished::Now
+                } else if before.contains_key(&f.id.0) {
+                    Finished::Before
+                } else {
+                    Finished::Stale
+                }
+            })
+            .collect())
+    }
+
+    async fn waiting(&self, parts: &[Part]) -> Result<Vec<Waiting>> {
+        let rows = sqlx::query(WAITING)
+            .bind(numbers(parts))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(rows
+            .iter()
+            .map(|r| Waiting {
+                part: Part::new(r.get::<i16, _>(0) as u8),
+                subscription: SubscriptionId(r.get(1)),
+                due_in: Duration::from_micros(r.get::<i64, _>(2).max(0) as u64),
+            })
+            .collect())
+    }
+
+    async fn leases(&self, session: Session) -> Result<Vec<(DeliveryId, i32)>> {
+        let rows = sqlx::query(
+            "select id, token from queue where part = any($1::smallint[]) and lease_sid = $2 and lease_sid <> 0",
+        )
+        .bind(numbers(&Part::all().collect::<Vec<_>>()))
+        .bind(session.0)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(rows
+            .iter()
+            .map(|r| (DeliveryId(r.get(0)), r.get(1)))
+            .collect())
+    }
+
+    async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
+        self.changed(sqlx::query(FREE_LOST).bind(numbers(parts))).await
+    }
+
+    async fn bury(&self, parts: &[Part], limit: i64) -> Result<u64> {
+        self.changed(sqlx::query(BURY).bind(numbers(parts)).bind(limit))
+            .await
+    }
+
+    async fn cancel(&self, part: Part, subscription: SubscriptionId, limit: i64) -> Result<u64> {
+        self.changed(
+            sqlx::query(CANCEL)
+                .bind(part.get())
+                .bind(subscription.0)
+                .bind(limit),
+        )
+        .await
+    }
+
+    async fn give_up(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        age: Duration,
+        limit: i64,
+    ) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let now = self.clock(&mut tx).await?;
+        let oldest = crate::domain::id::first_uuid_at(now - age.as_micros() as i64);
+        let done = sqlx::query(GIVE_UP)
+            .bind(part.get())
+            .bind(subscription.0)
+            .bind(oldest)
+            .bind(limit)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(done.rows_affected())
+    }
+
+    async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>> {
+        let row = sqlx::query(RETRY_WAITING)
+            .bind(id.part().get())
+            .bind(id.0)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)?;
+        if let Some(row) = row {
+            return Ok(Some(Status::from_i16(row.get(0))));
+        }
+        let row = sqlx::query(RETRY_DEAD)
+            .bind(id.part().get())
+            .bind(id.0)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)?;
+        if let Some(row) = row {
+            return Ok(Some(Status::from_i16(row.get(0))));
+        }
+        let found = crate::store::HistoryStore::get_delivery(self, id).await?;
+        Ok(found.map(|d| d.status))
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, super::Db, sqlx::postgres::PgArguments>;
+
+impl Postgres {
+    async fn changed(&self, query: Query<'_>) -> Result<u64> {
+        Ok(query
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?
+            .rows_affected())
+    }
+
+    async fn finish_batch(
+        &self,
+        batch: &[Finish],
+    ) -> std::result::Result<Vec<super::Row>, sqlx::Error> {
+        let n = batch.len();
+        let mut part = Vec::with_capacity(n);
+        let mut id = Vec::with_capacity(n);
+        let mut token = Vec::with_capacity(n);
+        let mut action = Vec::with_capacity(n);
+        let mut state = Vec::with_capacity(n);
+        let mut wait = Vec::with_capacity(n);
+        let mut charge = Vec::with_capacity(n);
+        let mut replay = Vec::with_capacity(n);
+        let mut status = Vec::with_capacity(n);
+        let mut took = Vec::with_capacity(n);
+        let mut error = Vec::with_capacity(n);
+        let mut worker = Vec::with_capacity(n);
+        let mut response: Vec<&[u8]> = Vec::with_capacity(n);
+        let mut reason = Vec::with_capacity(n);
+        let mut kind = Vec::with_capacity(n);
+        let mut number = Vec::with_capacity(n);
+        // Sorted, so that two nodes lock rows in the same order.
+        let mut order: Vec<&Finish> = batch.iter().collect();
+        order.sort_unstable_by_key(|f| (f.id.part(), f.id));
+        for f in order {
+            let row = FinishRow::of(f);
+            part.push(f.id.part().get());
+            id.push(f.id.0);
+            token.push(f.token);
+            action.push(row.action);
+            state.push(row.state);
+            wait.push(row.wait);
+            charge.push(row.charge);
+            replay.push(row.replay);
+            status.push(row.status);
+            took.push(row.took);
+            error.push(row.error);
+            worker.push(row.worker);
+            response.push(row.response);
+            reason.push(f.reason.as_str());
+            kind.push(row.kind);
+            number.push(row.number);
+        }
+        sqlx::query(FINISH)
+            .bind(part)
+            .bind(id)
+            .bind(token)
+            .bind(action)
+            .bind(state)
+            .bind(wait)
+            .bind(charge)
+            .bind(replay)
+            .bind(status)
+            .bind(took)
+            .bind(error)
+            .bind(worker)
+            .bind(response)
+            .bind(reason)
+            .bind(kind)
+            .bind(number)
+            .fetch_all(&self.pool)
+            .await
+    }
+}
+
+pub(super) fn numbers(parts: &[Part]) -> Vec<i16> {
+    parts.iter().map(|p| p.get()).collect()
+}

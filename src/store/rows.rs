@@ -1,0 +1,270 @@
+//! What both engines write in the same way.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Finish, Settle};
+use crate::domain::{
+    delivery::{Attempt, Schedule, Status},
+    id::Micros,
+    key::{Hashed, Key, Kind, Previous},
+    signature::Scheme,
+    subscription::{Disabled, PreviousSecret, Sealed, Subscription},
+};
+
+/// A [`Finish`] in the columns of the finishing statements.
+pub(super) struct FinishRow<'a> {
+    /// 0 done, 1 dead, 2 due again, 3 failed, 4 as before.
+    pub action: i16,
+    pub state: i16,
+    pub wait: Micros,
+    pub charge: i16,
+    pub replay: i16,
+    pub status: i16,
+    pub took: Micros,
+    pub error: &'a str,
+    pub worker: &'a str,
+    pub response: &'a [u8],
+    /// How the attempt ended; 0 where it needs no row.
+    pub kind: i16,
+    pub number: i16,
+}
+
+impl<'a> FinishRow<'a> {
+    pub fn of(f: &'a Finish) -> Self {
+        let micros = |d: std::time::Duration| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX / 4);
+        let (action, status, wait, charge, replay) = match f.settle {
+            Settle::Done(status) => (0, status, 0, status == Status::Delivered, false),
+            Settle::Dead(status) => (1, status, 0, f.attempt.is_some() && status == Status::Dead, false),
+            Settle::Retry { after, charged } => (2, Status::Retrying, micros(after), charged, !charged),
+            Settle::Failed(after) => (3, Status::Failed, micros(after), true, false),
+            Settle::Release => (4, Status::Pending, 0, false, false),
+        };
+        let attempt = f.attempt.as_ref();
+        Self {
+            action,
+            state: status.to_i16(),
+            wait,
+            charge: charge.into(),
+            replay: replay.into(),
+            status: attempt.map_or(0, |a| a.response_status as i16),
+            took: attempt.map_or(0, |a| a.took),
+            error: attempt.map_or("", |a: &Attempt| &a.error),
+            worker: attempt.map_or("", |a| &a.worker),
+            response: attempt.map_or(&[], |a| &a.response),
+            kind: if f.keeps_attempt() {
+                attempt.map_or(0, |a| a.kind.to_i16())
+            } else {
+                0
+            },
+            number: attempt.map_or(0, |a| a.number as i16),
+        }
+    }
+}
+
+/// What of a key is kept as one JSON text.
+#[derive(Serialize, Deserialize)]
+pub(super) struct KeyDoc {
+    name: String,
+    tier: String,
+    scopes: Vec<String>,
+    canary: bool,
+    rate_limit_per_hour: Option<i64>,
+    expires_at: Option<Micros>,
+    metadata: Vec<(String, String)>,
+    whole_text: bool,
+}
+
+impl KeyDoc {
+    pub fn of(key: &Key) -> String {
+        let doc = Self {
+            name: key.name.clone(),
+            tier: key.tier.clone(),
+            scopes: key.scopes.clone(),
+            canary: key.canary,
+            rate_limit_per_hour: key.rate_limit_per_hour,
+            expires_at: key.expires_at,
+            metadata: key.metadata.clone(),
+            whole_text: key.whole_text,
+        };
+        serde_json::to_string(&doc).unwrap_or_default()
+    }
+}
+
+/// A key's columns.
+pub(super) struct KeyRow {
+    pub id: uuid::Uuid,
+    pub tenant: Option<uuid::Uuid>,
+    pub kind: i16,
+    pub doc: String,
+    pub status: i16,
+    pub pepper: i32,
+    pub digest: Vec<u8>,
+    pub previous_pepper: i32,
+    pub previous_digest: Vec<u8>,
+    pub previous_until: Micros,
+    pub updated_at: Micros,
+}
+
+impl KeyRow {
+    pub fn of(key: &Key) -> Self {
+        Self {
+            id: key.id.0,
+            tenant: key.tenant.map(|t| t.0),
+            kind: key.kind.to_i16(),
+            doc: KeyDoc::of(key),
+            status: key.status.to_i16(),
+            pepper: key.secret.pepper,
+            digest: key.secret.digest.to_vec(),
+            previous_pepper: key.previous.map_or(0, |p| p.hash.pepper),
+            previous_digest: key.previous.map_or_else(Vec::new, |p| p.hash.digest.to_vec()),
+            previous_until: key.previous.map_or(0, |p| p.until),
+            updated_at: key.updated_at,
+        }
+    }
+
+    pub fn into_key(self) -> Result<Key, String> {
+        use crate::domain::id::{KeyId, TenantId};
+        let doc: KeyDoc =
+            serde_json::from_str(&self.doc).map_err(|e| format!("key {}: {e}", KeyId(self.id)))?;
+        let digest = |bytes: &[u8]| {
+            <[u8; 32]>::try_from(bytes).map_err(|_| format!("key {}: bad digest", KeyId(self.id)))
+        };
+        let previous = if self.previous_until > 0 {
+            Some(Previous {
+                hash: Hashed {
+                    pepper: self.previous_pepper,
+                    digest: digest(&self.previous_digest)?,
+                },
+                until: self.previous_until,
+            })
+        } else {
+            None
+        };
+        Ok(Key {
+            id: KeyId(self.id),
+            tenant: self.tenant.map(TenantId),
+            kind: Kind::from_i16(self.kind),
+            name: doc.name,
+            tier: doc.tier,
+            scopes: doc.scopes,
+            canary: doc.canary,
+            rate_limit_per_hour: doc.rate_limit_per_hour,
+            expires_at: doc.expires_at,
+            metadata: doc.metadata,
+            status: crate::domain::key::Status::from_i16(self.status),
+            secret: Hashed {
+                pepper: self.pepper,
+                digest: digest(&self.digest)?,
+            },
+            previous,
+            whole_text: doc.whole_text,
+            created_at: KeyId(self.id).time(),
+            updated_at: self.updated_at,
+        })
+    }
+}
+
+/// What of a subscription is kept as one JSON text.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SubscriptionDoc {
+    url: String,
+    event_types: Vec<String>,
+    headers: Vec<(String, String)>,
+    description: String,
+    disabled: Option<(Micros, String)>,
+    held: Micros,
+    scheme: i16,
+    schedule: Option<Schedule>,
+    timeout: u32,
+    max_in_flight: u32,
+    max_age: i64,
+    metadata: Vec<(String, String)>,
+    public_key: String,
+}
+
+/// A subscription's columns.
+pub(super) struct SubscriptionRow {
+    pub id: uuid::Uuid,
+    pub tenant: uuid::Uuid,
+    pub doc: String,
+    pub secret: Vec<u8>,
+    pub previous_secret: Vec<u8>,
+    pub previous_until: Micros,
+    pub updated_at: Micros,
+}
+
+impl SubscriptionRow {
+    pub fn of(s: &Subscription) -> Self {
+        let doc = SubscriptionDoc {
+            url: s.url.clone(),
+            event_types: s.event_types.clone(),
+            headers: s.headers.clone(),
+            description: s.description.clone(),
+            disabled: s.disabled.as_ref().map(|d| (d.at, d.reason.clone())),
+            held: s.held,
+            scheme: scheme_number(s.scheme),
+            schedule: s.schedule.clone(),
+            timeout: s.timeout,
+            max_in_flight: s.max_in_flight,
+            max_age: s.max_age,
+            metadata: s.metadata.clone(),
+            public_key: s.public_key.clone(),
+        };
+        Self {
+            id: s.id.0,
+            tenant: s.tenant.0,
+            doc: serde_json::to_string(&doc).unwrap_or_default(),
+            secret: s.secret.0.clone(),
+            previous_secret: s.previous.as_ref().map_or_else(Vec::new, |p| p.secret.0.clone()),
+            previous_until: s.previous.as_ref().map_or(0, |p| p.until),
+            updated_at: s.updated_at,
+        }
+    }
+
+    pub fn into_subscription(self) -> Result<Subscription, String> {
+        use crate::domain::id::{SubscriptionId, TenantId};
+        let id = SubscriptionId(self.id);
+        let doc: SubscriptionDoc =
+            serde_json::from_str(&self.doc).map_err(|e| format!("subscription {id}: {e}"))?;
+        Ok(Subscription {
+            id,
+            tenant: TenantId(self.tenant),
+            url: doc.url,
+            event_types: doc.event_types,
+            headers: doc.headers,
+            description: doc.description,
+            disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
+            held: doc.held,
+            scheme: scheme_of(doc.scheme),
+            schedule: doc.schedule,
+            timeout: doc.timeout,
+            max_in_flight: doc.max_in_flight,
+            max_age: doc.max_age,
+            metadata: doc.metadata,
+            secret: Sealed(self.secret),
+            previous: (self.previous_until > 0).then_some(PreviousSecret {
+                secret: Sealed(self.previous_secret),
+                until: self.previous_until,
+            }),
+            public_key: doc.public_key,
+            created_at: id.time(),
+            updated_at: self.updated_at,
+        })
+    }
+}
+
+const fn scheme_number(scheme: Scheme) -> i16 {
+    match scheme {
+        Scheme::V1 => 1,
+        Scheme::Plain => 2,
+        Scheme::Ed25519 => 3,
+    }
+}
+
+const fn scheme_of(n: i16) -> Scheme {
+    match n {
+        2 => Scheme::Plain,
+        3 => Scheme::Ed25519,
+        _ => Scheme::V1,
+    }
+}

@@ -1,0 +1,28 @@
+//! The SQL that both engines speak. These files are compiled once in each
+//! engine's module, which gives them its `Engine`, `Db`, `Row` and `Transaction`.
+//!
+//! An engine also provides `reader()` (where to read), `begin()` (a transaction
+//! that writes), `snapshot()` (one that sees one state), `clock()` and
+//! `config_changed()`.
+
+mod config;
+mod history;
+mod keys;
+mod subscriptions;
+mod tenants;
+
+use super::{Engine, Row, Transaction, failed};
+use crate::store::{Result, StoreError};
+
+/// Increments the configuration's revision. The row stays locked until the
+/// commit, so that revisions are in the order of commits.
+async fn bump(tx: &mut Transaction<'_>) -> Result<i64> {
+    sqlx::query_scalar("update config_rev set rev = rev + 1 returning rev")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed)
+}
+
+fn broken(message: String) -> StoreError {
+    StoreError::Data(message)
+}
