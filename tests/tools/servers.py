@@ -168,7 +168,12 @@ def alive(pid):
         return False
     except PermissionError:
         pass
-    return True
+    # A zombie is not alive: its parent may not have asked for its end yet.
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return ") Z " not in stat.read_text()
+    except OSError:
+        return True
 
 
 def keep(owner, logs, answer):

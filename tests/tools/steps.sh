@@ -73,10 +73,15 @@ run() {
     return "$result"
 }
 
+# A zombie is not alive: whoever started ./test may not have asked for its end yet.
+alive() {
+    kill -0 "$1" 2>/dev/null && ! grep -qs ') Z ' "/proc/$1/stat"
+}
+
 # Ends the step when it takes too long, or when ./test itself was killed outright.
 watch() {
     local end=$((SECONDS + step_limit))
-    while kill -0 $$ 2>/dev/null; do
+    while alive $$; do
         if ((SECONDS >= end)); then
             echo "   stopped: not done after $step_limit s" | tee -a "$1"
             break
