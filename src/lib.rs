@@ -1,3 +1,4 @@
 //! OneRing.
+pub mod cli;
 pub mod error;
 pub mod proto;

@@ -1,0 +1,100 @@
+//! Permits to send, at a fixed rate.
+//!
+//! On a thread of its own: the runtime's timer counts in milliseconds, as much as
+//! the latencies to be measured (B4).
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Semaphore;
+
+use super::{
+    error::{BenchError, Result},
+    stats::real,
+};
+
+/// An open loop: event `n` is meant to be sent at `start + n / rate`, whether or
+/// not the server keeps up. Latencies count from there, so a slow server can't
+/// hide its slowness by being asked less often.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    /// When the first event is due, in nanoseconds of the hub's clock.
+    pub start: u64,
+    /// Events per second.
+    pub rate: f64,
+    /// Events in all.
+    pub total: u64,
+    permits: Arc<Semaphore>,
+}
+
+impl Schedule {
+    /// Starts handing out permits, one an event, over `length`.
+    pub fn begin(start: u64, rate: f64, length: Duration, publishers: usize) -> Result<Self> {
+        let schedule = Self {
+            start,
+            rate,
+            total: events(rate, length),
+            permits: Arc::new(Semaphore::new(0)),
+        };
+        let (permits, total) = (Arc::clone(&schedule.permits), schedule.total);
+        let pace = move || {
+            let began = Instant::now();
+            for n in 0..total {
+                let due = Duration::from_secs_f64(real(n) / rate);
+                let wait = due.saturating_sub(began.elapsed());
+                if !wait.is_zero() {
+                    thread::sleep(wait);
+                }
+                permits.add_permits(1);
+            }
+            // One more for each publisher, to find out that it is over.
+            permits.add_permits(publishers);
+        };
+        thread::Builder::new()
+            .name("bench-pace".into())
+            .spawn(pace)
+            .map_err(|e| BenchError::failed("no thread for the schedule", e))?;
+        Ok(schedule)
+    }
+
+    /// Waits until one more event is due.
+    pub async fn wait(&self) {
+        if let Ok(permit) = self.permits.acquire().await {
+            permit.forget();
+        }
+    }
+
+    /// When event `n` is meant to be sent, in nanoseconds of the hub's clock.
+    #[must_use]
+    pub fn due(&self, n: u64) -> u64 {
+        self.start + super::stats::nanos(Duration::from_secs_f64(real(n) / self.rate))
+    }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate is positive, and the cast saturates"
+)]
+fn events(rate: f64, length: Duration) -> u64 {
+    (rate * length.as_secs_f64()).round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_event_has_its_time_and_every_publisher_learns_of_the_end() {
+        let s = Schedule::begin(1_000, 2_000.0, Duration::from_millis(5), 3).unwrap();
+        assert_eq!(s.total, 10);
+        assert_eq!((s.due(0), s.due(4)), (1_000, 2_001_000));
+        for _ in 0..13 {
+            s.wait().await;
+        }
+        assert_eq!(s.permits.available_permits(), 0);
+    }
+}
