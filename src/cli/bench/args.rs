@@ -189,7 +189,38 @@ pub enum Format {
     Json,
 }
 
-/// Checks what clap can't.
+impl TargetArgs {
+    /// Checks what clap can't, before the first run: so that a mistake doesn't
+    /// show only after a minute. `databases` is how many may be named.
+    pub fn check(&self, databases: usize) -> Result<()> {
+        let usage = |why: String| Err(BenchError::Usage(why));
+        if let Some(url) = &self.url {
+            super::setup::authority(url)?;
+            if self.key.is_none() && self.admin_key.is_none() {
+                return usage("--url needs --key or --admin-key".into());
+            }
+        }
+        if self.database.len() > databases {
+            return usage("only `bench suite` takes --database more than once".into());
+        }
+        for database in &self.database {
+            if database != "sqlite" && !is_postgres(database) {
+                return usage("--database: `sqlite` or a postgres:// URL is needed".into());
+            }
+        }
+        if let Some(pair) = self.server_env.iter().find(|pair| !pair.contains('=')) {
+            return usage(format!("--server-env {pair}: NAME=VALUE is needed"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a database is named by a URL of PostgreSQL's.
+pub fn is_postgres(database: &str) -> bool {
+    database.starts_with("postgres://") || database.starts_with("postgresql://")
+}
+
+/// Whether every event type gets as many endpoints.
 pub fn check_fan_out(endpoints: u64, fan_out: u64) -> Result<()> {
     if endpoints.is_multiple_of(fan_out) {
         Ok(())
@@ -256,6 +287,30 @@ mod tests {
         assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         for bad in ["", "5", "s", "-1s", "0s", "25h", "1d"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_target_is_told_before_anything_runs() {
+        let check = |line: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            match cli.bench.mode {
+                Mode::Publish(args) => args.target.check(1),
+                Mode::Suite(args) => args.target.check(2),
+                _ => Ok(()),
+            }
+        };
+        assert!(check("bench publish").is_ok());
+        assert!(check("bench publish --url http://h --key osk_x").is_ok());
+        assert!(check("bench suite --database sqlite --database postgres://h/x").is_ok());
+        for bad in [
+            "bench publish --url http://h",
+            "bench publish --url ftp://h --key k",
+            "bench publish --database mysql://h/x",
+            "bench publish --database sqlite --database sqlite",
+            "bench publish --server-env A",
+        ] {
+            assert!(check(bad).is_err(), "{bad}");
         }
     }
 

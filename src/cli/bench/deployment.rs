@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    args::TargetArgs,
+    args::{TargetArgs, is_postgres},
     error::{BenchError, Result},
     postgres::Scratch,
     process,
@@ -49,15 +49,10 @@ impl Deployment {
                 scratch: None,
             });
         }
-        let (label, scratch) = match database {
-            "sqlite" => ("SQLite", None),
-            url if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-                ("PostgreSQL", Some(Scratch::create(url, &tag).await?))
-            }
-            other => {
-                let why = format!("--database {other}: `sqlite` or a postgres:// URL is needed");
-                return Err(BenchError::Usage(why));
-            }
+        let (label, scratch) = if is_postgres(database) {
+            ("PostgreSQL", Some(Scratch::create(database, &tag).await?))
+        } else {
+            ("SQLite", None)
         };
         match Self::started(bench, args, scratch.as_ref(), &tag, access).await {
             Ok((server, session)) => Ok(Self {

@@ -3,18 +3,18 @@
 //! On a thread of its own: the runtime's timer counts in milliseconds, as much as
 //! the latencies to be measured (B4).
 
-use std::{
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, thread, time::Duration};
 
 use tokio::sync::Semaphore;
 
 use super::{
     error::{BenchError, Result},
-    stats::real,
+    receiver::Hub,
+    stats::{nanos, real},
 };
+
+/// From making a schedule to its first event, in nanoseconds.
+const LEAD: u64 = 100_000_000;
 
 /// An open loop: event `n` is meant to be sent at `start + n / rate`, whether or
 /// not the server keeps up. Latencies count from there, so a slow server can't
@@ -31,27 +31,26 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Starts handing out permits, one an event, over `length`.
-    pub fn begin(start: u64, rate: f64, length: Duration, publishers: usize) -> Result<Self> {
+    /// Starts handing out permits, one an event, over `length`, after a moment in
+    /// which the publishers connect.
+    pub fn begin(hub: &Arc<Hub>, rate: f64, length: Duration, publishers: usize) -> Result<Self> {
         let schedule = Self {
-            start,
+            start: hub.now() + LEAD,
             rate,
             total: events(rate, length),
             permits: Arc::new(Semaphore::new(0)),
         };
-        let (permits, total) = (Arc::clone(&schedule.permits), schedule.total);
+        let (hub, pace) = (Arc::clone(hub), schedule.clone());
         let pace = move || {
-            let began = Instant::now();
-            for n in 0..total {
-                let due = Duration::from_secs_f64(real(n) / rate);
-                let wait = due.saturating_sub(began.elapsed());
-                if !wait.is_zero() {
-                    thread::sleep(wait);
+            for n in 0..pace.total {
+                let wait = pace.due(n).saturating_sub(hub.now());
+                if wait > 0 {
+                    thread::sleep(Duration::from_nanos(wait));
                 }
-                permits.add_permits(1);
+                pace.permits.add_permits(1);
             }
             // One more for each publisher, to find out that it is over.
-            permits.add_permits(publishers);
+            pace.permits.add_permits(publishers);
         };
         thread::Builder::new()
             .name("bench-pace".into())
@@ -70,7 +69,7 @@ impl Schedule {
     /// When event `n` is meant to be sent, in nanoseconds of the hub's clock.
     #[must_use]
     pub fn due(&self, n: u64) -> u64 {
-        self.start + super::stats::nanos(Duration::from_secs_f64(real(n) / self.rate))
+        self.start + nanos(Duration::from_secs_f64(real(n) / self.rate))
     }
 }
 
@@ -89,10 +88,15 @@ mod tests {
 
     #[tokio::test]
     async fn every_event_has_its_time_and_every_publisher_learns_of_the_end() {
-        let s = Schedule::begin(1_000, 2_000.0, Duration::from_millis(5), 3).unwrap();
+        let hub = Arc::new(Hub::new());
+        let s = Schedule::begin(&hub, 2_000.0, Duration::from_millis(5), 3).unwrap();
         assert_eq!(s.total, 10);
-        assert_eq!((s.due(0), s.due(4)), (1_000, 2_001_000));
-        for _ in 0..13 {
+        assert_eq!((s.due(0), s.due(4)), (s.start, s.start + 2_000_000));
+        for _ in 0..10 {
+            s.wait().await;
+        }
+        assert!(hub.now() >= s.due(9), "the last event came before its time");
+        for _ in 0..3 {
             s.wait().await;
         }
         assert_eq!(s.permits.available_permits(), 0);

@@ -66,7 +66,9 @@ pub struct Hub {
 }
 
 impl Hub {
-    fn new() -> Self {
+    /// Its clock starts now.
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             epoch: Instant::now(),
             live: ArcSwapOption::empty(),

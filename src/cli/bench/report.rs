@@ -96,6 +96,20 @@ impl Report {
             .sum()
     }
 
+    /// Why the benchmark failed although it ran to its end.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        if self.lost() > 0 {
+            return Some(format!(
+                "{} deliveries of accepted events never came",
+                self.lost()
+            ));
+        }
+        let nothing = |run: &&Run| run.count.accepted == 0;
+        let run = self.series.iter().flat_map(|s| &s.runs).find(nothing)?;
+        Some(format!("{}: no event was accepted", run.name))
+    }
+
     /// As Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
@@ -283,6 +297,24 @@ pub mod tests {
     }
 
     #[test]
+    fn a_run_in_which_nothing_was_accepted_failed() {
+        let report = |accepted| {
+            let mut run = sample(0.0);
+            run.count.accepted = accepted;
+            Report {
+                series: vec![Series {
+                    name: "B1".into(),
+                    database: "SQLite".into(),
+                    runs: vec![run],
+                }],
+                ..Report::default()
+            }
+        };
+        assert!(report(0).failure().is_some());
+        assert_eq!(report(1).failure(), None);
+    }
+
+    #[test]
     fn losses_and_refusals_are_never_hidden() {
         let mut run = sample(10.0);
         run.count = Count {
@@ -303,6 +335,7 @@ pub mod tests {
             ..Report::default()
         };
         assert_eq!(report.lost(), 2);
+        assert!(report.failure().is_some_and(|why| why.starts_with("2 ")));
         let text = report.markdown();
         assert!(
             text.contains("lost: 2, doubled: 3") && text.contains("429: 7"),

@@ -137,14 +137,7 @@ pub async fn run(bench: &Bench, route: &Route, load: &Load, probes: Probes<'_>) 
 
     let schedule = load
         .rate
-        .map(|rate| {
-            Schedule::begin(
-                live.start,
-                rate,
-                load.warm_up + load.duration,
-                load.connections,
-            )
-        })
+        .map(|rate| Schedule::begin(hub, rate, load.warm_up + load.duration, load.connections))
         .transpose()?;
     let mut publishers = JoinSet::new();
     for _ in 0..load.connections {
