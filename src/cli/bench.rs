@@ -65,9 +65,18 @@ fn complain(what: &str) {
     writeln!(std::io::stderr(), "onering bench: {what}").ok();
 }
 
-/// Resolves on Ctrl-C, so that what was started is stopped in order.
+/// Resolves on SIGINT and SIGTERM, so that what was started is stopped in order.
 async fn interrupted() -> BenchError {
-    tokio::signal::ctrl_c().await.ok();
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        },
+        Err(_) => {
+            tokio::signal::ctrl_c().await.ok();
+        }
+    }
     BenchError::Failed("interrupted".into())
 }
 
@@ -76,6 +85,7 @@ async fn begin(load: &LoadArgs) -> Result<(Bench, Report)> {
     let raw_before = raw::measure(&bench, load, "raw").await?;
     let report = Report {
         cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        connections: load.connections,
         body_bytes: load.body_bytes,
         raw_before,
         ..Report::default()

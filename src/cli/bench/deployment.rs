@@ -128,7 +128,7 @@ impl Deployment {
         server.spawn()?;
         while !self.session.is_served().await {
             server.check_alive()?;
-            if began.elapsed() > Duration::from_secs(60) {
+            if began.elapsed() > Duration::from_mins(1) {
                 return Err(BenchError::NotReached(
                     "the server didn't come back within 60 s".into(),
                 ));

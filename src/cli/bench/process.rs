@@ -87,6 +87,7 @@ impl Cpu {
 
 /// CPU for one delivery, in microseconds, by process.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+#[allow(clippy::struct_field_names, reason = "JSON has units in its names")]
 pub struct PerDelivery {
     /// The server's.
     pub server_us: Option<f64>,

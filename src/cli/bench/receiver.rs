@@ -182,13 +182,10 @@ async fn listen(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr
 async fn accept(listener: TcpListener, hub: Arc<Hub>) {
     let mut connections = 0_usize;
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let Ok((stream, _)) = listener.accept().await else {
             // Out of file descriptors, or a peer that went away: neither ends the benchmark.
-            Err(_) => {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                continue;
-            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            continue;
         };
         stream.set_nodelay(true).ok();
         connections = connections.wrapping_add(1);

@@ -60,6 +60,8 @@ impl Series {
 pub struct Report {
     /// The machine's cores, shared by everything.
     pub cores: usize,
+    /// Publishers.
+    pub connections: u16,
     /// Size of each published body.
     pub body_bytes: u32,
     /// Raw runs before the others.
@@ -132,8 +134,8 @@ impl Report {
             }
             writeln!(
                 out,
-                "; {} cores shared by publishers, server, database and receivers; {}-byte bodies\n",
-                self.cores, self.body_bytes
+                "; {} cores shared by publishers, server, database and receivers; {} connections, {}-byte bodies\n",
+                self.cores, self.connections, self.body_bytes
             )?;
         }
         if !self.rows.is_empty() {

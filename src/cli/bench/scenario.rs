@@ -276,16 +276,16 @@ async fn measure(bench: &Bench, live: &Live, load: &Load, probes: Probes<'_>) ->
 /// Returns how long that took since the window's end.
 async fn drain(bench: &Bench, live: &Live, load: &Load) -> Duration {
     let hub = &bench.receivers.hub;
-    let mut shown = 0;
+    let mut told = 0;
     let took = loop {
         let count = live.ledger.count();
         let took = Duration::from_nanos(hub.now().saturating_sub(live.window.end));
         if count.lost == 0 || took > load.drain {
             break took;
         }
-        if took.as_secs() > shown {
-            shown = took.as_secs();
-            let line = format!("{}: draining, {shown} s, {} to come", load.name, count.lost);
+        if took.as_secs() > told {
+            told = took.as_secs();
+            let line = format!("{}: draining, {told} s, {} to come", load.name, count.lost);
             bench.progress.tick(&line);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -22,7 +22,7 @@ use super::{
 };
 
 /// How long a server may take to become healthy: the first start migrates.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long it may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 

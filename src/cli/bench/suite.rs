@@ -28,7 +28,7 @@ pub async fn measure(
 ) -> Result<()> {
     let mut all = Vec::new();
     let databases = if target.url.is_some() {
-        vec!["".to_owned()]
+        vec![String::new()]
     } else {
         target.database.clone()
     };
