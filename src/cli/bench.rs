@@ -1,0 +1,204 @@
+//! `onering bench`: how many events the server takes, how soon they arrive, and
+//! that none is lost.
+//!
+//! Publishers and receivers live in this process and share one clock. Each event
+//! carries a sequence number, so an arrival is matched with its sending even
+//! where it comes before the answer to the publish.
+
+mod args;
+mod body;
+mod client;
+mod deployment;
+mod error;
+mod latency;
+mod ledger;
+mod pacer;
+mod plot;
+mod postgres;
+mod process;
+mod progress;
+mod publisher;
+mod raw;
+mod receiver;
+mod report;
+mod scenario;
+mod server;
+mod setup;
+mod stats;
+mod suite;
+
+use std::{io::Write as _, process::ExitCode};
+
+pub use args::BenchArgs;
+use args::{
+    Format, LatencyArgs, LoadArgs, Mode, OutputArgs, PublishArgs, RawArgs, SuiteArgs, TargetArgs,
+};
+use deployment::Deployment;
+use error::{BenchError, Result};
+use report::{Report, Row, Series, spread};
+use scenario::Bench;
+
+/// Runs a benchmark and prints its result. 1 where an accepted event was lost or
+/// something failed on the way, 2 for wrong use, 3 where no server was reached.
+pub async fn run(args: BenchArgs) -> ExitCode {
+    let (outcome, output) = match args.mode {
+        Mode::Raw(args) => (raw_mode(&args).await, args.output),
+        Mode::Publish(args) => (publish_mode(&args).await, args.output),
+        Mode::Latency(args) => (latency_mode(&args).await, args.output),
+        Mode::Suite(args) => (suite_mode(&args).await, args.output),
+    };
+    let written = outcome.and_then(|report| write(&report, &output).map(|()| report.failure()));
+    match written {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(failure)) => {
+            complain(&failure);
+            ExitCode::FAILURE
+        }
+        Err(e) => {
+            complain(&e.to_string());
+            e.exit_code()
+        }
+    }
+}
+
+fn complain(what: &str) {
+    writeln!(std::io::stderr(), "onering bench: {what}").ok();
+}
+
+/// Resolves on SIGINT and SIGTERM, so that what was started is stopped in order.
+async fn interrupted() -> BenchError {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        },
+        Err(_) => {
+            tokio::signal::ctrl_c().await.ok();
+        }
+    }
+    BenchError::Failed("interrupted".into())
+}
+
+async fn begin(load: &LoadArgs) -> Result<(Bench, Report)> {
+    let bench = Bench::start(load.listen).await?;
+    let raw_before = raw::measure(&bench, load, "raw").await?;
+    let report = Report {
+        cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        connections: load.connections,
+        body_bytes: load.body_bytes,
+        raw_before,
+        ..Report::default()
+    };
+    Ok((bench, report))
+}
+
+async fn raw_mode(args: &RawArgs) -> Result<Report> {
+    // Here raw is not beside something, but what was asked for.
+    let load = LoadArgs {
+        raw_duration: args.load.duration,
+        ..args.load.clone()
+    };
+    let (_, mut report) = begin(&load).await?;
+    report.series = vec![Series {
+        name: "raw".into(),
+        database: "none".into(),
+        runs: report.raw_before.clone(),
+    }];
+    Ok(report)
+}
+
+async fn publish_mode(args: &PublishArgs) -> Result<Report> {
+    args.target.check(1)?;
+    args::check_fan_out(args.endpoints, args.fan_out)?;
+    let (bench, mut report) = begin(&args.load).await?;
+    let mut deployment = Deployment::start(&bench, &args.target, database(&args.target)).await?;
+    let series = tokio::select! {
+        series = suite::at_rate(
+            &bench, &args.load, &mut deployment, "publish", args.rate, args.endpoints, args.fan_out,
+        ) => series,
+        stop = interrupted() => Err(stop),
+    };
+    deployment.stop().await?;
+    let series = series?;
+    report.raw_after = raw::measure(&bench, &args.load, "raw").await?;
+    let rate = series.rate();
+    report.rows.push(Row {
+        id: String::new(),
+        what: format!(
+            "durable publish → delivered, {} endpoint(s), fan-out {}, {}",
+            args.endpoints, args.fan_out, series.database
+        ),
+        figure: format!("{} deliveries/s", spread(rate, 0)),
+        of_raw: report.of_raw(rate.median),
+        target: String::new(),
+        reached: None,
+    });
+    report.series.push(series);
+    Ok(report)
+}
+
+async fn latency_mode(args: &LatencyArgs) -> Result<Report> {
+    args.target.check(1)?;
+    let (bench, mut report) = begin(&args.load).await?;
+    let mut deployment = Deployment::start(&bench, &args.target, database(&args.target)).await?;
+    let found = tokio::select! {
+        found = latency_series(&bench, args, &mut deployment) => found,
+        stop = interrupted() => Err(stop),
+    };
+    deployment.stop().await?;
+    let (full, latencies) = found?;
+    report.raw_after = raw::measure(&bench, &args.load, "raw").await?;
+    report.rows = suite::latency_rows(&report, &latencies);
+    report.series = full.into_iter().chain(latencies).collect();
+    Ok(report)
+}
+
+/// B4 and B5, with the B1 that B5's rate is half of, unless that is given.
+async fn latency_series(
+    bench: &Bench,
+    args: &LatencyArgs,
+    deployment: &mut Deployment,
+) -> Result<(Option<Series>, Vec<Series>)> {
+    let (full, half) = if let Some(rate) = args.b5_rate {
+        (None, rate)
+    } else {
+        let full = suite::throughput(bench, &args.load, deployment, "B1", 1, 1).await?;
+        let half = full.spread(|r| r.events_per_s).median / 2.0;
+        (Some(full), half)
+    };
+    let latencies = suite::latency(bench, &args.load, deployment, args.rate, half).await?;
+    Ok((full, latencies))
+}
+
+async fn suite_mode(args: &SuiteArgs) -> Result<Report> {
+    args.target.check(2)?;
+    let (bench, mut report) = begin(&args.load).await?;
+    suite::measure(&bench, &args.load, &args.target, &mut report).await?;
+    Ok(report)
+}
+
+/// The one database of a mode that takes no more.
+fn database(target: &TargetArgs) -> &str {
+    target.database.first().map_or("sqlite", String::as_str)
+}
+
+fn write(report: &Report, output: &OutputArgs) -> Result<()> {
+    let json =
+        || serde_json::to_string_pretty(report).map_err(|e| BenchError::failed("no JSON", e));
+    let save = |path: &std::path::Path, text: String| {
+        std::fs::write(path, text).map_err(|e| BenchError::failed(&path.display().to_string(), e))
+    };
+    if let Some(path) = &output.json {
+        save(path, json()?)?;
+    }
+    if let Some(path) = &output.svg {
+        save(path, plot::svg(report))?;
+    }
+    let text = match output.output {
+        Format::Text => report.markdown(),
+        Format::Json => json()?,
+    };
+    writeln!(std::io::stdout(), "{}", text.trim_end())
+        .map_err(|e| BenchError::failed("standard output", e))
+}

@@ -1,0 +1,322 @@
+//! The arguments of `onering bench`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{
+    error::{BenchError, Result},
+    ledger::MAX_FAN_OUT,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  onering bench raw
+  onering bench publish --duration 60s --connections 64
+  onering bench publish --database postgres://localhost/postgres --endpoints 10 --fan-out 10
+  onering bench publish --rate 2000 --json result.json --svg result.svg
+  onering bench latency --b5-rate 5000
+  onering bench suite --database postgres://localhost/postgres --database sqlite
+  onering bench publish --url http://127.0.0.1:8000 --admin-key sk_admin_...
+
+Without --url it starts a server of its own on a free port of this machine, with a
+database that is made for the run and removed after it. Everything shares the
+machine's cores, so compare figures as fractions of `raw`, measured in the same run.
+Exit code 1 if an accepted event was lost.";
+
+/// Measures this server: how many events it takes, how soon they arrive, and
+/// that none is lost.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct BenchArgs {
+    /// What to measure.
+    #[command(subcommand)]
+    pub mode: Mode,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Mode {
+    /// Posts the same bodies straight at the receivers: what this machine can do at most.
+    Raw(RawArgs),
+    /// Durable publish until delivered: events per second, deliveries per second, latencies.
+    Publish(PublishArgs),
+    /// Latency from publish to arrival, at 100 events/s and at half of full speed.
+    Latency(LatencyArgs),
+    /// Everything, as a table in Markdown.
+    Suite(SuiteArgs),
+}
+
+/// Arguments of `bench raw`.
+#[derive(Debug, Args)]
+pub struct RawArgs {
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `bench publish`.
+#[derive(Debug, Args)]
+pub struct PublishArgs {
+    /// Publish this many events a second, whether or not the server keeps up;
+    /// latencies count from when an event was due. Without it each connection
+    /// sends its next event when the last one is answered.
+    #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Subscriptions, each with an endpoint of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub endpoints: u64,
+    /// Subscriptions that each event goes to; a divisor of the endpoints.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_FAN_OUT))]
+    pub fan_out: u64,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `bench latency`.
+#[derive(Debug, Args)]
+pub struct LatencyArgs {
+    /// The low rate.
+    #[arg(long, default_value = "100", value_name = "EVENTS_PER_SECOND", value_parser = rate)]
+    pub rate: f64,
+    /// The high rate. Without it: half of what the server takes, measured first.
+    #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate)]
+    pub b5_rate: Option<f64>,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `bench suite`.
+#[derive(Debug, Args)]
+pub struct SuiteArgs {
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// How much, and for how long.
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    /// Publishers, each with one HTTP/1.1 connection.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub connections: u16,
+    /// Size of each request's body, in bytes.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub body_bytes: u32,
+    /// How long each run is measured.
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub duration: Duration,
+    /// How long it runs before that, not counted.
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub warm_up: Duration,
+    /// Runs; medians are shown with the lowest and the highest.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub runs: u16,
+    /// How long each raw run is measured, before and after the others.
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub raw_duration: Duration,
+    /// How long to wait after a run for deliveries that are still to come; then they are lost.
+    #[arg(long, default_value = "120s", value_parser = duration)]
+    pub drain: Duration,
+    /// Where the receivers listen.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+}
+
+/// Which server.
+#[derive(Debug, Clone, Args)]
+pub struct TargetArgs {
+    /// A running server, `http://host:port`. Without it, one is started.
+    #[arg(long)]
+    pub url: Option<String>,
+    /// A consumer's key (`osk_…`) of that server.
+    #[arg(long, requires = "url")]
+    pub key: Option<String>,
+    /// An admin key of that server; a consumer's key is made with it and revoked at the end.
+    #[arg(long, env = "ONERING_ADMIN_KEY", hide_env_values = true)]
+    pub admin_key: Option<String>,
+    /// The base URL of the receivers as the server sees them, if not their own address.
+    #[arg(long, requires = "url")]
+    pub advertise: Option<String>,
+    /// For a server of our own: `sqlite`, or a `postgres://` URL whose role may create
+    /// databases. The suite takes it twice.
+    #[arg(long, default_value = "sqlite", conflicts_with = "url")]
+    pub database: Vec<String>,
+    /// More environment for a server of our own: NAME=VALUE.
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "url")]
+    pub server_env: Vec<String>,
+    /// Where the data of a server of our own is kept during the run. A folder in
+    /// memory (tmpfs) would make durability look free.
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    pub data_dir: Option<PathBuf>,
+    /// Whether each event has an `Idempotency-Key`, as SDKs send.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub idempotency: bool,
+}
+
+/// What is written.
+#[derive(Debug, Clone, Args)]
+pub struct OutputArgs {
+    /// How the result is printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// Write the result as JSON to this file, too.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draw the result into this file.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+/// How the result is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table in Markdown, for people.
+    Text,
+    /// JSON, for programs.
+    Json,
+}
+
+impl TargetArgs {
+    /// Checks what clap can't, before the first run: so that a mistake doesn't
+    /// show only after a minute. `databases` is how many may be named.
+    pub fn check(&self, databases: usize) -> Result<()> {
+        let usage = |why: String| Err(BenchError::Usage(why));
+        if let Some(url) = &self.url {
+            super::setup::authority(url)?;
+            if self.key.is_none() && self.admin_key.is_none() {
+                return usage("--url needs --key or --admin-key".into());
+            }
+        }
+        if self.database.len() > databases {
+            return usage("only `bench suite` takes --database more than once".into());
+        }
+        for database in &self.database {
+            if database != "sqlite" && !is_postgres(database) {
+                return usage("--database: `sqlite` or a postgres:// URL is needed".into());
+            }
+        }
+        if let Some(pair) = self.server_env.iter().find(|pair| !pair.contains('=')) {
+            return usage(format!("--server-env {pair}: NAME=VALUE is needed"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a database is named by a URL of PostgreSQL's.
+pub fn is_postgres(database: &str) -> bool {
+    database.starts_with("postgres://") || database.starts_with("postgresql://")
+}
+
+/// Whether every event type gets as many endpoints.
+pub fn check_fan_out(endpoints: u64, fan_out: u64) -> Result<()> {
+    if endpoints.is_multiple_of(fan_out) {
+        Ok(())
+    } else {
+        Err(BenchError::Usage(format!(
+            "--endpoints {endpoints} must be a multiple of --fan-out {fan_out}"
+        )))
+    }
+}
+
+/// Reads `500ms`, `60s`, `2m` or `1h`; more than nothing.
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("a number with its unit: 500ms, 60s, 2m, 1h".into()),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(millis))
+        .filter(|n| (1..=86_400_000).contains(n))
+        .map(Duration::from_millis)
+        .ok_or_else(|| "from 1ms to 24h".into())
+}
+
+fn rate(text: &str) -> std::result::Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|r: &f64| (0.01..=1e6).contains(r))
+        .ok_or_else(|| "events per second, 0.01 to 1000000".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    #[test]
+    fn the_arguments_are_consistent_and_the_examples_parse() {
+        Cli::command().debug_assert();
+        for line in EXAMPLES
+            .lines()
+            .filter_map(|l| l.trim().strip_prefix("onering "))
+        {
+            Cli::try_parse_from(line.split(' ')).unwrap();
+        }
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
+        for bad in ["", "5", "s", "-1s", "0s", "25h", "1d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_target_is_told_before_anything_runs() {
+        let check = |line: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            match cli.bench.mode {
+                Mode::Publish(args) => args.target.check(1),
+                Mode::Suite(args) => args.target.check(2),
+                _ => Ok(()),
+            }
+        };
+        assert!(check("bench publish").is_ok());
+        assert!(check("bench publish --url http://h --key osk_x").is_ok());
+        assert!(check("bench suite --database sqlite --database postgres://h/x").is_ok());
+        for bad in [
+            "bench publish --url http://h",
+            "bench publish --url ftp://h --key k",
+            "bench publish --database mysql://h/x",
+            "bench publish --database sqlite --database sqlite",
+            "bench publish --server-env A",
+        ] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn fan_out_divides_the_endpoints() {
+        assert!(check_fan_out(20, 10).is_ok());
+        assert!(check_fan_out(15, 10).is_err());
+    }
+}

@@ -1,0 +1,120 @@
+//! One HTTP/1.1 connection, driven by the task that uses it.
+//!
+//! The connection's own future is polled beside the call instead of in a task
+//! of its own: no hand-over between threads, so that the client costs little.
+
+use std::{pin::pin, time::Duration};
+
+use bytes::Bytes;
+use futures_util::poll;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Request, StatusCode,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+type Driver = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
+
+/// Why a call got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// No connection was made.
+    #[error("not connected")]
+    NotConnected,
+    /// The connection ended before the answer.
+    #[error("connection lost")]
+    Lost,
+    /// No answer within the time allowed.
+    #[error("timed out")]
+    TimedOut,
+}
+
+/// A connection that opens itself, and again after it was lost.
+#[derive(Debug)]
+pub struct Connection {
+    authority: String,
+    timeout: Duration,
+    open: Option<(SendRequest<Full<Bytes>>, Driver)>,
+}
+
+impl Connection {
+    /// To `host:port`; nothing is sent before the first call.
+    #[must_use]
+    pub fn new(authority: impl Into<String>, timeout: Duration) -> Self {
+        Self {
+            authority: authority.into(),
+            timeout,
+            open: None,
+        }
+    }
+
+    /// Opens the connection, unless it is open.
+    pub async fn connect(&mut self) -> Result<(), CallError> {
+        // A server may close an idle connection: that is no failed call.
+        if let Some((_, driver)) = &mut self.open
+            && poll!(driver).is_ready()
+        {
+            self.open = None;
+        }
+        if self.open.is_none() {
+            let stream = tokio::time::timeout(self.timeout, TcpStream::connect(&self.authority))
+                .await
+                .map_err(|_| CallError::TimedOut)?
+                .map_err(|_| CallError::NotConnected)?;
+            stream.set_nodelay(true).ok();
+            self.open = Some(
+                http1::handshake(TokioIo::new(stream))
+                    .await
+                    .map_err(|_| CallError::NotConnected)?,
+            );
+        }
+        Ok(())
+    }
+
+    /// Sends a request and reads the whole answer. After an error the connection
+    /// is opened anew by the next call.
+    pub async fn call(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        self.connect().await?;
+        let answer = tokio::time::timeout(self.timeout, self.exchange(request)).await;
+        let answer = answer.unwrap_or(Err(CallError::TimedOut));
+        if answer.is_err() {
+            self.open = None;
+        }
+        answer
+    }
+
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        let (mut sender, mut driver) = self.open.take().ok_or(CallError::NotConnected)?;
+        let (answer, driver) = {
+            let mut answer = pin!(async {
+                let response = sender.send_request(request).await?;
+                let status = response.status();
+                let body = response.into_body().collect().await?.to_bytes();
+                Ok::<_, hyper::Error>((status, body))
+            });
+            let first = tokio::select! {
+                biased;
+                answer = &mut answer => Some(answer),
+                _ = &mut driver => None,
+            };
+            if let Some(answer) = first {
+                (answer, Some(driver))
+            } else {
+                // The server closed after its answer: what was read is still to be
+                // had, and what was not read fails once the driver is gone.
+                drop(driver);
+                (answer.await, None)
+            }
+        };
+        self.open = driver.map(|driver| (sender, driver));
+        answer.map_err(|_| CallError::Lost)
+    }
+}

@@ -1,0 +1,2 @@
+//! The `onering` command.
+pub mod bench;
