@@ -1,0 +1,4 @@
+//! The `onering` command.
+
+pub mod sink;
+pub mod verify;

@@ -1,0 +1,4 @@
+//! Decisions as pure functions: no I/O and no clock.
+
+pub mod address;
+pub mod signature;
