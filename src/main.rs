@@ -16,7 +16,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     match Command::parse() {
-        Command::Sink(args) => sink::run(args).await,
-        Command::Verify(args) => verify::run(args),
+        Command::Sink(args) => sink::run(&args).await,
+        Command::Verify(args) => verify::run(&args),
     }
 }

@@ -96,7 +96,8 @@ const TEXT: &str = "not base64: a secret of one's own!";
 const WHSEC_TEXT: &str = "whsec_not-base64-either";
 /// The seed of RFC 8032's first test, alone and with its public key.
 const SEED: &str = "whsk_nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=";
-const PAIR: &str = "whsk_nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2DXWpgBgrEKt9VL/tPJZAc6DuFy89qmIyWvAhpo9wdRGg==";
+const PAIR: &str =
+    "whsk_nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2DXWpgBgrEKt9VL/tPJZAc6DuFy89qmIyWvAhpo9wdRGg==";
 const PUBLIC: &str = "whpk_11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
 /// The seed of RFC 8032's second test.
 const SEED_NEW: &str = "whsk_TM0Imyj/ltqdtsNG7BFOD1uKMZ81q6Yk2oz27U+4pvs=";
@@ -114,8 +115,11 @@ impl Send<'_> {
     fn to(&self, name: &str, key: &str) -> Vector {
         let current = Secret::parse(self.secret, self.scheme).unwrap();
         let previous = self.previous.map(|text| Secret::parse_any(text).unwrap());
-        let signed =
-            Signer::new(self.scheme, &current, previous.as_ref()).sign(T, EVENT, &self.body.bytes());
+        let signed = Signer::new(self.scheme, &current, previous.as_ref()).sign(
+            T,
+            EVENT,
+            &self.body.bytes(),
+        );
         let headers = [
             ("X-Webhook-Signature", signed.x_webhook_signature),
             ("X-Webhook-Timestamp", T.to_string()),
@@ -251,9 +255,13 @@ fn valid() -> Vec<Vector> {
         v1.to("v1", WHSEC),
         v1.to("v1, insisted on", WHSEC).insisting(V1),
         v1.to("v1, X-Webhook-Signature alone", WHSEC).only(X),
-        v1.to("v1, Standard Webhooks headers alone", WHSEC).only("webhook-"),
-        v1.to("v1, Standard Webhooks: the secret without its prefix is the same key", NO_PREFIX)
+        v1.to("v1, Standard Webhooks headers alone", WHSEC)
             .only("webhook-"),
+        v1.to(
+            "v1, Standard Webhooks: the secret without its prefix is the same key",
+            NO_PREFIX,
+        )
+        .only("webhook-"),
         send(V1, NO_PREFIX).to("v1, secret without whsec_", NO_PREFIX),
         send(V1, TEXT).to("v1, secret that is not base64", TEXT),
         send(V1, WHSEC_TEXT).to("v1, secret with whsec_ that is not base64", WHSEC_TEXT),
@@ -261,19 +269,28 @@ fn valid() -> Vec<Vector> {
         with_body(V1, WHSEC, text("")).to("v1, empty body", WHSEC),
         with_body(V1, WHSEC, text(unicode)).to("v1, body in Unicode", WHSEC),
         with_body(V1, WHSEC, binary.clone()).to("v1, body that is not UTF-8", WHSEC),
-        v1.to("v1, receiver holds several secrets", WHSEC).keys(&[TEXT, WHSEC_NEW, WHSEC]),
-        v1.to("v1, items in another order, with spaces and one that is not known", WHSEC)
+        v1.to("v1, receiver holds several secrets", WHSEC)
+            .keys(&[TEXT, WHSEC_NEW, WHSEC]),
+        v1.to(
+            "v1, items in another order, with spaces and one that is not known",
+            WHSEC,
+        )
+        .only(X)
+        .edit(X, "t=1790000000,e=", "x=1, e=")
+        .edit(X, ",v1=", ", t=1790000000, v1="),
+        v1.to("v1, hex digits in upper case", WHSEC)
             .only(X)
-            .edit(X, "t=1790000000,e=", "x=1, e=")
-            .edit(X, ",v1=", ", t=1790000000, v1="),
-        v1.to("v1, hex digits in upper case", WHSEC).only(X).with(X, {
-            let header = v1.to("", WHSEC).headers[X].clone();
-            let (head, digest) = header.split_once("v1=").unwrap();
-            format!("{head}v1={}", digest.to_uppercase())
-        }),
-        v1.to("v1, an entry of a version that is not known beside it", WHSEC)
-            .edit(S, "v1,", "v9,AAAA v1,")
-            .edit(X, ",v1=", ",v9=00,v1="),
+            .with(X, {
+                let header = v1.to("", WHSEC).headers[X].clone();
+                let (head, digest) = header.split_once("v1=").unwrap();
+                format!("{head}v1={}", digest.to_uppercase())
+            }),
+        v1.to(
+            "v1, an entry of a version that is not known beside it",
+            WHSEC,
+        )
+        .edit(S, "v1,", "v9,AAAA v1,")
+        .edit(X, ",v1=", ",v9=00,v1="),
         plain.to("plain", WHSEC),
         plain.to("plain, insisted on", WHSEC).insisting(Plain),
         plain.to("plain, X-Webhook headers alone", WHSEC).only("X-"),
@@ -281,10 +298,16 @@ fn valid() -> Vec<Vector> {
         with_body(Plain, TEXT, text(unicode)).to("plain, body in Unicode", TEXT),
         ed.to("ed25519, the secret's holder", SEED),
         send(Ed25519, PAIR).to("ed25519, the secret with its public key", PAIR),
-        ed.to("ed25519, insisted on, the public key's holder", PUBLIC).insisting(Ed25519),
+        ed.to("ed25519, insisted on, the public key's holder", PUBLIC)
+            .insisting(Ed25519),
         ed.to("ed25519, the public key's holder", PUBLIC),
-        ed.to("ed25519, Standard Webhooks headers alone", PUBLIC).only("webhook-"),
-        ed.to("ed25519, X-Webhook-Signature alone, the secret's holder", SEED).only(X),
+        ed.to("ed25519, Standard Webhooks headers alone", PUBLIC)
+            .only("webhook-"),
+        ed.to(
+            "ed25519, X-Webhook-Signature alone, the secret's holder",
+            SEED,
+        )
+        .only(X),
         with_body(Ed25519, SEED, text("")).to("ed25519, empty body", PUBLIC),
         with_body(Ed25519, SEED, binary).to("ed25519, body that is not UTF-8", PUBLIC),
     ]
@@ -296,21 +319,51 @@ fn rotation() -> Vec<Vector> {
     let plain = rotating(Plain, WHSEC_NEW, WHSEC);
     let ed = rotating(Ed25519, SEED_NEW, SEED);
     let change = rotating(Ed25519, SEED, WHSEC);
-    let public_new = Secret::parse(SEED_NEW, Ed25519).unwrap().public_key().unwrap();
+    let public_new = Secret::parse(SEED_NEW, Ed25519)
+        .unwrap()
+        .public_key()
+        .unwrap();
     vec![
         v1.to("rotation, v1, old secret", WHSEC),
         v1.to("rotation, v1, new secret", WHSEC_NEW),
-        v1.to("rotation, v1, old secret, X-Webhook-Signature alone", WHSEC).only(X),
-        v1.to("rotation, v1, new secret, X-Webhook-Signature alone", WHSEC_NEW).only(X),
-        v1.to("rotation, v1, old secret, Standard Webhooks headers alone", WHSEC).only("webhook-"),
-        v1.to("rotation, v1, new secret, Standard Webhooks headers alone", WHSEC_NEW).only("webhook-"),
-        v1.to("rotation, v1, another secret", TEXT).fails("no_matching_signature"),
-        send(V1, WHSEC_NEW).to("rotation ended, v1, old secret", WHSEC).fails("no_matching_signature"),
+        v1.to("rotation, v1, old secret, X-Webhook-Signature alone", WHSEC)
+            .only(X),
+        v1.to(
+            "rotation, v1, new secret, X-Webhook-Signature alone",
+            WHSEC_NEW,
+        )
+        .only(X),
+        v1.to(
+            "rotation, v1, old secret, Standard Webhooks headers alone",
+            WHSEC,
+        )
+        .only("webhook-"),
+        v1.to(
+            "rotation, v1, new secret, Standard Webhooks headers alone",
+            WHSEC_NEW,
+        )
+        .only("webhook-"),
+        v1.to("rotation, v1, another secret", TEXT)
+            .fails("no_matching_signature"),
+        send(V1, WHSEC_NEW)
+            .to("rotation ended, v1, old secret", WHSEC)
+            .fails("no_matching_signature"),
         plain.to("rotation, plain, old secret", WHSEC),
-        plain.to("rotation, plain, old secret, X-Webhook headers alone", WHSEC).only("X-"),
-        plain.to("rotation, plain, new secret: webhook-signature holds", WHSEC_NEW),
         plain
-            .to("rotation, plain, new secret, X-Webhook headers alone", WHSEC_NEW)
+            .to(
+                "rotation, plain, old secret, X-Webhook headers alone",
+                WHSEC,
+            )
+            .only("X-"),
+        plain.to(
+            "rotation, plain, new secret: webhook-signature holds",
+            WHSEC_NEW,
+        ),
+        plain
+            .to(
+                "rotation, plain, new secret, X-Webhook headers alone",
+                WHSEC_NEW,
+            )
             .only("X-")
             .fails("no_matching_signature"),
         ed.to("rotation, ed25519, old public key", PUBLIC),
@@ -329,8 +382,13 @@ fn times() -> Vec<Vector> {
         v1.to("300 seconds old", WHSEC).at(T + 300),
         v1.to("301 seconds old", WHSEC).at(T + 301).fails("too_old"),
         v1.to("30 seconds ahead", WHSEC).at(T - 30),
-        v1.to("31 seconds ahead", WHSEC).at(T - 31).fails("in_future"),
-        v1.to("a day old, X-Webhook-Signature alone", WHSEC).only(X).at(T + 86_400).fails("too_old"),
+        v1.to("31 seconds ahead", WHSEC)
+            .at(T - 31)
+            .fails("in_future"),
+        v1.to("a day old, X-Webhook-Signature alone", WHSEC)
+            .only(X)
+            .at(T + 86_400)
+            .fails("too_old"),
         v1.to("301 seconds old, Standard Webhooks headers alone", WHSEC)
             .only("webhook-")
             .at(T + 301)
@@ -339,11 +397,23 @@ fn times() -> Vec<Vector> {
             .only("webhook-")
             .at(T - 31)
             .fails("in_future"),
-        plain.to("plain, 301 seconds old", WHSEC).at(T + 301).fails("too_old"),
-        plain.to("plain, 31 seconds ahead", WHSEC).at(T - 31).fails("in_future"),
-        ed.to("ed25519, 301 seconds old", PUBLIC).at(T + 301).fails("too_old"),
-        ed.to("ed25519, 31 seconds ahead", PUBLIC).at(T - 31).fails("in_future"),
-        v1.to("too old and another secret: the age is said first", TEXT).at(T + 301).fails("too_old"),
+        plain
+            .to("plain, 301 seconds old", WHSEC)
+            .at(T + 301)
+            .fails("too_old"),
+        plain
+            .to("plain, 31 seconds ahead", WHSEC)
+            .at(T - 31)
+            .fails("in_future"),
+        ed.to("ed25519, 301 seconds old", PUBLIC)
+            .at(T + 301)
+            .fails("too_old"),
+        ed.to("ed25519, 31 seconds ahead", PUBLIC)
+            .at(T - 31)
+            .fails("in_future"),
+        v1.to("too old and another secret: the age is said first", TEXT)
+            .at(T + 301)
+            .fails("too_old"),
     ]
 }
 
@@ -356,21 +426,39 @@ fn tampered() -> Vec<Vector> {
     let no_match = "no_matching_signature";
     let later = (T + 1).to_string();
     vec![
-        v1.to("v1, another body", WHSEC).body(&other).fails(no_match),
-        v1.to("v1, body with a line break added", WHSEC).body(&format!("{JSON}\n")).fails(no_match),
-        v1.to("v1, another secret", WHSEC_NEW).fails(no_match),
-        v1.to("v1, no secret matches", WHSEC).keys(&[WHSEC_NEW, TEXT]).fails(no_match),
-        v1.to("v1, X-Webhook-Signature: the secret without its prefix is another key", NO_PREFIX)
-            .only(X)
+        v1.to("v1, another body", WHSEC)
+            .body(&other)
             .fails(no_match),
-        v1.to("v1, timestamp changed", WHSEC).only(X).edit(X, "t=1790000000", "t=1790000001").fails(no_match),
-        v1.to("v1, event id changed", WHSEC).only(X).edit(X, "e=evt_01", "e=evt_02").fails(no_match),
+        v1.to("v1, body with a line break added", WHSEC)
+            .body(&format!("{JSON}\n"))
+            .fails(no_match),
+        v1.to("v1, another secret", WHSEC_NEW).fails(no_match),
+        v1.to("v1, no secret matches", WHSEC)
+            .keys(&[WHSEC_NEW, TEXT])
+            .fails(no_match),
+        v1.to(
+            "v1, X-Webhook-Signature: the secret without its prefix is another key",
+            NO_PREFIX,
+        )
+        .only(X)
+        .fails(no_match),
+        v1.to("v1, timestamp changed", WHSEC)
+            .only(X)
+            .edit(X, "t=1790000000", "t=1790000001")
+            .fails(no_match),
+        v1.to("v1, event id changed", WHSEC)
+            .only(X)
+            .edit(X, "e=evt_01", "e=evt_02")
+            .fails(no_match),
         v1.to("v1, digest changed, webhook-signature as it was", WHSEC)
             .with(X, format!("t={T},e={EVENT},v1={}", "00".repeat(32)))
             .fails(no_match),
-        v1.to("v1, webhook-signature changed, X-Webhook-Signature as it was", WHSEC)
-            .with(S, format!("v1,{}", STANDARD.encode([0; 32])))
-            .fails(no_match),
+        v1.to(
+            "v1, webhook-signature changed, X-Webhook-Signature as it was",
+            WHSEC,
+        )
+        .with(S, format!("v1,{}", STANDARD.encode([0; 32])))
+        .fails(no_match),
         v1.to("v1, Standard Webhooks: id changed", WHSEC)
             .only("webhook-")
             .edit("webhook-id", "evt_01", "evt_02")
@@ -391,19 +479,32 @@ fn tampered() -> Vec<Vector> {
         v1.to("v1, webhook-timestamp changed", WHSEC)
             .with("webhook-timestamp", &later)
             .fails("timestamp_mismatch"),
-        plain.to("plain, another body", WHSEC).body(&other).fails(no_match),
+        plain
+            .to("plain, another body", WHSEC)
+            .body(&other)
+            .fails(no_match),
         plain.to("plain, another secret", WHSEC_NEW).fails(no_match),
-        plain.to("plain, X-Webhook headers alone, timestamp changed", WHSEC)
+        plain
+            .to("plain, X-Webhook headers alone, timestamp changed", WHSEC)
             .only("X-")
             .with("X-Webhook-Timestamp", &later)
             .fails(no_match),
-        plain.to("plain, both ids changed", WHSEC)
+        plain
+            .to("plain, both ids changed", WHSEC)
             .edit("X-Webhook-Event-ID", "evt_01", "evt_02")
             .edit("webhook-id", "evt_01", "evt_02")
             .fails(no_match),
-        ed.to("ed25519, another body", PUBLIC).body(&other).fails(no_match),
-        ed.to("ed25519, another public key", &Secret::parse(SEED_NEW, Ed25519).unwrap().public_key().unwrap())
+        ed.to("ed25519, another body", PUBLIC)
+            .body(&other)
             .fails(no_match),
+        ed.to(
+            "ed25519, another public key",
+            &Secret::parse(SEED_NEW, Ed25519)
+                .unwrap()
+                .public_key()
+                .unwrap(),
+        )
+        .fails(no_match),
         ed.to("ed25519, id changed", PUBLIC)
             .only("webhook-")
             .edit("webhook-id", "evt_01", "evt_02")
@@ -422,10 +523,18 @@ fn unreadable() -> Vec<Vector> {
     let ed = send(Ed25519, SEED);
     let bad = "malformed_header";
     let x = |name: &str, value: &str| v1.to(name, WHSEC).only(X).with(X, value).fails(bad);
-    let s = |name: &str, value: &str| v1.to(name, WHSEC).only("webhook-").with(S, value).fails(bad);
+    let s = |name: &str, value: &str| {
+        v1.to(name, WHSEC)
+            .only("webhook-")
+            .with(S, value)
+            .fails(bad)
+    };
     let digest = "00".repeat(32);
     vec![
-        v1.to("no signature at all", WHSEC).without(X).without(S).fails("missing_header"),
+        v1.to("no signature at all", WHSEC)
+            .without(X)
+            .without(S)
+            .fails("missing_header"),
         v1.to("v1 insisted on, Standard Webhooks headers alone", WHSEC)
             .only("webhook-")
             .insisting(V1)
@@ -438,41 +547,96 @@ fn unreadable() -> Vec<Vector> {
             .only("webhook-")
             .without("webhook-timestamp")
             .fails("missing_header"),
-        plain.to("plain without X-Webhook-Timestamp", WHSEC)
+        plain
+            .to("plain without X-Webhook-Timestamp", WHSEC)
             .only("X-")
             .without("X-Webhook-Timestamp")
             .fails("missing_header"),
-        plain.to("plain without X-Webhook-Event-ID", WHSEC)
+        plain
+            .to("plain without X-Webhook-Event-ID", WHSEC)
             .only("X-")
             .without("X-Webhook-Event-ID")
             .fails("missing_header"),
-        ed.to("ed25519, a public key's holder, X-Webhook headers alone", PUBLIC)
-            .only("X-")
-            .fails("missing_header"),
-        plain.to("v1 insisted on, plain sent", WHSEC).insisting(V1).fails(bad),
-        v1.to("plain insisted on, v1 sent", WHSEC).insisting(Plain).fails(bad),
-        v1.to("ed25519 insisted on, v1 sent", PUBLIC).insisting(Ed25519).fails("unknown_version"),
+        ed.to(
+            "ed25519, a public key's holder, X-Webhook headers alone",
+            PUBLIC,
+        )
+        .only("X-")
+        .fails("missing_header"),
+        plain
+            .to("v1 insisted on, plain sent", WHSEC)
+            .insisting(V1)
+            .fails(bad),
+        v1.to("plain insisted on, v1 sent", WHSEC)
+            .insisting(Plain)
+            .fails(bad),
+        v1.to("ed25519 insisted on, v1 sent", PUBLIC)
+            .insisting(Ed25519)
+            .fails("unknown_version"),
         x("X-Webhook-Signature empty", ""),
         x("X-Webhook-Signature of another form", "sha256:abc"),
-        x("X-Webhook-Signature without t", &format!("e={EVENT},v1={digest}")),
-        x("X-Webhook-Signature without e", &format!("t={T},v1={digest}")),
-        x("X-Webhook-Signature without v1", &format!("t={T},e={EVENT}")),
-        x("X-Webhook-Signature with t twice", &format!("t={T},t={T},e={EVENT},v1={digest}")),
-        x("X-Webhook-Signature with e twice", &format!("t={T},e={EVENT},e={EVENT},v1={digest}")),
-        x("X-Webhook-Signature with a short digest", &format!("t={T},e={EVENT},v1=00")),
-        x("X-Webhook-Signature with a digest that is not hex", &format!("t={T},e={EVENT},v1={}", "zz".repeat(32))),
-        x("X-Webhook-Signature with a negative t", &format!("t=-1,e={EVENT},v1={digest}")),
-        x("X-Webhook-Signature with a t that is no number", &format!("t=now,e={EVENT},v1={digest}")),
-        x("X-Webhook-Signature with a huge t", &format!("t={},e={EVENT},v1={digest}", "9".repeat(40))),
-        x("X-Webhook-Signature with a full stop in the event id", &format!("t={T},e=evt.1,v1={digest}")),
-        x("X-Webhook-Signature with an empty event id", &format!("t={T},e=,v1={digest}")),
-        x("X-Webhook-Signature of a version that is not known", &format!("t={T},e={EVENT},v9={digest}"))
-            .fails("unknown_version"),
+        x(
+            "X-Webhook-Signature without t",
+            &format!("e={EVENT},v1={digest}"),
+        ),
+        x(
+            "X-Webhook-Signature without e",
+            &format!("t={T},v1={digest}"),
+        ),
+        x(
+            "X-Webhook-Signature without v1",
+            &format!("t={T},e={EVENT}"),
+        ),
+        x(
+            "X-Webhook-Signature with t twice",
+            &format!("t={T},t={T},e={EVENT},v1={digest}"),
+        ),
+        x(
+            "X-Webhook-Signature with e twice",
+            &format!("t={T},e={EVENT},e={EVENT},v1={digest}"),
+        ),
+        x(
+            "X-Webhook-Signature with a short digest",
+            &format!("t={T},e={EVENT},v1=00"),
+        ),
+        x(
+            "X-Webhook-Signature with a digest that is not hex",
+            &format!("t={T},e={EVENT},v1={}", "zz".repeat(32)),
+        ),
+        x(
+            "X-Webhook-Signature with a negative t",
+            &format!("t=-1,e={EVENT},v1={digest}"),
+        ),
+        x(
+            "X-Webhook-Signature with a t that is no number",
+            &format!("t=now,e={EVENT},v1={digest}"),
+        ),
+        x(
+            "X-Webhook-Signature with a huge t",
+            &format!("t={},e={EVENT},v1={digest}", "9".repeat(40)),
+        ),
+        x(
+            "X-Webhook-Signature with a full stop in the event id",
+            &format!("t={T},e=evt.1,v1={digest}"),
+        ),
+        x(
+            "X-Webhook-Signature with an empty event id",
+            &format!("t={T},e=,v1={digest}"),
+        ),
+        x(
+            "X-Webhook-Signature of a version that is not known",
+            &format!("t={T},e={EVENT},v9={digest}"),
+        )
+        .fails("unknown_version"),
         s("webhook-signature empty", ""),
         s("webhook-signature without a version", "AAAA"),
         s("webhook-signature that is not base64", "v1,!!!!"),
         s("webhook-signature that is too short", "v1,AAAA"),
-        s("webhook-signature of a version that is not known", "v9,AAAA").fails("unknown_version"),
+        s(
+            "webhook-signature of a version that is not known",
+            "v9,AAAA",
+        )
+        .fails("unknown_version"),
         v1.to("webhook-timestamp that is no number", WHSEC)
             .only("webhook-")
             .with("webhook-timestamp", "soon")

@@ -115,14 +115,15 @@ impl Verifier {
                 from: (WEBHOOK_TIMESTAMP, WEBHOOK_ID),
             }),
         };
-        let claim = x_claim
-            .as_ref()
-            .or(standard_claim.as_ref())
-            .ok_or(VerifyError::MissingHeader(if self.can_check_x() {
-                X_WEBHOOK_SIGNATURE
-            } else {
-                WEBHOOK_SIGNATURE
-            }))?;
+        let claim =
+            x_claim
+                .as_ref()
+                .or(standard_claim.as_ref())
+                .ok_or(VerifyError::MissingHeader(if self.can_check_x() {
+                    X_WEBHOOK_SIGNATURE
+                } else {
+                    WEBHOOK_SIGNATURE
+                }))?;
         let timestamp = agreed(claim, &headers)?;
         fresh(timestamp, now_s)?;
 
@@ -261,10 +262,10 @@ fn agreed<'h>(
         }
     }
     for name in [X_WEBHOOK_TIMESTAMP, WEBHOOK_TIMESTAMP] {
-        if let Some(text) = headers(name) {
-            if header::timestamp(name, text)? != timestamp {
-                return Err(VerifyError::TimestampMismatch(name));
-            }
+        if let Some(text) = headers(name)
+            && header::timestamp(name, text)? != timestamp
+        {
+            return Err(VerifyError::TimestampMismatch(name));
         }
     }
     Ok(timestamp)
