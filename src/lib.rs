@@ -1,3 +1,4 @@
 //! OneRing.
 pub mod error;
 pub mod proto;
+pub mod rest;
