@@ -7,11 +7,14 @@
 //! one route that has to be fast.
 
 pub mod annotations;
+pub mod hot;
 pub mod json;
 pub mod percent;
 pub mod problem;
+pub mod request;
 pub mod routes;
 pub mod schema;
+pub mod transcode;
 
 use routes::Routes;
 use schema::{Schema, SchemaError};

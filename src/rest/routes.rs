@@ -158,7 +158,7 @@ impl Routes {
         match found.and_then(|index| self.routes.get(index)) {
             Some(route) => Found::Route(route, search.variables),
             None if search.allowed.is_empty() => Found::Nothing,
-            None => Found::Methods(allow(search.allowed)),
+            None => Found::Methods(allow(&search.allowed)),
         }
     }
 }
@@ -201,7 +201,7 @@ impl<'p> Search<'_, 'p> {
 }
 
 /// `GET, HEAD, OPTIONS, POST`.
-fn allow(methods: Vec<Method>) -> String {
+fn allow(methods: &[Method]) -> String {
     let mut names: Vec<String> = methods.iter().map(ToString::to_string).collect();
     if methods.contains(&Method::GET) {
         names.push("HEAD".to_owned());

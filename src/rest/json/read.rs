@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    rest::schema::{EnumNames, Field, MessageId, Schema, Shape, ValueKind},
+    rest::schema::{EnumNames, Field, MessageId, Schema, Shape, ValueKind, WellKnown},
 };
 
 /// Names are listed in an error up to this many.
@@ -120,9 +120,7 @@ impl<'s> Reader<'s> {
     fn takes_null(&self, kind: &ValueKind) -> bool {
         match kind {
             ValueKind::RawJson => true,
-            ValueKind::Message(id) => {
-                self.schema.message(*id).well_known == Some(crate::rest::schema::WellKnown::Value)
-            }
+            ValueKind::Message(id) => self.schema.message(*id).well_known == Some(WellKnown::Value),
             _ => false,
         }
     }
@@ -155,10 +153,11 @@ impl<'s> Reader<'s> {
                         self.faults.push(&at, format!("its key must be {expected}"));
                         continue;
                     };
-                    if map.contains_key(&key) {
+                    let Some(value) = self.value(&field.kind, raw, &at) else {
+                        continue;
+                    };
+                    if map.insert(key, value).is_some() {
                         self.faults.push(&at, "stands here more than once");
-                    } else if let Some(value) = self.value(&field.kind, raw, &at) {
-                        map.insert(key, value);
                     }
                 }
                 Some(Value::Map(map))

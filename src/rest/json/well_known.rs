@@ -129,13 +129,14 @@ fn value(
 ) -> Option<DynamicMessage> {
     let (number, value) = match json {
         Json::Null => (1, Value::EnumNumber(0)),
-        Json::Number(text) => match text.parse().ok().filter(|f: &f64| f.is_finite()) {
-            Some(float) => (2, Value::F64(float)),
-            None => {
+        Json::Number(text) => {
+            let float = text.parse().ok().filter(|f: &f64| f.is_finite());
+            let Some(float) = float else {
                 reader.fault(at, "must be a number that a double can hold");
                 return None;
-            }
-        },
+            };
+            (2, Value::F64(float))
+        }
         Json::Text(text) => (3, Value::String(text.into_owned())),
         Json::Bool(bool) => (4, Value::Bool(bool)),
         Json::Object(_) => {
@@ -196,7 +197,7 @@ fn duration(text: &str) -> Option<(i64, i32)> {
         .then_some((sign * seconds, i32::try_from(sign).ok()? * nanos))
 }
 
-/// Writes one. `None` of `number` means not set, as everywhere in prost-reflect.
+/// Writes one.
 ///
 /// # Errors
 /// `INTERNAL` for what has no form in JSON, such as a time in the year 10000.
@@ -220,8 +221,7 @@ pub fn write(out: &mut Out, what: WellKnown, message: &DynamicMessage) -> Result
         WellKnown::Value => {
             let set = message.fields().next();
             match set {
-                None => out.bytes.extend_from_slice(b"null"),
-                Some((_, Value::EnumNumber(_))) => out.bytes.extend_from_slice(b"null"),
+                None | Some((_, Value::EnumNumber(_))) => out.bytes.extend_from_slice(b"null"),
                 Some((field, value)) => out.value(&field.kind(), value)?,
             }
             Ok(())
