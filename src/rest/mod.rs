@@ -9,12 +9,16 @@
 pub mod annotations;
 pub mod hot;
 pub mod json;
+pub mod openapi;
 pub mod percent;
 pub mod problem;
 pub mod request;
 pub mod routes;
 pub mod schema;
 pub mod transcode;
+
+#[cfg(test)]
+mod tests;
 
 use routes::Routes;
 use schema::{Schema, SchemaError};

@@ -269,3 +269,39 @@ fn digits(nanos: i32) -> u8 {
         _ => 9,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // No message of ours has a duration yet.
+    #[test]
+    fn durations_have_their_form() {
+        for (text, value) in [
+            ("0s", (0, 0)),
+            ("-3.500s", (-3, -500_000_000)),
+            ("-0.000001s", (0, -1_000)),
+            ("315576000000s", (315_576_000_000, 0)),
+            ("1.000000001s", (1, 1)),
+        ] {
+            assert_eq!(duration(text), Some(value), "{text}");
+            let mut out = Vec::new();
+            write_duration(&mut out, value.0, value.1);
+            assert_eq!(out, format!("\"{text}\"").into_bytes());
+        }
+        for bad in [
+            "",
+            "s",
+            "3",
+            ".5s",
+            "1.s",
+            "1.0000000001s",
+            "+1s",
+            "--1s",
+            "é",
+            "315576000001s",
+        ] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+}
