@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::comments::Comments;
 use crate::rest::{
     Rest,
-    routes::Body,
+    routes::{Body, PACKAGE},
     schema::{EnumNames, Field, Message, MessageId, Shape, ValueKind, WellKnown},
 };
 
@@ -63,7 +63,7 @@ impl<'r> Schemas<'r> {
         if let Some(well_known) = message.well_known {
             return self.well_known(well_known, message);
         }
-        let name = message.descriptor.name().to_owned();
+        let name = component(message.descriptor.full_name());
         if !self.components.borrow().contains_key(&name) {
             // Stands in for itself while its fields are looked at.
             self.components
@@ -163,7 +163,7 @@ impl<'r> Schemas<'r> {
                 lines.join("\n")
             ),
         });
-        let name = names.descriptor.name().to_owned();
+        let name = component(names.descriptor.full_name());
         let reference = json!({"$ref": format!("#/components/schemas/{name}")});
         self.components.borrow_mut().insert(name, schema);
         reference
@@ -185,6 +185,13 @@ impl<'r> Schemas<'r> {
             },
         }
     }
+}
+
+/// The full name without our package: unique, for nested types too.
+fn component(full_name: &str) -> String {
+    let name = full_name.strip_prefix(PACKAGE);
+    let name = name.and_then(|name| name.strip_prefix('.'));
+    name.unwrap_or(full_name).to_owned()
 }
 
 fn scalar(kind: &Kind) -> Value {

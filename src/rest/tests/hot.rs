@@ -105,6 +105,10 @@ fn chosen_bodies_are_read_alike() {
         same(Some("a=1"), &headers, body.as_bytes()).unwrap();
         same(Some(""), &HeaderMap::new(), body.as_bytes()).unwrap();
     }
+    for depth in [63, 64] {
+        let data = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        same(None, &headers, format!("{{\"data\":{data}}}").as_bytes()).unwrap();
+    }
     headers.append("idempotency-key", "l".parse().unwrap());
     same(None, &headers, b"{}").unwrap();
     headers.insert("content-type", "text/plain".parse().unwrap());

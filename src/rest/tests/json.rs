@@ -6,9 +6,10 @@ use super::{REST, errors};
 use crate::rest::{json, problem, schema::MessageId};
 
 fn id(name: &str) -> MessageId {
-    let name = match name.contains('.') {
-        true => name.to_owned(),
-        false => format!("onering.v1.{name}"),
+    let name = if name.contains('.') {
+        name.to_owned()
+    } else {
+        format!("onering.v1.{name}")
     };
     REST.schema.id(&name).unwrap()
 }
