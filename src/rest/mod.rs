@@ -3,8 +3,8 @@
 //!
 //! In the order in which a call passes: [`routes`] finds the method,
 //! [`request`] and [`json`] build its message, [`transcode`] makes the call
-//! and the answer, [`problem`] the refusal. [`hot`] is the short way for the
-//! one route that has to be fast.
+//! and the answer, [`problem`] the refusal. [`hot`] is the short way for
+//! what is called most, [`openapi`] the description of it all.
 
 pub mod annotations;
 pub mod hot;

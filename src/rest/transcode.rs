@@ -189,8 +189,12 @@ fn other_method(method: &Method, allow: &str) -> Result<Response, Refused> {
     })
 }
 
-/// The whole body, unless it is longer than `limit`, whatever its head claims.
-async fn collect<B>(headers: &HeaderMap, body: B, limit: usize) -> Result<Bytes, Error>
+/// The whole body, unless it is longer than `limit` bytes, whatever its head
+/// claims.
+///
+/// # Errors
+/// `PAYLOAD_TOO_LARGE`; `INVALID_ARGUMENT` where the caller broke off.
+pub async fn collect<B>(headers: &HeaderMap, body: B, limit: usize) -> Result<Bytes, Error>
 where
     B: http_body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
