@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        id::{KeyId, Micros, SubscriptionId, TenantId, wall_clock},
+        id::{KeyId, Micros, SubscriptionId, TenantId},
         key::{self, Key, NotAKey, Status},
         tenant::Tenant,
     },

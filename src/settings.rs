@@ -369,17 +369,21 @@ fn read_file(path: &str) -> Result<BTreeMap<String, String>, BadSetting> {
             if !NAMES.iter().any(|(n, ..)| n.to_lowercase() == name) {
                 return Err(bad(format!("known names only (`{name}` is not one)")));
             }
-            let text = match value {
-                toml::Value::String(s) => s,
-                toml::Value::Integer(n) => n.to_string(),
-                toml::Value::Boolean(b) => b.to_string(),
+            let plain = |value: &toml::Value| match value {
+                toml::Value::String(s) => Some(s.clone()),
+                toml::Value::Integer(n) => Some(n.to_string()),
+                toml::Value::Boolean(b) => Some(b.to_string()),
+                _ => None,
+            };
+            let text = match &value {
                 toml::Value::Array(list) => list
                     .iter()
-                    .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
-                    .collect::<Vec<_>>()
-                    .join(","),
-                _ => return Err(bad(format!("`{name}` as text, a number or a list"))),
+                    .map(plain)
+                    .collect::<Option<Vec<_>>>()
+                    .map(|l| l.join(",")),
+                value => plain(value),
             };
+            let text = text.ok_or_else(|| bad(format!("`{name}` as text, a number or a list")))?;
             Ok((name, text))
         })
         .collect()

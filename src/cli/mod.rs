@@ -1,2 +1,5 @@
 //! The `onering` command.
+
 pub mod bench;
+pub mod sink;
+pub mod verify;

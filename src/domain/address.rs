@@ -76,14 +76,10 @@ impl Policy {
         let last = name.rsplit('.').next().unwrap_or_default();
         let (why, allowed) = if last == "localhost" || last == "localdomain" {
             let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-<<<<<<< HEAD
-            ("this machine", loopback.into_iter().any(|ip| self.allows(ip)))
-=======
             (
                 "this machine",
                 loopback.into_iter().any(|ip| self.allows(ip)),
             )
->>>>>>> sig
         } else if name == "metadata.google.internal" || name == "metadata.goog" {
             let metadata = Ipv4Addr::new(169, 254, 169, 254);
             ("a metadata service", self.allows(metadata.into()))
@@ -141,25 +137,15 @@ fn forbidden_v4(ip: Ipv4Addr) -> Option<&'static str> {
 }
 
 fn forbidden_v6(ip: Ipv6Addr) -> Option<&'static str> {
-<<<<<<< HEAD
-    let s = ip.segments();
-    match s {
-=======
     let segments = ip.segments();
     match segments {
->>>>>>> sig
         _ if ip.is_unspecified() => Some("unspecified"),
         _ if ip.is_loopback() => Some("loopback"),
         // What stands for an IPv4 address is as good as that address: mapped,
         // and NAT64 with the well-known prefix (RFC 6052).
         [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
-<<<<<<< HEAD
-            let [.., a, b, c, d] = ip.octets();
-            forbidden_v4(Ipv4Addr::new(a, b, c, d))
-=======
             let [.., high, low] = segments;
             forbidden_v4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
->>>>>>> sig
         }
         [0, 0, 0, 0, 0, 0, ..] => Some("IPv4-compatible, which is withdrawn"),
         [0, 0, 0, 0, 0xffff, 0, ..] => Some("IPv4-translated (RFC 2765)"),

@@ -95,21 +95,12 @@ pub(super) fn standard_signatures(value: &str) -> Result<StandardSignatures, Ver
             return Err(malformed("an entry is not `<version>,<base64>`"));
         };
         match version {
-<<<<<<< HEAD
-            "v1" => found
-                .v1
-                .push(bytes(text).ok_or_else(|| malformed("a `v1` is not the base64 of 32 bytes"))?),
-            "v1a" => found
-                .v1a
-                .push(bytes(text).ok_or_else(|| malformed("a `v1a` is not the base64 of 64 bytes"))?),
-=======
             "v1" => found.v1.push(
                 bytes(text).ok_or_else(|| malformed("a `v1` is not the base64 of 32 bytes"))?,
             ),
             "v1a" => found.v1a.push(
                 bytes(text).ok_or_else(|| malformed("a `v1a` is not the base64 of 64 bytes"))?,
             ),
->>>>>>> sig
             _ => {}
         }
     }
@@ -124,18 +115,11 @@ pub(super) fn standard_signatures(value: &str) -> Result<StandardSignatures, Ver
 
 /// Unix seconds: 1 to 12 decimal digits, nothing else.
 pub(super) fn timestamp(header: &'static str, text: &str) -> Result<i64, VerifyError> {
-<<<<<<< HEAD
-    if (1..=12).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) {
-        if let Ok(t) = text.parse() {
-            return Ok(t);
-        }
-=======
     if (1..=12).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_digit())
         && let Ok(t) = text.parse()
     {
         return Ok(t);
->>>>>>> sig
     }
     Err(malformed(header, "the timestamp is not in Unix seconds"))
 }

@@ -186,12 +186,8 @@ fn check_text(text: &str) -> Result<(), SecretError> {
 /// HMAC takes keys of any length, so the error branch can't be reached; a
 /// state keyed with nothing there would sign nothing that verifies.
 fn keyed(key: &[u8]) -> HmacSha256 {
-<<<<<<< HEAD
-    HmacSha256::new_from_slice(key).unwrap_or_else(|_| HmacSha256::new(&hmac::digest::Key::<HmacSha256>::default()))
-=======
     HmacSha256::new_from_slice(key)
         .unwrap_or_else(|_| HmacSha256::new(&hmac::digest::Key::<HmacSha256>::default()))
->>>>>>> sig
 }
 
 fn private_key(text: &str) -> Option<SigningKey> {

@@ -74,13 +74,6 @@ impl Signer {
         out.push_str(",e=");
         out.push_str(event_id);
         if let Some(previous) = &self.previous {
-<<<<<<< HEAD
-            push_hex(&mut out, ",v1n=", v1_mac(&self.current.text, t, event_id, body));
-            // Last, and the only `v1=`: receivers that cut there keep working.
-            push_hex(&mut out, ",v1=", v1_mac(&previous.text, t, event_id, body));
-        } else {
-            push_hex(&mut out, ",v1=", v1_mac(&self.current.text, t, event_id, body));
-=======
             push_hex(
                 &mut out,
                 ",v1n=",
@@ -94,7 +87,6 @@ impl Signer {
                 ",v1=",
                 v1_mac(&self.current.text, t, event_id, body),
             );
->>>>>>> sig
         }
         out
     }

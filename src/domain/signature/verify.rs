@@ -115,16 +115,6 @@ impl Verifier {
                 from: (WEBHOOK_TIMESTAMP, WEBHOOK_ID),
             }),
         };
-<<<<<<< HEAD
-        let claim = x_claim
-            .as_ref()
-            .or(standard_claim.as_ref())
-            .ok_or(VerifyError::MissingHeader(if self.can_check_x() {
-                X_WEBHOOK_SIGNATURE
-            } else {
-                WEBHOOK_SIGNATURE
-            }))?;
-=======
         let claim =
             x_claim
                 .as_ref()
@@ -134,7 +124,6 @@ impl Verifier {
                 } else {
                     WEBHOOK_SIGNATURE
                 }))?;
->>>>>>> sig
         let timestamp = agreed(claim, &headers)?;
         fresh(timestamp, now_s)?;
 
@@ -273,17 +262,10 @@ fn agreed<'h>(
         }
     }
     for name in [X_WEBHOOK_TIMESTAMP, WEBHOOK_TIMESTAMP] {
-<<<<<<< HEAD
-        if let Some(text) = headers(name) {
-            if header::timestamp(name, text)? != timestamp {
-                return Err(VerifyError::TimestampMismatch(name));
-            }
-=======
         if let Some(text) = headers(name)
             && header::timestamp(name, text)? != timestamp
         {
             return Err(VerifyError::TimestampMismatch(name));
->>>>>>> sig
         }
     }
     Ok(timestamp)

@@ -1,0 +1,174 @@
+//! Sweeps and bookkeeping, each on its own timer. A sweep that fails is said
+//! once and tried again at its next time.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use super::{dispatch::Dispatcher, node::Node, publish::Ledger};
+use crate::{
+    domain::id::DeliveryId,
+    metrics::Metrics,
+    settings::Live,
+    store::{Finish, Forgotten, Session, Settle, Store},
+};
+
+/// The most rows that a sweep touches at a time.
+const SLICE: i64 = 1000;
+
+pub(super) struct Upkeep {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) node: Arc<Node>,
+    pub(super) live: Arc<ArcSwap<Live>>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) ledger: Arc<Ledger>,
+}
+
+/// A sweep's timer.
+struct Timer {
+    every: Duration,
+    next: Instant,
+}
+
+impl Timer {
+    fn new(every: Duration) -> Self {
+        Self {
+            every,
+            next: Instant::now() + every,
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let due = Instant::now() >= self.next;
+        if due {
+            self.next = Instant::now() + self.every;
+        }
+        due
+    }
+}
+
+impl Upkeep {
+    pub(super) async fn run(self, cancel: CancellationToken) {
+        let mut often = Timer::new(Duration::from_secs(1));
+        let mut sometimes = Timer::new(Duration::from_secs(5));
+        let mut hourly = Timer::new(Duration::from_secs(3600));
+        let mut unknown = HashMap::new();
+        let mut session = self.node.session();
+        let mut more_to_forget = true;
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = tokio::time::sleep(Duration::from_millis(250)) => {}
+            }
+            self.dispatcher.tidy();
+            if self.node.session() != session {
+                session = self.node.session();
+                self.ledger.new_session();
+                unknown.clear();
+            }
+            if often.is_due() {
+                self.told("usage", self.count(session).await);
+                self.told("bury", self.bury().await);
+            }
+            if sometimes.is_due() {
+                self.told("free lost leases", self.free_lost().await);
+                let look = self.dispatcher.take_suspicion() || !unknown.is_empty();
+                if look {
+                    self.told("reconcile leases", self.reconcile(session, &mut unknown).await);
+                }
+                if more_to_forget {
+                    more_to_forget = self.told("retention", self.forget().await) == Some(Forgotten::Some);
+                }
+            }
+            if hourly.is_due() {
+                more_to_forget = true;
+                self.told("days ahead", self.store.prepare_days().await);
+                self.dispatcher.suspect();
+            }
+        }
+        self.told("usage", self.count(session).await);
+    }
+
+    fn told<T>(&self, what: &str, result: crate::store::Result<T>) -> Option<T> {
+        result
+            .inspect_err(|e| {
+                self.metrics.store_errors.increment(1);
+                tracing::debug!(upkeep.task = what, error.message = %e, "upkeep failed; it is tried again");
+            })
+            .ok()
+    }
+
+    async fn count(&self, session: Session) -> crate::store::Result<()> {
+        if session.0 == 0 {
+            return Ok(());
+        }
+        let usage = self.ledger.usage();
+        if !usage.is_empty() {
+            self.store.note_usage(session, &usage).await?;
+        }
+        self.ledger.set_totals(self.store.stored_bytes().await?);
+        Ok(())
+    }
+
+    async fn bury(&self) -> crate::store::Result<()> {
+        let owned = self.node.owned();
+        while !owned.is_empty() && self.store.bury(&owned, SLICE).await? == SLICE as u64 {}
+        Ok(())
+    }
+
+    async fn free_lost(&self) -> crate::store::Result<()> {
+        let owned = self.node.owned();
+        if !owned.is_empty() && self.store.free_lost(&owned).await? > 0 {
+            self.dispatcher.look_around();
+        }
+        Ok(())
+    }
+
+    /// A statement whose answer was lost may have leased rows to this node that
+    /// it does not know of: nobody would send them while its session lives. What
+    /// is unknown at two looks in a row is freed.
+    async fn reconcile(
+        &self,
+        session: Session,
+        unknown: &mut HashMap<DeliveryId, i32>,
+    ) -> crate::store::Result<()> {
+        let now: HashMap<DeliveryId, i32> = self
+            .store
+            .leases(session)
+            .await?
+            .into_iter()
+            .filter(|(id, _)| self.dispatcher.is_unknown(*id))
+            .collect();
+        let twice: Vec<Finish> = now
+            .iter()
+            .filter(|(id, token)| unknown.get(id) == Some(token))
+            .map(|(id, token)| Finish {
+                id: *id,
+                token: *token,
+                settle: Settle::Release,
+                reason: String::new(),
+                attempt: None,
+            })
+            .collect();
+        *unknown = now;
+        for slice in twice.chunks(500) {
+            self.store.finish(slice).await?;
+        }
+        if !twice.is_empty() {
+            tracing::warn!(leases.count = twice.len(), "leases freed whose statement's answer was lost");
+            self.dispatcher.look_around();
+        }
+        Ok(())
+    }
+
+    async fn forget(&self) -> crate::store::Result<Forgotten> {
+        let days = self.live.load().retention_days;
+        self.store.forget(days, SLICE).await
+    }
+}
