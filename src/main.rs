@@ -1,14 +1,10 @@
 //! The `onering` command.
-use clap::Parser;
-use onering::cli::bench;
 
-#[derive(Parser)]
-enum Cli {
-    Bench(bench::BenchArgs),
-}
+use std::process::ExitCode;
 
-#[tokio::main]
-async fn main() -> std::process::ExitCode {
-    let Cli::Bench(args) = Cli::parse();
-    bench::run(args).await
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    onering::cli::main()
 }

@@ -27,6 +27,7 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     ("MASTER_KEY_FILE", "none", "a file that holds it"),
     ("DATA_DIR", "see docs", "the embedded database and made keys"),
     ("BOOTSTRAP_ADMIN_KEY", "none", "the first admin key of an empty store"),
+    ("MONITORING_OPEN", "0 (1 in dev)", "whether monitoring takes no key"),
     ("REQUIRE_OWN_SCOPES", "0", "whether consumers must name OneRing's own scopes"),
     ("STALE_SECONDS", "10", "how long to go on without the database"),
     ("ALLOWED_ENDPOINT_CIDRS", "none", "addresses that receivers may have beyond public ones"),
@@ -124,6 +125,8 @@ pub struct Live {
     pub schedule: Schedule,
     /// The greatest age of a signature that leaves.
     pub replay_window: Duration,
+    /// Whether monitoring takes no key.
+    pub monitoring_open: bool,
     /// Whether consumers must name OneRing's own scopes.
     pub require_own_scopes: bool,
     /// How long to go on without the database.
@@ -288,6 +291,7 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
             1,
             86_400,
         )?),
+        monitoring_open: source.flag("MONITORING_OPEN")?.unwrap_or(false),
         require_own_scopes: source.flag("REQUIRE_OWN_SCOPES")?.unwrap_or(false),
         stale: Duration::from_secs(source.number("STALE_SECONDS", 10, 0, 86_400)?),
         tiers: source

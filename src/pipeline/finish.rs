@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     dispatch::{Dispatcher, Ended},
@@ -38,14 +39,16 @@ pub(super) struct Finisher {
 }
 
 impl Finisher {
-    /// Runs until every sender is gone and everything is recorded.
-    pub(super) async fn run(self, mut ended: mpsc::UnboundedReceiver<Ended>) {
+    /// Runs until it is cancelled and everything that came is recorded.
+    pub(super) async fn run(self, mut ended: mpsc::UnboundedReceiver<Ended>, cancel: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            if ended.recv_many(&mut batch, BATCH).await == 0 {
-                return;
+            tokio::select! {
+                biased;
+                n = ended.recv_many(&mut batch, BATCH) => if n == 0 { return },
+                () = cancel.cancelled() => return,
             }
-            if batch.len() < FULL {
+            if batch.len() < FULL && !cancel.is_cancelled() {
                 tokio::time::sleep(LINGER).await;
                 while batch.len() < BATCH
                     && let Ok(more) = ended.try_recv()

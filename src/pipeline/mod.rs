@@ -1,17 +1,174 @@
 //! From an accepted event to a delivered one, in the order in which data flows:
 //!
 //! [`publish`] commits events with their deliveries and hands what it leased to
-//! [`dispatch`], which decides whose turn it is; [`worker`] takes jobs from it
-//! and sends them with [`sender`]; [`finish`] records how that went. [`node`]
-//! keeps this node's session and partitions, [`claim`] fetches from the store
-//! what is due and not in memory, [`upkeep`] sweeps.
+//! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
+//! and sends them with [`sender`]; `finish` records how that went. [`node`]
+//! keeps this node's session and partitions, `claim` fetches from the store
+//! what is due and not in memory, `follow` passes on what other nodes and the
+//! configuration say, `upkeep` sweeps.
 
-pub mod claim;
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+mod claim;
 pub mod dispatch;
-pub mod finish;
+mod finish;
+mod follow;
 mod lanes;
 pub mod node;
 pub mod publish;
 pub mod sender;
-pub mod upkeep;
-pub mod worker;
+mod upkeep;
+mod worker;
+
+use crate::{directory::Directory, metrics::Metrics, settings::Live, store::Store, tasks::Tasks};
+
+/// What the pipeline is built over.
+pub struct Parts {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The node's configuration.
+    pub directory: Arc<Directory>,
+    /// Live settings.
+    pub live: Arc<ArcSwap<Live>>,
+    /// This node, with its session begun.
+    pub node: Arc<node::Node>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// The HTTP client of attempts.
+    pub sender: Arc<sender::Sender>,
+    /// Upper bound of the poll.
+    pub poll: Duration,
+    /// Attempts under way at once.
+    pub concurrency: usize,
+}
+
+/// The running pipeline.
+pub struct Pipeline {
+    /// The way in.
+    pub publisher: Arc<publish::Publisher>,
+    /// What is under way.
+    pub dispatcher: Arc<dispatch::Dispatcher>,
+    node: Arc<node::Node>,
+    /// Stops what brings work: claims, sends, sweeps.
+    sending: CancellationToken,
+    /// Stops what records it.
+    recording: CancellationToken,
+    attempts: TaskTracker,
+    tasks: Arc<Tasks>,
+}
+
+impl Pipeline {
+    /// Starts every task.
+    #[must_use]
+    pub fn start(parts: Parts, tasks: Arc<Tasks>) -> Self {
+        let Parts {
+            store,
+            directory,
+            live,
+            node,
+            metrics,
+            sender,
+            poll,
+            concurrency,
+        } = parts;
+        let (sending, recording) = (CancellationToken::new(), CancellationToken::new());
+        let ledger = Arc::new(publish::Ledger::default());
+        let (hints, hinted) = mpsc::unbounded_channel();
+        let (gone, gone_subscriptions) = mpsc::unbounded_channel();
+        let (dispatcher, ended) = dispatch::Dispatcher::new(
+            directory.clone(),
+            live.clone(),
+            node.clone(),
+            metrics.clone(),
+        );
+        let writer = publish::Writer {
+            store: store.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            metrics: metrics.clone(),
+            hints,
+        };
+        let (publisher, queue) =
+            publish::Publisher::new(directory.clone(), live.clone(), metrics.clone(), ledger.clone());
+        let publisher = Arc::new(publisher);
+        tasks.spawn("publish", writer.run(queue, recording.clone()));
+
+        let finisher = finish::Finisher {
+            store: store.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            metrics: metrics.clone(),
+            gone,
+        };
+        tasks.spawn("finish", finisher.run(ended, recording.clone()));
+
+        let claimer = claim::Claimer {
+            store: store.clone(),
+            directory: directory.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            metrics: metrics.clone(),
+            poll,
+        };
+        tasks.spawn("claim", claimer.run(sending.clone()));
+
+        let attempts = TaskTracker::new();
+        let worker = worker::Worker {
+            dispatcher: dispatcher.clone(),
+            sender,
+            metrics: metrics.clone(),
+            name: node.name().to_owned(),
+            concurrency,
+        };
+        tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+
+        let follower = follow::Follower {
+            store: store.clone(),
+            directory,
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            publisher: publisher.clone(),
+        };
+        follower.spawn(&tasks, hinted, gone_subscriptions, &sending);
+
+        let upkeep = upkeep::Upkeep {
+            store,
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            live,
+            metrics,
+            ledger,
+        };
+        tasks.spawn("upkeep", upkeep.run(sending.clone()));
+        tasks.spawn("session", node.clone().run(recording.clone()));
+        Self {
+            publisher,
+            dispatcher,
+            node,
+            sending,
+            recording,
+            attempts,
+            tasks,
+        }
+    }
+
+    /// Stops: nothing new is begun, what is under way finishes or is given back,
+    /// outcomes are recorded, the session ends.
+    pub async fn stop(&self, deadline: Duration) {
+        self.sending.cancel();
+        self.attempts.close();
+        if tokio::time::timeout(deadline, self.attempts.wait()).await.is_err() {
+            tracing::warn!(
+                jobs.in_flight = self.dispatcher.in_flight(),
+                "attempts did not end in time; they are sent again by whoever is next"
+            );
+        }
+        self.recording.cancel();
+        self.tasks.join(Duration::from_secs(5)).await;
+        self.node.end().await;
+    }
+}

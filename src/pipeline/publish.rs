@@ -11,6 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::{dispatch::Dispatcher, node::Node};
 use crate::{
@@ -67,7 +68,7 @@ pub struct Receipt {
     pub first: Option<DeliveryId>,
 }
 
-struct Pending {
+pub(super) struct Pending {
     publish: Publish,
     answer: oneshot::Sender<std::result::Result<Published, StoreError>>,
 }
@@ -82,6 +83,24 @@ pub struct Publisher {
 }
 
 impl Publisher {
+    /// A way in, and the queue that the writer reads.
+    pub(super) fn new(
+        directory: Arc<Directory>,
+        live: Arc<ArcSwap<Live>>,
+        metrics: Arc<Metrics>,
+        ledger: Arc<Ledger>,
+    ) -> (Self, mpsc::Receiver<Pending>) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let publisher = Self {
+            directory,
+            live,
+            metrics,
+            queue: sender,
+            ledger,
+        };
+        (publisher, queue)
+    }
+
     /// Commits an event with a delivery for each matching subscription, and
     /// answers when that is done.
     ///
@@ -232,51 +251,24 @@ pub(crate) fn unavailable(error: StoreError) -> Error {
 
 /// The one writer.
 pub(super) struct Writer {
-    store: Arc<dyn Store>,
-    dispatcher: Arc<Dispatcher>,
-    node: Arc<Node>,
-    metrics: Arc<Metrics>,
-    queue: mpsc::Receiver<Pending>,
-    hints: mpsc::UnboundedSender<SubscriptionId>,
-}
-
-/// The way in, and the writer behind it.
-pub(super) fn channel(
-    directory: Arc<Directory>,
-    live: Arc<ArcSwap<Live>>,
-    store: Arc<dyn Store>,
-    dispatcher: Arc<Dispatcher>,
-    node: Arc<Node>,
-    metrics: Arc<Metrics>,
-    ledger: Arc<Ledger>,
-    hints: mpsc::UnboundedSender<SubscriptionId>,
-) -> (Publisher, Writer) {
-    let (sender, queue) = mpsc::channel(QUEUE);
-    let publisher = Publisher {
-        directory,
-        live,
-        metrics: metrics.clone(),
-        queue: sender,
-        ledger,
-    };
-    let writer = Writer {
-        store,
-        dispatcher,
-        node,
-        metrics,
-        queue,
-        hints,
-    };
-    (publisher, writer)
+    pub(super) store: Arc<dyn Store>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) node: Arc<Node>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) hints: mpsc::UnboundedSender<SubscriptionId>,
 }
 
 impl Writer {
-    /// Runs until every publisher is gone.
-    pub(super) async fn run(mut self) {
+    /// Runs until it is cancelled and everything that came is answered.
+    pub(super) async fn run(self, mut queue: mpsc::Receiver<Pending>, cancel: CancellationToken) {
         let mut waiting: Vec<Pending> = Vec::new();
         loop {
-            if waiting.is_empty() && self.queue.recv_many(&mut waiting, BATCH).await == 0 {
-                return;
+            if waiting.is_empty() {
+                tokio::select! {
+                    biased;
+                    n = queue.recv_many(&mut waiting, BATCH) => if n == 0 { return },
+                    () = cancel.cancelled() => return,
+                }
             }
             self.let_sending_catch_up().await;
             let mut bytes = 0;

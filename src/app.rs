@@ -1,0 +1,308 @@
+//! The composition root: the one place that knows every module. Builds a node
+//! from its settings, and takes it down again in order.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
+use zeroize::Zeroizing;
+
+use crate::{
+    connector::{self, Connector},
+    directory::{Directory, Freshness},
+    domain::{
+        id::{KeyId, Part, wall_clock},
+        key::{self, ADMIN_PREFIX, Key, Kind, SCOPE_ADMIN, Status},
+    },
+    metrics::Metrics,
+    pipeline::{
+        self, Pipeline,
+        node::Node,
+        sender::{Clock, Sender},
+    },
+    rest::Rest,
+    rpc::{self, Context, gate::Gate},
+    seal::Keyring,
+    server::{self, Front},
+    settings::{Live, Settings},
+    store::{self, Database, Store, StoreError},
+    tasks::Tasks,
+};
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is missing or can't be used.
+    #[error("{0}")]
+    Settings(String),
+    /// The store can't be used.
+    #[error("the store can't be opened: {0}")]
+    Store(#[from] StoreError),
+    /// The master key is another's.
+    #[error(transparent)]
+    Seal(#[from] crate::seal::SealError),
+    /// The address is taken.
+    #[error("can't listen on {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+}
+
+/// What tests replace.
+pub struct Outside {
+    /// The wall clock that signatures are made and checked with.
+    pub clock: Clock,
+    /// Resolves receivers' names.
+    pub resolver: connector::Resolver,
+}
+
+impl Default for Outside {
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(wall_clock),
+            resolver: connector::system_resolver(),
+        }
+    }
+}
+
+/// A running node.
+pub struct App {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What its services share.
+    pub context: Context,
+    pipeline: Pipeline,
+    tasks: Arc<Tasks>,
+    serving: CancellationToken,
+    background: CancellationToken,
+    shutdown: Duration,
+}
+
+/// The database of these settings: the one that is named, else a file in the
+/// data folder.
+#[must_use]
+pub fn database(settings: &Settings) -> Database {
+    settings
+        .database
+        .clone()
+        .unwrap_or_else(|| Database::Sqlite(data_dir(settings).join("onering.db")))
+}
+
+/// The data folder: the one that is named, else the user's.
+#[must_use]
+pub fn data_dir(settings: &Settings) -> PathBuf {
+    settings.data_dir.clone().unwrap_or_else(|| {
+        let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(|| {
+            let home = std::env::var_os("HOME")?;
+            Some(PathBuf::from(home).join(".local/share"))
+        });
+        base.unwrap_or_else(|| PathBuf::from(".")).join("onering")
+    })
+}
+
+impl App {
+    /// Starts a node; it answers calls when this returns.
+    ///
+    /// # Errors
+    /// Where a setting, the store or the address can't be used.
+    pub async fn start(settings: Settings, outside: Outside) -> Result<Self, StartError> {
+        let master = settings.master_key.as_ref().ok_or_else(|| {
+            StartError::Settings(
+                "ONERING_MASTER_KEY is not set: it seals secrets at rest (`onering keys master` prints one)"
+                    .into(),
+            )
+        })?;
+        let acceptor = settings.tls.as_ref().map(server::tls).transpose();
+        let acceptor = acceptor.map_err(StartError::Settings)?;
+        let store = store::connect(&database(&settings)).await?;
+        store.prepare_days().await?;
+        let keyring = Arc::new(Keyring::open(&*store, master).await?);
+        let metrics = Arc::new(Metrics::new());
+        let live = Arc::new(ArcSwap::from_pointee(settings.live.clone()));
+        bootstrap(&settings, &*store, &keyring).await?;
+        let directory =
+            Directory::load(store.clone(), keyring.clone(), live.clone(), metrics.clone()).await?;
+        let connector = Connector::new(live.clone(), outside.resolver, settings.egress_proxy.clone());
+        let https = connector::https(&settings, connector).map_err(StartError::Settings)?;
+        let sender = Arc::new(Sender::new(https, live.clone(), outside.clock));
+        // The address is taken before the session is begun: of two nodes with
+        // one address the second must not take partitions and die.
+        let listener = TcpListener::bind(settings.listen)
+            .await
+            .map_err(|e| StartError::Listen(settings.listen, e))?;
+        let address = listener
+            .local_addr()
+            .map_err(|e| StartError::Listen(settings.listen, e))?;
+        let node = Arc::new(Node::new(
+            store.clone(),
+            metrics.clone(),
+            settings.node_name.clone(),
+            settings.session,
+        ));
+        node.begin().await?;
+
+        let tasks = Arc::new(Tasks::new());
+        let (serving, background) = (CancellationToken::new(), CancellationToken::new());
+        tasks.spawn("directory", directory.clone().run(background.clone()));
+        let pipeline = Pipeline::start(
+            pipeline::Parts {
+                store: store.clone(),
+                directory: directory.clone(),
+                live: live.clone(),
+                node: node.clone(),
+                metrics: metrics.clone(),
+                sender,
+                poll: settings.delivery_loop,
+                concurrency: settings.concurrency,
+            },
+            tasks.clone(),
+        );
+        let context = Context {
+            store,
+            directory: directory.clone(),
+            keyring,
+            live: live.clone(),
+            publisher: pipeline.publisher.clone(),
+            dispatcher: pipeline.dispatcher.clone(),
+        };
+        let rest = Rest::new().map_err(|e| StartError::Settings(e.to_string()))?;
+        let gate = Arc::new(Gate::new(directory.clone(), live, metrics.clone(), &rest));
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let grpc = rpc::routes(&context, health).map_err(StartError::Settings)?;
+        tasks.spawn(
+            "health",
+            report_health(reporter, directory, node, background.clone(), serving.clone()),
+        );
+        let front = Front::new(context.clone(), gate, rest, grpc, metrics).map_err(StartError::Settings)?;
+        tasks.spawn(
+            "server",
+            server::serve(Arc::new(front), listener, acceptor, settings.shutdown, serving.clone()),
+        );
+        tracing::info!(
+            server.address = %address, server.tls = settings.tls.is_some(),
+            store.database = ?database(&settings), "serving"
+        );
+        Ok(Self {
+            address,
+            context,
+            pipeline,
+            tasks,
+            serving,
+            background,
+            shutdown: settings.shutdown,
+        })
+    }
+
+    /// Applies what of new settings can change while the server runs.
+    pub fn reload(&self, live: Live) {
+        self.context.live.store(Arc::new(live));
+        self.context.directory.settings_changed();
+    }
+
+    /// Cancelled where a task of the node's broke: it must be stopped.
+    #[must_use]
+    pub fn broken(&self) -> CancellationToken {
+        self.tasks.broken()
+    }
+
+    /// Stops in order: no new calls; calls under way end; attempts under way
+    /// end or are given back; outcomes are recorded; the session ends.
+    pub async fn stop(self) {
+        self.serving.cancel();
+        self.pipeline.stop(self.shutdown).await;
+        self.background.cancel();
+        self.tasks.join(Duration::from_secs(1)).await;
+        self.context.store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Makes the first admin key of an empty store, if the settings name one.
+async fn bootstrap(settings: &Settings, store: &dyn Store, keyring: &Keyring) -> Result<(), StartError> {
+    let Some(text) = &settings.bootstrap_key else {
+        return Ok(());
+    };
+    let key = first_admin_key(text, keyring);
+    match store.create_first_admin_key(&key).await {
+        Ok(()) => tracing::info!(key.id = %key.id, "first admin key made"),
+        Err(StoreError::Exists(_)) => {}
+        Err(e) => return Err(e.into()),
+    }
+    Ok(())
+}
+
+/// An unbound admin key that keeps the text it was given.
+#[must_use]
+pub fn first_admin_key(text: &str, keyring: &Keyring) -> Key {
+    let now = wall_clock();
+    let (id, secret, whole_text) = match key::parse(text) {
+        Ok(parsed) if parsed.kind == Kind::Admin => (parsed.id, parsed.secret, false),
+        _ => (KeyId::new(now, Part::new(0)), Zeroizing::new(text.to_owned()), true),
+    };
+    Key {
+        id,
+        tenant: None,
+        kind: Kind::Admin,
+        name: "bootstrap".into(),
+        tier: String::new(),
+        scopes: vec![SCOPE_ADMIN.into()],
+        canary: false,
+        rate_limit_per_hour: None,
+        expires_at: None,
+        metadata: Vec::new(),
+        status: Status::Active,
+        secret: keyring.hash(&secret),
+        previous: None,
+        whole_text,
+        created_at: now,
+        updated_at: now,
+    }
+}
+
+/// Checks a bootstrap key's text: `sk_admin_` and at least 24 more characters.
+///
+/// # Errors
+/// With what it takes.
+pub fn check_bootstrap_key(text: &str) -> Result<(), String> {
+    let fits = text
+        .strip_prefix(ADMIN_PREFIX)
+        .is_some_and(|rest| (24..=256).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_graphic()));
+    if fits {
+        Ok(())
+    } else {
+        Err("ONERING_BOOTSTRAP_ADMIN_KEY: takes `sk_admin_` and 24 to 256 more characters".into())
+    }
+}
+
+/// Says over `grpc.health.v1` whether calls are answered: not while the store is
+/// gone, and not while the node stops.
+async fn report_health(
+    reporter: tonic_health::server::HealthReporter,
+    directory: Arc<Directory>,
+    node: Arc<Node>,
+    background: CancellationToken,
+    serving: CancellationToken,
+) {
+    let mut told = None;
+    loop {
+        let well = !serving.is_cancelled()
+            && directory.freshness() == Freshness::Fresh
+            && node.is_alive();
+        if told != Some(well) {
+            told = Some(well);
+            let status = if well {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            for service in std::iter::once("").chain(rpc::SERVICES) {
+                reporter.set_service_status(service, status).await;
+            }
+            tracing::info!(health.serving = well, "health changed");
+        }
+        tokio::select! {
+            () = background.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+    }
+}

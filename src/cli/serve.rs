@@ -1,0 +1,104 @@
+//! `onering serve`.
+
+use std::{fmt::Write as _, process::ExitCode, time::Duration};
+
+use super::{WRONG, failed};
+use crate::{
+    app::{self, App, Outside, StartError},
+    settings::{NAMES, Settings},
+    telemetry,
+};
+
+/// The environment, for `--help`.
+pub(super) fn help() -> String {
+    let mut text = String::from("Environment (also in the TOML file that ONERING_CONFIG names, without ONERING_ and in lower case):\n");
+    for (name, default, what) in NAMES {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "  ONERING_{name:<32} {what} [{default}]");
+    }
+    text
+}
+
+pub(super) async fn run() -> ExitCode {
+    let settings = match Settings::read() {
+        Ok(settings) => settings,
+        Err(e) => return failed(WRONG, &e),
+    };
+    if let Some(key) = &settings.bootstrap_key
+        && let Err(e) = app::check_bootstrap_key(key)
+    {
+        return failed(WRONG, &e);
+    }
+    if let Err(e) = telemetry::init(&settings.log, settings.log_json) {
+        return failed(WRONG, &e);
+    }
+    for name in &settings.unknown {
+        tracing::warn!(setting.name = name, "this variable means nothing here");
+    }
+    match App::start(settings, Outside::default()).await {
+        Ok(app) => until_stopped(app).await,
+        Err(e @ (StartError::Settings(_) | StartError::Seal(_) | StartError::Listen(..))) => {
+            failed(WRONG, &e)
+        }
+        Err(e) => failed(1, &e),
+    }
+}
+
+/// Serves until a signal; reloads on SIGHUP and when the file changes.
+pub(super) async fn until_stopped(app: App) -> ExitCode {
+    let broken = app.broken();
+    let code = tokio::select! {
+        () = stop_signal() => ExitCode::SUCCESS,
+        () = broken.cancelled() => ExitCode::FAILURE,
+        () = follow_settings(&app) => ExitCode::FAILURE,
+    };
+    // A second signal does not wait.
+    tokio::select! {
+        () = app.stop() => code,
+        () = stop_signal() => ExitCode::FAILURE,
+    }
+}
+
+/// The first of the signals that ask a process to stop.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// How often the file is looked at.
+const WATCH: Duration = Duration::from_secs(1);
+
+async fn follow_settings(app: &App) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let path = std::env::var_os("ONERING_CONFIG");
+    let modified = || {
+        let meta = path.as_ref().and_then(|p| std::fs::metadata(p).ok());
+        meta.and_then(|m| m.modified().ok())
+    };
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return std::future::pending().await;
+    };
+    let mut seen = modified();
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {}
+            () = tokio::time::sleep(WATCH) => if modified() == seen { continue },
+        }
+        seen = modified();
+        match Settings::read() {
+            Ok(settings) => {
+                app.reload(settings.live);
+                tracing::info!("settings read again");
+            }
+            Err(e) => tracing::error!(error.message = %e, "settings not read again; the ones before stay"),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Follows what other nodes and the configuration say: hints, changed switches
+//! and subscriptions, partitions that come and go, receivers that are gone.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    dispatch::Dispatcher,
+    node::Node,
+    publish::{NewEvent, Publisher},
+};
+use crate::{
+    directory::Directory,
+    domain::{
+        id::{SubscriptionId, wall_clock},
+        subscription::Disabled,
+    },
+    store::{Hint, Store, StoreError},
+    tasks::Tasks,
+};
+
+/// Hints that come within this time are sent together.
+const COALESCE: Duration = Duration::from_millis(10);
+/// The most hints that are sent together.
+const HINTS: usize = 1000;
+
+#[derive(Clone)]
+pub(super) struct Follower {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) node: Arc<Node>,
+    pub(super) publisher: Arc<Publisher>,
+}
+
+impl Follower {
+    pub(super) fn spawn(
+        self,
+        tasks: &Tasks,
+        hinted: mpsc::UnboundedReceiver<SubscriptionId>,
+        gone: mpsc::UnboundedReceiver<SubscriptionId>,
+        cancel: &CancellationToken,
+    ) {
+        tasks.spawn("hints out", self.clone().send_hints(hinted, cancel.clone()));
+        tasks.spawn("hints in", self.clone().hear_hints(cancel.clone()));
+        tasks.spawn("gone receivers", self.clone().disable_gone(gone, cancel.clone()));
+        tasks.spawn("configuration", self.follow_configuration(cancel.clone()));
+    }
+
+    async fn send_hints(
+        self,
+        mut hinted: mpsc::UnboundedReceiver<SubscriptionId>,
+        cancel: CancellationToken,
+    ) {
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                n = hinted.recv_many(&mut batch, HINTS) => if n == 0 { return },
+            }
+            tokio::time::sleep(COALESCE).await;
+            while let Ok(more) = hinted.try_recv() {
+                batch.push(more);
+            }
+            let distinct: HashSet<SubscriptionId> = batch.drain(..).collect();
+            let hints: Vec<_> = distinct.into_iter().map(|s| (s.part(), s)).collect();
+            if let Err(e) = self.store.hint(&hints).await {
+                tracing::debug!(error.message = %e, "hints not sent; the owners' polls find the rows");
+            }
+        }
+    }
+
+    async fn hear_hints(self, cancel: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                result = self.listen() => {
+                    if let Err(e) = result {
+                        tracing::debug!(error.message = %e, "not listening; polls go on");
+                    }
+                }
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
+    async fn listen(&self) -> Result<(), StoreError> {
+        let mut hints = self.store.listen().await?;
+        // What was said before this is found by looking.
+        self.directory.nudge();
+        self.dispatcher.look_around();
+        loop {
+            match hints.next().await? {
+                Hint::Due(part, subscription) => self.dispatcher.sign(part, subscription),
+                Hint::Config => self.directory.nudge(),
+                Hint::Reconnected => {
+                    self.directory.nudge();
+                    self.dispatcher.look_around();
+                }
+            }
+        }
+    }
+
+    async fn follow_configuration(self, cancel: CancellationToken) {
+        let mut configuration = self.directory.watch();
+        let mut partitions = self.node.watch();
+        self.hold().await;
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = configuration.changed() => {
+                    if changed.is_err() { return }
+                    if self.dispatcher.reconfigured() {
+                        self.hold().await;
+                    }
+                }
+                changed = partitions.changed() => {
+                    if changed.is_err() { return }
+                    self.dispatcher.repartitioned();
+                    self.hold().await;
+                }
+            }
+        }
+    }
+
+    /// Keeps the count of time in which deliveries are held on purpose.
+    async fn hold(&self) {
+        let held = !self.dispatcher.is_delivering();
+        let parts = self.node.owned();
+        if parts.is_empty() {
+            return;
+        }
+        if let Err(e) = self.store.hold(self.node.session(), &parts, held).await {
+            tracing::warn!(error.message = %e, delivery.held = held, "held time not noted");
+        }
+    }
+
+    /// A receiver that answered 410 wants no more: its subscription is switched
+    /// off and its owner told.
+    async fn disable_gone(
+        self,
+        mut gone: mpsc::UnboundedReceiver<SubscriptionId>,
+        cancel: CancellationToken,
+    ) {
+        loop {
+            let subscription = tokio::select! {
+                () = cancel.cancelled() => return,
+                s = gone.recv() => match s { Some(s) => s, None => return },
+            };
+            let mut wait = Duration::from_millis(100);
+            while let Err(e) = self.disable(subscription).await {
+                tracing::warn!(
+                    subscription.id = %subscription, error.message = %e,
+                    "gone receiver's subscription not disabled yet"
+                );
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+                wait = (wait * 2).min(Duration::from_secs(5));
+            }
+        }
+    }
+
+    async fn disable(&self, id: SubscriptionId) -> Result<(), StoreError> {
+        loop {
+            let Some(mut s) = self.store.get_subscription(id).await? else {
+                return Ok(());
+            };
+            if s.disabled.is_some() {
+                return Ok(());
+            }
+            let before = s.updated_at;
+            let now = wall_clock();
+            s.disabled = Some(Disabled {
+                at: now,
+                reason: "gone".into(),
+            });
+            s.updated_at = now.max(before + 1);
+            match self.store.update_subscription(&s, before).await {
+                Ok(()) => {}
+                Err(StoreError::Conflict) => continue,
+                Err(e) => return Err(e),
+            }
+            tracing::warn!(subscription.id = %id, "receiver is gone (410): subscription disabled");
+            self.directory.refresh().await?;
+            let data = serde_json::json!({
+                "subscription_id": id.to_string(), "url": s.url, "reason": "gone",
+            });
+            let told = self.publisher.publish(NewEvent {
+                tenant: s.tenant,
+                key: None,
+                event_type: "subscription.disabled".into(),
+                data: data.to_string().into(),
+                idempotency_key: None,
+                only: None,
+            });
+            if let Err(e) = told.await {
+                tracing::warn!(subscription.id = %id, error.message = %e, "owner not told");
+            }
+            return Ok(());
+        }
+    }
+}

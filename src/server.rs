@@ -1,0 +1,410 @@
+//! One port for everything: gRPC and gRPC-Web by their content type, else REST.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, service::Routes};
+use tower::{Layer as _, ServiceExt as _};
+
+use crate::{
+    directory::{Directory, Freshness},
+    error::{Error, Result},
+    metrics::Metrics,
+    proto::v1::PublishEventRequest,
+    rest::{RequestId, Rest, hot, openapi, problem, routes::Found, transcode},
+    rpc::{Context, events, gate::Gate, keys},
+    settings::Tls,
+};
+
+/// The largest REST body but for batches.
+const MAX_BODY: usize = 1 << 20;
+/// The largest body of a batch; also gRPC's limit of a message.
+pub const MAX_BATCH: usize = 4 << 20;
+/// How long a client may take to send a request's headers.
+const HEADERS: Duration = Duration::from_secs(15);
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Calls under way on one HTTP/2 connection.
+const STREAMS: u32 = 1000;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Set on answers that were decided while the database could not be reached.
+const STALE: HeaderName = HeaderName::from_static("x-onering-stale");
+
+/// What answers calls.
+pub struct Front {
+    /// What the services share.
+    pub context: Context,
+    /// The gate.
+    pub gate: Arc<Gate>,
+    /// The routes of REST.
+    pub rest: Rest,
+    /// The gRPC services.
+    pub grpc: Routes,
+    /// `/openapi.json`.
+    pub openapi: Bytes,
+    /// `/metrics`.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Where a call came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
+impl Front {
+    /// Renders what is the same for every call.
+    ///
+    /// # Errors
+    /// Where the protos' annotations can't be served.
+    pub fn new(
+        context: Context,
+        gate: Arc<Gate>,
+        rest: Rest,
+        grpc: Routes,
+        metrics: Arc<Metrics>,
+    ) -> std::result::Result<Self, String> {
+        let openapi = serde_json::to_vec_pretty(&openapi::document(&rest)).map_err(|e| e.to_string())?;
+        Ok(Self {
+            context,
+            gate,
+            rest,
+            grpc,
+            openapi: openapi.into(),
+            metrics,
+        })
+    }
+
+    /// Answers one call.
+    pub async fn answer(self: Arc<Self>, mut request: Request<Incoming>) -> Response<Body> {
+        let id = request_id(request.headers());
+        request.extensions_mut().insert(RequestId(id.clone()));
+        let content = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .map_or(&[][..], HeaderValue::as_bytes);
+        let mut response = if content.starts_with(b"application/grpc") {
+            let web = content.starts_with(b"application/grpc-web");
+            self.grpc(request, web).await
+        } else {
+            let stale = self.context.directory.freshness() == Freshness::Stale;
+            let mut response = self.rest(request, &id).await.map(Body::new);
+            if stale {
+                response.headers_mut().insert(STALE, HeaderValue::from_static("true"));
+            }
+            response
+        };
+        if let Ok(value) = HeaderValue::try_from(id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        response
+    }
+
+    async fn grpc(self: Arc<Self>, request: Request<Incoming>, web: bool) -> Response<Body> {
+        let request = request.map(Body::new);
+        let gated = tower::service_fn(move |request: Request<Body>| self.clone().gated(request));
+        let answered = if web {
+            tonic_web::GrpcWebLayer::new().layer(gated).oneshot(request).await
+        } else {
+            gated.oneshot(request).await
+        };
+        match answered {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+
+    /// A gRPC call behind the gate. Health and reflection are not methods of
+    /// ours and open to anybody.
+    async fn gated(self: Arc<Self>, mut request: Request<Body>) -> std::result::Result<Response<Body>, Infallible> {
+        if let Some(access) = self.gate.access(request.uri().path()) {
+            let peer = peer(request.extensions());
+            match self.gate.admit(access, request.headers(), peer).await {
+                Ok(admitted) => {
+                    if let Some(caller) = admitted.caller {
+                        request.extensions_mut().insert(caller);
+                    }
+                    let mut response = self.grpc.clone().oneshot(request).await?;
+                    if admitted.stale {
+                        response.headers_mut().insert(STALE, HeaderValue::from_static("true"));
+                    }
+                    return Ok(response);
+                }
+                Err(e) => return Ok(tonic::Status::from(e).into_http()),
+            }
+        }
+        self.grpc.clone().oneshot(request).await
+    }
+
+    async fn rest(&self, request: Request<Incoming>, id: &str) -> Response<Full<Bytes>> {
+        self.routed(request, id)
+            .await
+            .unwrap_or_else(|e| problem::response(&e, Some(id)))
+    }
+
+    async fn routed(&self, mut request: Request<Incoming>, id: &str) -> Result<Response<Full<Bytes>>> {
+        // What is called most goes the short way.
+        let (method, path) = (request.method(), request.uri().path());
+        if method == Method::POST && path == "/v1/external/events" {
+            return self.publish(request).await;
+        }
+        if method == Method::GET {
+            match path {
+                "/health" => return Ok(json(StatusCode::OK, br#"{"status":"healthy"}"#)),
+                "/openapi.json" => {
+                    return Ok(transcode::json_response(
+                        StatusCode::OK,
+                        self.openapi.clone(),
+                        HeaderMap::new(),
+                    ));
+                }
+                "/metrics" => return self.scrape(&request).await,
+                _ => {}
+            }
+        }
+        if let Found::Route(route, _) = self.rest.routes.find(method, path) {
+            let access = &route.access;
+            let admitted = self
+                .gate
+                .admit(access, request.headers(), peer(request.extensions()))
+                .await?;
+            let limit = if route.template.ends_with("/batch") { MAX_BATCH } else { MAX_BODY };
+            if route.template == "/v1/external/me" && request.uri().query().is_none() {
+                let caller = admitted.caller.ok_or_else(|| Error::internal("no caller"))?;
+                let answer = keys::caller(&self.context, &caller);
+                return Ok(transcode::json_response(
+                    StatusCode::OK,
+                    hot::write_caller(&answer)?,
+                    HeaderMap::new(),
+                ));
+            }
+            if let Some(caller) = admitted.caller {
+                request.extensions_mut().insert(caller);
+            }
+            return Ok(transcode::answer(&self.rest, self.grpc.clone(), request, limit).await);
+        }
+        // No such route or method: nobody's call, and no key is looked at.
+        let mut response = transcode::answer(&self.rest, self.grpc.clone(), request, MAX_BODY).await;
+        problem::set_request_id(response.headers_mut(), Some(id));
+        Ok(response)
+    }
+
+    /// `POST /v1/external/events`: the payload's bytes are taken as they came.
+    async fn publish(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+        let access = self
+            .gate
+            .access("/onering.v1.EventService/PublishEvent")
+            .ok_or_else(|| Error::internal("no PublishEvent"))?;
+        let (parts, body) = request.into_parts();
+        let admitted = self.gate.admit(access, &parts.headers, peer(&parts.extensions)).await?;
+        let caller = admitted.caller.ok_or_else(|| Error::internal("no caller"))?;
+        let bytes = transcode::collect(&parts.headers, body, MAX_BODY).await?;
+        let new = hot::parse_publish(&self.rest, parts.uri.query(), &parts.headers, &bytes)?;
+        let request = PublishEventRequest {
+            tenant: new.tenant.unwrap_or_default(),
+            event_type: new.event_type,
+            idempotency_key: new.idempotency_key.unwrap_or_default(),
+            payload: new
+                .data
+                .map(crate::proto::v1::publish_event_request::Payload::DataJson),
+        };
+        let (answer, repeated) = events::publish(&self.context, &caller, request).await?;
+        let mut headers = HeaderMap::new();
+        if repeated {
+            headers.insert("idempotent-replayed", HeaderValue::from_static("true"));
+        }
+        Ok(transcode::json_response(
+            StatusCode::ACCEPTED,
+            hot::write_publish_response(&answer)?,
+            headers,
+        ))
+    }
+
+    async fn scrape(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+        self.gate
+            .admit_monitoring(request.headers(), peer(request.extensions()))
+            .await?;
+        let mut response = Response::new(Full::new(Bytes::from(self.metrics.render())));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+        );
+        Ok(response)
+    }
+}
+
+fn json(status: StatusCode, body: &'static [u8]) -> Response<Full<Bytes>> {
+    transcode::json_response(status, Bytes::from_static(body), HeaderMap::new())
+}
+
+fn peer(extensions: &http::Extensions) -> IpAddr {
+    extensions
+        .get::<Peer>()
+        .map_or(IpAddr::from([0, 0, 0, 0]), |p| p.0)
+}
+
+/// The caller's own id of the call where it is a usable one, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    headers
+        .get(REQUEST_ID)
+        .and_then(|v| v.to_str().ok())
+        .filter(|v| (1..=128).contains(&v.len()) && v.bytes().all(|b| b.is_ascii_graphic()))
+        .map_or_else(
+            || {
+                use crate::domain::id;
+                let part = id::Part::new(0);
+                format!("req_{}", id::encode(id::uuid_at(id::wall_clock(), part)))
+            },
+            str::to_owned,
+        )
+}
+
+/// Serves until it is cancelled; then no new calls are taken, and those under
+/// way have until the deadline.
+pub async fn serve(
+    front: Arc<Front>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    deadline: Duration,
+    cancel: CancellationToken,
+) {
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            () = cancel.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                // Out of file descriptors, as a rule: others will close.
+                tracing::warn!(error.message = %e, "connection not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if let Err(e) = stream.set_nodelay(true) {
+            tracing::debug!(error.message = %e, "no TCP_NODELAY");
+        }
+        let watcher = graceful.watcher();
+        let (front, tls) = (front.clone(), tls.clone());
+        tokio::spawn(async move {
+            match tls {
+                None => connection(front, TokioIo::new(stream), address, watcher).await,
+                Some(tls) => {
+                    if let Some(stream) = handshake(&tls, stream).await {
+                        connection(front, TokioIo::new(stream), address, watcher).await;
+                    }
+                }
+            }
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(deadline, graceful.shutdown()).await.is_err() {
+        tracing::warn!("connections did not end in time");
+    }
+}
+
+async fn handshake(
+    tls: &TlsAcceptor,
+    stream: TcpStream,
+) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(e)) => {
+            tracing::debug!(error.message = %e, "TLS handshake failed");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn connection<I>(
+    front: Arc<Front>,
+    io: I,
+    address: SocketAddr,
+    watcher: hyper_util::server::graceful::Watcher,
+) where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let service = tower::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(address.ip()));
+        let front = front.clone();
+        async move { Ok::<_, Infallible>(front.answer(request).await) }
+    });
+    // A panic is a bug; its caller still gets an answer.
+    let service = tower_http::catch_panic::CatchPanicLayer::custom(panicked).layer(service);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(64 << 10);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(32 << 10)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .adaptive_window(true);
+    let served = builder.serve_connection_with_upgrades(io, TowerToHyperService::new(service));
+    if let Err(e) = watcher.watch(served.into_owned()).await {
+        tracing::debug!(error.message = %e, "connection ended");
+    }
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response<Full<Bytes>> {
+    problem::response(&Error::internal("a handler panicked"), None)
+}
+
+/// TLS for the listener, HTTP/2 and HTTP/1.1 by ALPN.
+///
+/// # Errors
+/// Where a file can't be read or used.
+pub fn tls(tls: &Tls) -> std::result::Result<TlsAcceptor, String> {
+    use rustls::{
+        RootCertStore, ServerConfig,
+        pki_types::{PrivateKeyDer, pem::PemObject as _},
+        server::WebPkiClientVerifier,
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let certs = crate::connector::read_certificates(&tls.cert)?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|e| format!("{}: {e}", tls.key.display()))?;
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?;
+    let builder = match &tls.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for cert in crate::connector::read_certificates(path)? {
+                roots.add(cert).map_err(|e| format!("{}: {e}", path.display()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .map_err(|e| e.to_string())?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder
+        .with_single_cert(certs, key)
+        .map_err(|e| format!("{} and {}: {e}", tls.cert.display(), tls.key.display()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
