@@ -271,6 +271,8 @@ pub enum Published {
     },
     /// The tenant's subscriptions changed since it was matched.
     Stale,
+    /// The database can't hold one of its values, such as a NUL in its type.
+    Refused,
 }
 
 /// A delivery that is leased to the asking session.
@@ -569,6 +571,6 @@ pub trait Store:
     /// Closes every connection.
     async fn close(&self);
 
-    /// For tests: moves the store's clock.
+    /// For tests: moves the store's clock by that much from where it is.
     async fn shift_clock(&self, by: Micros) -> Result<()>;
 }

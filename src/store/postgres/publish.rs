@@ -116,6 +116,13 @@ impl Postgres {
                 Box::pin(self.publish_distinct(session, batch, left, results)).await?;
                 return Box::pin(self.publish_distinct(session, batch, right, results)).await;
             }
+            Err(StoreError::Data(e)) => {
+                tracing::warn!(error.message = %e, "event refused by the database");
+                for i in chosen {
+                    results[*i] = Published::Refused;
+                }
+                return Ok(());
+            }
             other => other?,
         };
         let mut repeated = Vec::new();
