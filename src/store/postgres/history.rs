@@ -6,7 +6,15 @@ use super::{Postgres, failed};
 use crate::store::{Forgotten, Result};
 
 /// Tables that are kept by day.
-const BY_DAY: [&str; 4] = ["events", "done", "attempts", "idempotency"];
+const BY_DAY: [&str; 3] = ["events", "done", "attempts"];
+
+/// How many days share the buckets of idempotency keys.
+const BUCKETS: i32 = 8;
+
+/// Where the records of a day's UUIDv7 keys are.
+pub(super) fn bucket_of_day(day: i32) -> i16 {
+    1 + day.rem_euclid(BUCKETS) as i16
+}
 
 /// The bodies of a day's events that something queued or dead still needs.
 const KEEP: &str = "
@@ -52,13 +60,8 @@ impl Postgres {
             .await
             .map_err(failed)?;
         for table in BY_DAY {
-            let oldest = if table == "idempotency" {
-                today - 2
-            } else {
-                today - days
-            };
             for day in self.days_of(table).await? {
-                if day > 0 && day < oldest {
+                if day < today - days {
                     self.drop_day(table, day).await?;
                 }
             }
@@ -72,21 +75,65 @@ impl Postgres {
             .execute(&self.pool)
             .await
             .map_err(failed)?;
-        let swept = sqlx::query(
-            "delete from idempotency_0 i using (
-               select ctid from idempotency_0 where at <= now_us() - 86400000000 limit $1) x
-             where i.ctid = x.ctid",
-        )
-        .bind(limit)
-        .execute(&self.pool)
-        .await
-        .map_err(failed)?
-        .rows_affected();
-        Ok(if swept < limit as u64 {
-            Forgotten::All
-        } else {
-            Forgotten::Some
-        })
+        self.forget_keys(today, limit).await
+    }
+
+    /// The buckets of about today are left to fill; of the others each is emptied
+    /// at once, or swept as long as keys of an odd age keep it in use.
+    async fn forget_keys(&self, today: i32, limit: i64) -> Result<Forgotten> {
+        let filling = [today - 1, today, today + 1].map(bucket_of_day);
+        let mut left = Forgotten::All;
+        for bucket in (0..=BUCKETS as i16).filter(|b| !filling.contains(b)) {
+            if bucket > 0 && self.empty_bucket(bucket).await? {
+                continue;
+            }
+            let table = format!("idempotency_{bucket}");
+            let swept = sqlx::query(sqlx::AssertSqlSafe(format!(
+                "delete from {table} i using (
+                   select ctid from {table} where at <= now_us() - 86400000000 limit $1) x
+                 where i.ctid = x.ctid"
+            )))
+            .bind(limit)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?
+            .rows_affected();
+            if swept >= limit as u64 {
+                left = Forgotten::Some;
+            }
+        }
+        Ok(left)
+    }
+
+    /// Empties a bucket, unless it has a record that still counts.
+    async fn empty_bucket(&self, bucket: i16) -> Result<bool> {
+        let table = format!("idempotency_{bucket}");
+        let in_use = format!(
+            "select exists (select from {table} where at > now_us() - 86400000000) or not exists (select from {table})"
+        );
+        let mut tx = self.begin().await?;
+        // Once before the lock, so that a bucket in use is not locked in vain.
+        for lock in [false, true] {
+            if lock {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(format!("lock table {table}")))
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+            }
+            let in_use: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(in_use.clone()))
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(failed)?;
+            if in_use {
+                return Ok(false);
+            }
+        }
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("truncate {table}")))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
     }
 
     async fn days_of(&self, table: &str) -> Result<Vec<i32>> {
