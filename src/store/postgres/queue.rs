@@ -1,6 +1,6 @@
 //! Claiming, finishing and sweeping the queue.
 
-use std::{collections::HashMap, time::Duration};
+use std::{borrow::Cow, collections::HashSet, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::Row as _;
@@ -100,11 +100,11 @@ tries as (
   select part, t.today, id, token, number, t.now - took, took, kind, status, error, worker, response
   from hit, t where kind > 0
 )
-select id from hit";
+select id, token from hit";
 
 /// Rows that were finished under these very tokens already.
 const BEFORE: &str = "
-select i.id from unnest($1::smallint[], $2::uuid[], $3::integer[]) as i(part, id, token)
+select i.id, i.token from unnest($1::smallint[], $2::uuid[], $3::integer[]) as i(part, id, token)
 where exists (select from done d where d.part = i.part and d.id = i.id and d.token = i.token)
    or exists (select from dead d where d.part = i.part and d.id = i.id and d.token = i.token)
    or exists (select from attempts a where a.part = i.part and a.delivery = i.id and a.token = i.token)";
@@ -219,38 +219,38 @@ impl QueueStore for Postgres {
             }
             other => other,
         };
-        let now: HashMap<Uuid, ()> = rows
+        let mut now: HashSet<(Uuid, i32)> = rows
             .map_err(failed)?
             .iter()
-            .map(|r| (r.get::<Uuid, _>(0), ()))
+            .map(|r| (r.get(0), r.get(1)))
             .collect();
-        let missed: Vec<&Finish> = batch.iter().filter(|f| !now.contains_key(&f.id.0)).collect();
-        let before: HashMap<Uuid, ()> = if missed.is_empty() {
-            HashMap::new()
-        } else {
-            sqlx::query(BEFORE)
-                .bind(missed.iter().map(|f| f.id.part().get()).collect::<Vec<_>>())
-                .bind(missed.iter().map(|f| f.id.0).collect::<Vec<_>>())
-                .bind(missed.iter().map(|f| f.token).collect::<Vec<_>>())
+        let mut answers = vec![Finished::Stale; batch.len()];
+        let mut missed = Vec::new();
+        for (i, f) in batch.iter().enumerate() {
+            if now.remove(&(f.id.0, f.token)) {
+                answers[i] = Finished::Now;
+            } else {
+                missed.push(i);
+            }
+        }
+        if !missed.is_empty() {
+            let before: HashSet<(Uuid, i32)> = sqlx::query(BEFORE)
+                .bind(missed.iter().map(|i| batch[*i].id.part().get()).collect::<Vec<_>>())
+                .bind(missed.iter().map(|i| batch[*i].id.0).collect::<Vec<_>>())
+                .bind(missed.iter().map(|i| batch[*i].token).collect::<Vec<_>>())
                 .fetch_all(&self.pool)
                 .await
                 .map_err(failed)?
                 .iter()
-                .map(|r| (r.get::<Uuid, _>(0), ()))
-                .collect()
-        };
-        Ok(batch
-            .iter()
-            .map(|f| {
-                if now.contains_key(&f.id.0) {
-                    Finished::Now
-                } else if before.contains_key(&f.id.0) {
-                    Finished::Before
-                } else {
-                    Finished::Stale
+                .map(|r| (r.get(0), r.get(1)))
+                .collect();
+            for i in missed {
+                if before.contains(&(batch[i].id.0, batch[i].token)) {
+                    answers[i] = Finished::Before;
                 }
-            })
-            .collect())
+            }
+        }
+        Ok(answers)
     }
 
     async fn waiting(&self, parts: &[Part]) -> Result<Vec<Waiting>> {
@@ -381,9 +381,11 @@ impl Postgres {
         let mut reason = Vec::with_capacity(n);
         let mut kind = Vec::with_capacity(n);
         let mut number = Vec::with_capacity(n);
-        // Sorted, so that two nodes lock rows in the same order.
+        // Sorted, so that two nodes lock rows in the same order; and each once,
+        // for a statement would carry out both of a pair.
         let mut order: Vec<&Finish> = batch.iter().collect();
-        order.sort_unstable_by_key(|f| (f.id.part(), f.id));
+        order.sort_by_key(|f| (f.id.part(), f.id, f.token));
+        order.dedup_by_key(|f| (f.id, f.token));
         for f in order {
             let row = FinishRow::of(f);
             part.push(f.id.part().get());
@@ -396,10 +398,10 @@ impl Postgres {
             replay.push(row.replay);
             status.push(row.status);
             took.push(row.took);
-            error.push(row.error);
-            worker.push(row.worker);
+            error.push(text(row.error));
+            worker.push(text(row.worker));
             response.push(row.response);
-            reason.push(f.reason.as_str());
+            reason.push(text(&f.reason));
             kind.push(row.kind);
             number.push(row.number);
         }
@@ -422,6 +424,16 @@ impl Postgres {
             .bind(number)
             .fetch_all(&self.pool)
             .await
+    }
+}
+
+/// A text as PostgreSQL can hold it: an attempt's end must be recorded, whatever
+/// its worker says of it.
+fn text(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
     }
 }
 
