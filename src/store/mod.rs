@@ -429,7 +429,7 @@ pub trait QueueStore: Send + Sync {
     ) -> Result<u64>;
 
     /// Makes a delivery due now: one that waits keeps its attempts, one that is
-    /// failed or dead gets one more. None where there is no such delivery;
+    /// failed or dead gets one more, and its age begins again. None where there is no such delivery;
     /// otherwise its status from before, which is unchanged where it is neither
     /// waiting nor dead.
     async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>>;

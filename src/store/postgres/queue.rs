@@ -160,18 +160,23 @@ from late";
 
 const RETRY_WAITING: &str = "
 update queue q set due_at = now_us(), dead_at = 0, token = q.token + 1,
-  by_hand = q.by_hand or old.state = 5, state = case when old.state = 5 then 3 else q.state end
-from (select part, id, state, lease_sid from queue where part = $1 and id = $2 for update) old
+  by_hand = q.by_hand or old.state = 5, state = case when old.state = 5 then 3 else q.state end,
+  age_from = case when old.state = 5 then own.active else q.age_from end
+from (select part, id, state, dead_at, lease_sid from queue where part = $1 and id = $2 for update) old,
+  (select now_us() - held - case when held_since > 0 then now_us() - held_since else 0 end as active
+   from part_owner where part = $1) own
 where q.part = old.part and q.id = old.id and old.lease_sid = 0
-returning old.state";
+returning case when old.state = 5 and old.dead_at <= now_us() then 6::smallint else old.state end";
 
 const RETRY_DEAD: &str = "
 with again as (delete from dead where part = $1 and id = $2 returning *),
 queued as (
   insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
                      state, attempts, replays, by_hand, status, reason)
-  select part, id, tenant, sub, event, event_day, now_us(), 0, now_us(), 0, token + 1,
-         3, attempts, 0, true, status, reason from again)
+  select part, id, tenant, sub, event, event_day, now_us(), 0,
+         (select now_us() - held - case when held_since > 0 then now_us() - held_since else 0 end
+          from part_owner where part = $1),
+         0, token + 1, 3, attempts, 0, true, status, reason from again)
 select state from again";
 
 #[async_trait]
