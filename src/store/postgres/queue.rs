@@ -299,13 +299,21 @@ impl QueueStore for Postgres {
     }
 
     async fn cancel(&self, part: Part, subscription: SubscriptionId, limit: i64) -> Result<u64> {
-        self.changed(
+        let cancel = || {
             sqlx::query(CANCEL)
                 .bind(part.get())
                 .bind(subscription.0)
-                .bind(limit),
-        )
-        .await
+                .bind(limit)
+                .execute(&self.pool)
+        };
+        let done = match cancel().await {
+            Err(e) if lacks_day(&e) => {
+                crate::store::HistoryStore::prepare_days(self).await?;
+                cancel().await
+            }
+            other => other,
+        };
+        Ok(done.map_err(failed)?.rows_affected())
     }
 
     async fn give_up(
