@@ -58,8 +58,8 @@ pub fn data_of(body: &[u8]) -> &[u8] {
 /// What tells two publishes with one idempotency key apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Idempotency {
-    /// The day by which the record is kept: the key's own where it is a UUIDv7
-    /// of about now, else 0, whose records are swept one by one.
+    /// The key's own day where it is a UUIDv7, else 0. It follows from the key
+    /// alone: a record that is kept by it is found again whenever the key comes.
     pub day: i32,
     /// Half a SHA-256 of the key.
     pub key: [u8; 16],
@@ -71,9 +71,9 @@ impl Idempotency {
     /// How long a key is remembered at the least.
     pub const WINDOW: Micros = DAY;
 
-    /// Of a publish at that time.
+    /// Of a publish with that key.
     #[must_use]
-    pub fn new(key: &str, event_type: &str, data: &[u8], now: Micros) -> Self {
+    pub fn new(key: &str, event_type: &str, data: &[u8]) -> Self {
         let content = Sha256::new()
             .chain_update(event_type.as_bytes())
             .chain_update([0])
@@ -82,9 +82,7 @@ impl Idempotency {
         let day = uuid::Uuid::try_parse(key)
             .ok()
             .filter(|u| u.get_version_num() == 7 && key.len() == 36)
-            .map(time_of)
-            .filter(|t| (now - t).abs() < DAY / 2)
-            .map_or(0, day_of);
+            .map_or(0, |u| day_of(time_of(u)));
         Self {
             day,
             key: half(&Sha256::digest(key.as_bytes())),

@@ -271,6 +271,8 @@ pub enum Published {
     },
     /// The tenant's subscriptions changed since it was matched.
     Stale,
+    /// The database can't hold one of its values, such as a NUL in its type.
+    Refused,
 }
 
 /// A delivery that is leased to the asking session.
@@ -427,7 +429,7 @@ pub trait QueueStore: Send + Sync {
     ) -> Result<u64>;
 
     /// Makes a delivery due now: one that waits keeps its attempts, one that is
-    /// failed or dead gets one more. None where there is no such delivery;
+    /// failed or dead gets one more, and its age begins again. None where there is no such delivery;
     /// otherwise its status from before, which is unchanged where it is neither
     /// waiting nor dead.
     async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>>;
@@ -569,6 +571,6 @@ pub trait Store:
     /// Closes every connection.
     async fn close(&self);
 
-    /// For tests: moves the store's clock.
+    /// For tests: moves the store's clock by that much from where it is.
     async fn shift_clock(&self, by: Micros) -> Result<()>;
 }

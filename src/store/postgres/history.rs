@@ -6,7 +6,15 @@ use super::{Postgres, failed};
 use crate::store::{Forgotten, Result};
 
 /// Tables that are kept by day.
-const BY_DAY: [&str; 4] = ["events", "done", "attempts", "idempotency"];
+const BY_DAY: [&str; 3] = ["events", "done", "attempts"];
+
+/// How many days share the buckets of idempotency keys.
+const BUCKETS: i32 = 8;
+
+/// Where the records of a day's UUIDv7 keys are.
+pub(super) fn bucket_of_day(day: i32) -> i16 {
+    1 + day.rem_euclid(BUCKETS) as i16
+}
 
 /// The bodies of a day's events that something queued or dead still needs.
 const KEEP: &str = "
@@ -24,12 +32,20 @@ where not exists (select from queue q where q.part = k.part and q.event = k.even
 
 impl Postgres {
     pub(super) async fn prepare_day(&self, day: i32) -> Result<()> {
-        sqlx::query("call prepare_day($1)")
-            .bind(day)
-            .execute(&self.pool)
-            .await
-            .map_err(failed)?;
-        Ok(())
+        // Of two that make the same day together the loser finds it made.
+        let mut made = Ok(());
+        for _ in 0..3 {
+            made = sqlx::query("call prepare_day($1)")
+                .bind(day)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+                .map_err(failed);
+            if made.is_ok() {
+                break;
+            }
+        }
+        made
     }
 
     pub(super) async fn prepare_days_ahead(&self) -> Result<()> {
@@ -38,10 +54,7 @@ impl Postgres {
             .await
             .map_err(failed)?;
         for day in today - 1..=today + 3 {
-            // Two nodes may make the same day together: the loser finds it made.
-            if self.prepare_day(day).await.is_err() {
-                self.prepare_day(day).await?;
-            }
+            self.prepare_day(day).await?;
         }
         Ok(())
     }
@@ -51,15 +64,11 @@ impl Postgres {
             .fetch_one(&self.pool)
             .await
             .map_err(failed)?;
+        let mut left = Forgotten::All;
         for table in BY_DAY {
-            let oldest = if table == "idempotency" {
-                today - 2
-            } else {
-                today - days
-            };
-            for day in self.days_of(table).await? {
-                if day > 0 && day < oldest {
-                    self.drop_day(table, day).await?;
+            for (day, stage) in self.days_of(table).await? {
+                if day < today - days && !self.drop_day(table, day, stage).await? {
+                    left = Forgotten::Some;
                 }
             }
         }
@@ -72,27 +81,77 @@ impl Postgres {
             .execute(&self.pool)
             .await
             .map_err(failed)?;
-        let swept = sqlx::query(
-            "delete from idempotency_0 i using (
-               select ctid from idempotency_0 where at <= now_us() - 86400000000 limit $1) x
-             where i.ctid = x.ctid",
-        )
-        .bind(limit)
-        .execute(&self.pool)
-        .await
-        .map_err(failed)?
-        .rows_affected();
-        Ok(if swept < limit as u64 {
-            Forgotten::All
-        } else {
-            Forgotten::Some
-        })
+        match self.forget_keys(today, limit).await? {
+            Forgotten::All => Ok(left),
+            Forgotten::Some => Ok(Forgotten::Some),
+        }
     }
 
-    async fn days_of(&self, table: &str) -> Result<Vec<i32>> {
+    /// The buckets of about today are left to fill; of the others each is emptied
+    /// at once, or swept as long as keys of an odd age keep it in use.
+    async fn forget_keys(&self, today: i32, limit: i64) -> Result<Forgotten> {
+        let filling = [today - 1, today, today + 1].map(bucket_of_day);
+        let mut left = Forgotten::All;
+        for bucket in (0..=BUCKETS as i16).filter(|b| !filling.contains(b)) {
+            if bucket > 0 && self.empty_bucket(bucket).await? {
+                continue;
+            }
+            let table = format!("idempotency_{bucket}");
+            let swept = sqlx::query(sqlx::AssertSqlSafe(format!(
+                "delete from {table} i using (
+                   select ctid from {table} where at <= now_us() - 86400000000 limit $1) x
+                 where i.ctid = x.ctid"
+            )))
+            .bind(limit)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?
+            .rows_affected();
+            if swept >= limit as u64 {
+                left = Forgotten::Some;
+            }
+        }
+        Ok(left)
+    }
+
+    /// Empties a bucket, unless it has a record that still counts.
+    async fn empty_bucket(&self, bucket: i16) -> Result<bool> {
+        let table = format!("idempotency_{bucket}");
+        let in_use = format!(
+            "select exists (select from {table} where at > now_us() - 86400000000) or not exists (select from {table})"
+        );
+        let mut tx = self.begin().await?;
+        // Once before the lock, so that a bucket in use is not locked in vain.
+        for lock in [false, true] {
+            if lock {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(format!("lock table {table}")))
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+            }
+            let in_use: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(in_use.clone()))
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(failed)?;
+            if in_use {
+                return Ok(false);
+            }
+        }
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("truncate {table}")))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
+    }
+
+    /// Every day's table, also one that a sweep left half dropped.
+    async fn days_of(&self, table: &str) -> Result<Vec<(i32, Stage)>> {
         let rows = sqlx::query(
-            "select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
-             where i.inhparent = to_regclass($1)",
+            "select substring(c.relname from '[0-9]+$')::integer, i.inhdetachpending
+             from pg_class c left join pg_inherits i on i.inhrelid = c.oid
+             where c.relkind = 'r' and c.relname ~ ('^' || $1 || '_[0-9]+$')
+               and c.relnamespace = (select relnamespace from pg_class where oid = to_regclass($1))",
         )
         .bind(table)
         .fetch_all(&self.pool)
@@ -100,32 +159,56 @@ impl Postgres {
         .map_err(failed)?;
         Ok(rows
             .iter()
-            .filter_map(|r| {
-                let name: &str = r.get(0);
-                name.rsplit_once('_')?.1.parse().ok()
+            .map(|r| {
+                let stage = match r.get(1) {
+                    None => Stage::Detached,
+                    Some(true) => Stage::Detaching,
+                    Some(false) => Stage::Attached,
+                };
+                (r.get(0), stage)
             })
             .collect())
     }
 
     /// Detached first: dropping an attached partition would lock its parent.
-    async fn drop_day(&self, table: &str, day: i32) -> Result<()> {
+    /// False where another node's sweep is at it.
+    async fn drop_day(&self, table: &str, day: i32, stage: Stage) -> Result<bool> {
         let child = format!("{table}_{day}");
-        if table == "events" {
+        if table == "events" && stage == Stage::Attached {
             sqlx::query(KEEP)
                 .bind(day)
                 .execute(&self.pool)
                 .await
                 .map_err(failed)?;
         }
-        for sql in [
-            format!("alter table {table} detach partition {child} concurrently"),
-            format!("drop table {child}"),
-        ] {
-            sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
-                .execute(&self.pool)
-                .await
-                .map_err(failed)?;
+        let detach = match stage {
+            Stage::Attached => Some("concurrently"),
+            Stage::Detaching => Some("finalize"),
+            Stage::Detached => None,
         }
-        Ok(())
+        .map(|how| format!("alter table {table} detach partition {child} {how}"));
+        for sql in detach.into_iter().chain([format!("drop table {child}")]) {
+            let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.pool).await;
+            match done {
+                Err(e) if is_gone(&e) => return Ok(false),
+                other => other.map_err(failed)?,
+            };
+        }
+        Ok(true)
     }
+}
+
+/// How far a day's table is from being dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Attached,
+    Detaching,
+    Detached,
+}
+
+/// Whether a statement came too late: another node detached or dropped the table.
+fn is_gone(error: &sqlx::Error) -> bool {
+    // Undefined table, not in the prerequisite state, concurrently changed.
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    matches!(code.as_deref(), Some("42P01" | "55000" | "XX000"))
 }

@@ -140,9 +140,16 @@ impl Store for Postgres {
     }
 
     async fn shift_clock(&self, by: Micros) -> Result<()> {
+        let at: Micros = sqlx::query_scalar(
+            "select now_us() - (extract(epoch from statement_timestamp()) * 1000000)::bigint",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed)?;
+        let by = at + by;
         let sql = format!(
             "create or replace function now_us() returns bigint language sql stable parallel safe
-             as $$ select (extract(epoch from statement_timestamp()) * 1000000)::bigint + {by} $$"
+             as $$ select (extract(epoch from statement_timestamp()) * 1000000)::bigint + ({by}) $$"
         );
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
             .execute(&self.pool)

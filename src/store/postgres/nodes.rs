@@ -14,10 +14,19 @@ use crate::{
     store::{Hint, Hints, NodeStore, Result, Session},
 };
 
+const FREE: &str = "
+select exists (select from part_owner where sid not in (select sid from nodes where expires_at > now_us()))";
+
 const TAKE: &str = "
 update part_owner set sid = $1, epoch = epoch + 1
 where sid not in (select sid from nodes where expires_at > now_us())
-  and exists (select from nodes where sid = $1 and expires_at > now_us())";
+  and exists (select from nodes where sid = $1 and expires_at > now_us())
+returning part";
+
+const OWNED: &str = "
+select part from part_owner
+where sid = $1 and exists (select from nodes where sid = $1 and expires_at > now_us())
+order by part";
 
 const HOLD: &str = "
 update part_owner set
@@ -76,28 +85,19 @@ impl NodeStore for Postgres {
     }
 
     async fn take_partitions(&self, session: Session) -> Result<Vec<Part>> {
-        let taken = sqlx::query(TAKE)
-            .bind(session.0)
-            .execute(&self.pool)
+        let free: bool = sqlx::query_scalar(FREE)
+            .fetch_one(&self.pool)
             .await
-            .map_err(failed)?
-            .rows_affected();
-        let owned: Vec<Part> = sqlx::query("select part from part_owner where sid = $1 order by part")
+            .map_err(failed)?;
+        if free {
+            self.take_free(session).await?;
+        }
+        let owned = sqlx::query(OWNED)
             .bind(session.0)
             .fetch_all(&self.pool)
             .await
-            .map_err(failed)?
-            .iter()
-            .map(|r| Part::new(r.get::<i16, _>(0) as u8))
-            .collect();
-        if taken > 0 {
-            sqlx::query(super::queue::FREE_LOST)
-                .bind(numbers(&owned))
-                .execute(&self.pool)
-                .await
-                .map_err(failed)?;
-        }
-        Ok(owned)
+            .map_err(failed)?;
+        Ok(parts(&owned))
     }
 
     async fn hold(&self, session: Session, parts: &[Part], held: bool) -> Result<()> {
@@ -145,6 +145,37 @@ impl NodeStore for Postgres {
             pending: Vec::new(),
         }))
     }
+}
+
+impl Postgres {
+    /// Together with what their last owners held: should that fail, the next one
+    /// to take them does both.
+    async fn take_free(&self, session: Session) -> Result<()> {
+        let mut tx = self.begin().await?;
+        // Before the statement that looks who lives: it must see the session of
+        // whoever held the lock.
+        sqlx::query("select from part_owner order by part for update")
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        let taken = sqlx::query(TAKE)
+            .bind(session.0)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query(super::queue::FREE_LOST)
+            .bind(numbers(&parts(&taken)))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+}
+
+fn parts(rows: &[super::Row]) -> Vec<Part> {
+    rows.iter()
+        .map(|r| Part::new(r.get::<i16, _>(0) as u8))
+        .collect()
 }
 
 struct Listener {

@@ -5,9 +5,12 @@ use std::collections::{HashMap, HashSet};
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Postgres, failed, lacks_day};
+use super::{Postgres, failed, history, lacks_day};
 use crate::{
-    domain::id::{EventId, day_of},
+    domain::{
+        event::Idempotency,
+        id::{EventId, day_of},
+    },
     store::{Publish, Published, Result, Session, StoreError},
 };
 
@@ -19,18 +22,18 @@ const PUBLISH: &str = "
 with t as materialized (select now_us() as now),
 input as materialized (
   select * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::uuid[], $6::integer[], $7::text[],
-                       $8::bytea[], $9::uuid[], $10::integer[], $11::uuid[], $12::uuid[], $13::integer[])
-    with ordinality as i(part, tenant, rev, event, day, type, body, key, idem_day, idem_key, content, n, ord)
+                       $8::bytea[], $9::uuid[], $10::smallint[], $11::uuid[], $12::uuid[], $13::integer[])
+    with ordinality as i(part, tenant, rev, event, day, type, body, key, bucket, idem_key, content, n, ord)
 ),
 fresh as materialized (
   select i.* from input i join tenant_rev r on r.tenant = i.tenant and r.rev = i.rev
 ),
 seen as (
-  insert into idempotency as old (part, day, tenant, key_hash, content_hash, event, deliveries, at)
-  select part, idem_day, tenant, idem_key, content, event, n, t.now
+  insert into idempotency as old (part, bucket, tenant, key_hash, content_hash, event, deliveries, at)
+  select part, bucket, tenant, idem_key, content, event, n, t.now
   from fresh, t where idem_key is not null
-  order by part, tenant, idem_key, idem_day
-  on conflict (part, tenant, key_hash, day) do update
+  order by part, tenant, idem_key, bucket
+  on conflict (part, tenant, key_hash, bucket) do update
     set content_hash = excluded.content_hash, event = excluded.event,
         deliveries = excluded.deliveries, at = excluded.at
     where old.at <= excluded.at - 86400000000
@@ -67,8 +70,16 @@ from fresh f left join accepted a on a.ord = f.ord left join own on own.part = f
 
 const WINNERS: &str = "
 select i.ord, w.event, w.deliveries, w.content_hash
-from unnest($1::smallint[], $2::integer[], $3::uuid[], $4::uuid[]) with ordinality as i(part, day, tenant, key, ord)
-join idempotency w on w.part = i.part and w.day = i.day and w.tenant = i.tenant and w.key_hash = i.key";
+from unnest($1::smallint[], $2::smallint[], $3::uuid[], $4::uuid[]) with ordinality as i(part, bucket, tenant, key, ord)
+join idempotency w on w.part = i.part and w.bucket = i.bucket and w.tenant = i.tenant and w.key_hash = i.key";
+
+/// Where a key's record is.
+fn bucket_of(k: Idempotency) -> i16 {
+    match k.day {
+        0 => 0,
+        day => history::bucket_of_day(day),
+    }
+}
 
 impl Postgres {
     pub(super) async fn publish_batch(
@@ -85,7 +96,7 @@ impl Postgres {
             let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|i| {
                 batch[*i]
                     .idempotency
-                    .is_none_or(|k| keys.insert((batch[*i].tenant, k.key, k.day)))
+                    .is_none_or(|k| keys.insert((batch[*i].tenant, k.key)))
             });
             self.publish_distinct(session, batch, &now, &mut results)
                 .await?;
@@ -115,6 +126,13 @@ impl Postgres {
                 let (left, right) = chosen.split_at(chosen.len() / 2);
                 Box::pin(self.publish_distinct(session, batch, left, results)).await?;
                 return Box::pin(self.publish_distinct(session, batch, right, results)).await;
+            }
+            Err(StoreError::Data(e)) => {
+                tracing::warn!(error.message = %e, "event refused by the database");
+                for i in chosen {
+                    results[*i] = Published::Refused;
+                }
+                return Ok(());
             }
             other => other?,
         };
@@ -148,7 +166,7 @@ impl Postgres {
         let mut kind = Vec::with_capacity(n);
         let mut body: Vec<&[u8]> = Vec::with_capacity(n);
         let mut key = Vec::with_capacity(n);
-        let mut idem_day = Vec::with_capacity(n);
+        let mut bucket = Vec::with_capacity(n);
         let mut idem_key = Vec::with_capacity(n);
         let mut content = Vec::with_capacity(n);
         let mut count = Vec::with_capacity(n);
@@ -164,7 +182,7 @@ impl Postgres {
             kind.push(p.event_type.as_str());
             body.push(&p.body);
             key.push(p.key.map(|k| k.0));
-            idem_day.push(p.idempotency.map(|k| k.day));
+            bucket.push(p.idempotency.map(bucket_of));
             idem_key.push(p.idempotency.map(|k| Uuid::from_bytes(k.key)));
             content.push(p.idempotency.map(|k| Uuid::from_bytes(k.content)));
             count.push(p.deliveries.len() as i32);
@@ -186,7 +204,7 @@ impl Postgres {
             .bind(kind)
             .bind(body)
             .bind(key)
-            .bind(idem_day)
+            .bind(bucket)
             .bind(idem_key)
             .bind(content)
             .bind(count)
@@ -211,7 +229,7 @@ impl Postgres {
         let keys: Vec<_> = repeated.iter().filter_map(idempotency).collect();
         let rows = sqlx::query(WINNERS)
             .bind(repeated.iter().map(|i| batch[*i].event.part().get()).collect::<Vec<_>>())
-            .bind(keys.iter().map(|k| k.day).collect::<Vec<_>>())
+            .bind(keys.iter().map(|k| bucket_of(*k)).collect::<Vec<_>>())
             .bind(repeated.iter().map(|i| batch[*i].tenant.0).collect::<Vec<_>>())
             .bind(keys.iter().map(|k| Uuid::from_bytes(k.key)).collect::<Vec<_>>())
             .fetch_all(self.reader())
@@ -236,12 +254,7 @@ impl Postgres {
     async fn prepare_days_of(&self, batch: &[Publish], chosen: &[usize]) -> Result<()> {
         let mut days: Vec<i32> = chosen
             .iter()
-            .flat_map(|i| {
-                let p = &batch[*i];
-                [Some(day_of(p.event.time())), p.idempotency.map(|k| k.day)]
-            })
-            .flatten()
-            .filter(|d| *d > 0)
+            .map(|i| day_of(batch[*i].event.time()))
             .collect();
         days.sort_unstable();
         days.dedup();

@@ -1,6 +1,6 @@
 //! Claiming, finishing and sweeping the queue.
 
-use std::{collections::HashMap, time::Duration};
+use std::{borrow::Cow, collections::HashSet, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::Row as _;
@@ -100,11 +100,11 @@ tries as (
   select part, t.today, id, token, number, t.now - took, took, kind, status, error, worker, response
   from hit, t where kind > 0
 )
-select id from hit";
+select id, token from hit";
 
 /// Rows that were finished under these very tokens already.
 const BEFORE: &str = "
-select i.id from unnest($1::smallint[], $2::uuid[], $3::integer[]) as i(part, id, token)
+select i.id, i.token from unnest($1::smallint[], $2::uuid[], $3::integer[]) as i(part, id, token)
 where exists (select from done d where d.part = i.part and d.id = i.id and d.token = i.token)
    or exists (select from dead d where d.part = i.part and d.id = i.id and d.token = i.token)
    or exists (select from attempts a where a.part = i.part and a.delivery = i.id and a.token = i.token)";
@@ -160,18 +160,23 @@ from late";
 
 const RETRY_WAITING: &str = "
 update queue q set due_at = now_us(), dead_at = 0, token = q.token + 1,
-  by_hand = q.by_hand or old.state = 5, state = case when old.state = 5 then 3 else q.state end
-from (select part, id, state, lease_sid from queue where part = $1 and id = $2 for update) old
+  by_hand = q.by_hand or old.state = 5, state = case when old.state = 5 then 3 else q.state end,
+  age_from = case when old.state = 5 then own.active else q.age_from end
+from (select part, id, state, dead_at, lease_sid from queue where part = $1 and id = $2 for update) old,
+  (select now_us() - held - case when held_since > 0 then now_us() - held_since else 0 end as active
+   from part_owner where part = $1) own
 where q.part = old.part and q.id = old.id and old.lease_sid = 0
-returning old.state";
+returning case when old.state = 5 and old.dead_at <= now_us() then 6::smallint else old.state end";
 
 const RETRY_DEAD: &str = "
 with again as (delete from dead where part = $1 and id = $2 returning *),
 queued as (
   insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
                      state, attempts, replays, by_hand, status, reason)
-  select part, id, tenant, sub, event, event_day, now_us(), 0, now_us(), 0, token + 1,
-         3, attempts, 0, true, status, reason from again)
+  select part, id, tenant, sub, event, event_day, now_us(), 0,
+         (select now_us() - held - case when held_since > 0 then now_us() - held_since else 0 end
+          from part_owner where part = $1),
+         0, token + 1, 3, attempts, 0, true, status, reason from again)
 select state from again";
 
 #[async_trait]
@@ -219,38 +224,38 @@ impl QueueStore for Postgres {
             }
             other => other,
         };
-        let now: HashMap<Uuid, ()> = rows
+        let mut now: HashSet<(Uuid, i32)> = rows
             .map_err(failed)?
             .iter()
-            .map(|r| (r.get::<Uuid, _>(0), ()))
+            .map(|r| (r.get(0), r.get(1)))
             .collect();
-        let missed: Vec<&Finish> = batch.iter().filter(|f| !now.contains_key(&f.id.0)).collect();
-        let before: HashMap<Uuid, ()> = if missed.is_empty() {
-            HashMap::new()
-        } else {
-            sqlx::query(BEFORE)
-                .bind(missed.iter().map(|f| f.id.part().get()).collect::<Vec<_>>())
-                .bind(missed.iter().map(|f| f.id.0).collect::<Vec<_>>())
-                .bind(missed.iter().map(|f| f.token).collect::<Vec<_>>())
+        let mut answers = vec![Finished::Stale; batch.len()];
+        let mut missed = Vec::new();
+        for (i, f) in batch.iter().enumerate() {
+            if now.remove(&(f.id.0, f.token)) {
+                answers[i] = Finished::Now;
+            } else {
+                missed.push(i);
+            }
+        }
+        if !missed.is_empty() {
+            let before: HashSet<(Uuid, i32)> = sqlx::query(BEFORE)
+                .bind(missed.iter().map(|i| batch[*i].id.part().get()).collect::<Vec<_>>())
+                .bind(missed.iter().map(|i| batch[*i].id.0).collect::<Vec<_>>())
+                .bind(missed.iter().map(|i| batch[*i].token).collect::<Vec<_>>())
                 .fetch_all(&self.pool)
                 .await
                 .map_err(failed)?
                 .iter()
-                .map(|r| (r.get::<Uuid, _>(0), ()))
-                .collect()
-        };
-        Ok(batch
-            .iter()
-            .map(|f| {
-                if now.contains_key(&f.id.0) {
-                    Finished::Now
-                } else if before.contains_key(&f.id.0) {
-                    Finished::Before
-                } else {
-                    Finished::Stale
+                .map(|r| (r.get(0), r.get(1)))
+                .collect();
+            for i in missed {
+                if before.contains(&(batch[i].id.0, batch[i].token)) {
+                    answers[i] = Finished::Before;
                 }
-            })
-            .collect())
+            }
+        }
+        Ok(answers)
     }
 
     async fn waiting(&self, parts: &[Part]) -> Result<Vec<Waiting>> {
@@ -294,13 +299,21 @@ impl QueueStore for Postgres {
     }
 
     async fn cancel(&self, part: Part, subscription: SubscriptionId, limit: i64) -> Result<u64> {
-        self.changed(
+        let cancel = || {
             sqlx::query(CANCEL)
                 .bind(part.get())
                 .bind(subscription.0)
-                .bind(limit),
-        )
-        .await
+                .bind(limit)
+                .execute(&self.pool)
+        };
+        let done = match cancel().await {
+            Err(e) if lacks_day(&e) => {
+                crate::store::HistoryStore::prepare_days(self).await?;
+                cancel().await
+            }
+            other => other,
+        };
+        Ok(done.map_err(failed)?.rows_affected())
     }
 
     async fn give_up(
@@ -381,9 +394,11 @@ impl Postgres {
         let mut reason = Vec::with_capacity(n);
         let mut kind = Vec::with_capacity(n);
         let mut number = Vec::with_capacity(n);
-        // Sorted, so that two nodes lock rows in the same order.
+        // Sorted, so that two nodes lock rows in the same order; and each once,
+        // for a statement would carry out both of a pair.
         let mut order: Vec<&Finish> = batch.iter().collect();
-        order.sort_unstable_by_key(|f| (f.id.part(), f.id));
+        order.sort_by_key(|f| (f.id.part(), f.id, f.token));
+        order.dedup_by_key(|f| (f.id, f.token));
         for f in order {
             let row = FinishRow::of(f);
             part.push(f.id.part().get());
@@ -396,10 +411,10 @@ impl Postgres {
             replay.push(row.replay);
             status.push(row.status);
             took.push(row.took);
-            error.push(row.error);
-            worker.push(row.worker);
+            error.push(text(row.error));
+            worker.push(text(row.worker));
             response.push(row.response);
-            reason.push(f.reason.as_str());
+            reason.push(text(&f.reason));
             kind.push(row.kind);
             number.push(row.number);
         }
@@ -422,6 +437,16 @@ impl Postgres {
             .bind(number)
             .fetch_all(&self.pool)
             .await
+    }
+}
+
+/// A text as PostgreSQL can hold it: an attempt's end must be recorded, whatever
+/// its worker says of it.
+fn text(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
     }
 }
 

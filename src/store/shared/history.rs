@@ -178,10 +178,13 @@ impl HistoryStore for Engine {
                 worker: r.get(7),
             })
             .collect();
-        // A first attempt that succeeded has no row of its own.
+        // A first attempt that succeeded has no row of its own, unless signatures
+        // that were too old came before it.
         let first = sqlx::query(
             "select finished_at, took, status, response, worker from done
-             where part = $1 and id = $2 and state = 4 and attempts = 1",
+             where part = $1 and id = $2 and state = 4 and attempts = 1
+               and not exists (select 1 from attempts a
+                               where a.part = $1 and a.delivery = $2 and a.token = done.token)",
         )
         .bind(id.part().get())
         .bind(id.0)

@@ -208,20 +208,25 @@ create table attempts (
   primary key (part, delivery, token, day)
 ) partition by range (day);
 
--- `day` is the key's own for a UUIDv7, so that keys can be unique and still be
--- dropped by day; 0 for any other key.
+-- `bucket` follows from the key alone, so that keys can be unique: 1 to 8 in turn
+-- by the day of a UUIDv7, 0 for any other key. A bucket is emptied at once when
+-- its days are over.
 create table idempotency (
   part smallint not null,
-  day integer not null,
+  bucket smallint not null,
   tenant uuid not null,
   key_hash uuid not null,
   content_hash uuid not null,
   event uuid not null,
   deliveries integer not null,
   at bigint not null,
-  primary key (part, tenant, key_hash, day)
-) partition by range (day);
-create table idempotency_0 partition of idempotency for values from (0) to (1);
+  primary key (part, tenant, key_hash, bucket)
+) partition by list (bucket);
+do $$ begin
+  for n in 0..8 loop
+    execute format('create table idempotency_%s partition of idempotency for values in (%s)', n, n);
+  end loop;
+end $$;
 create index idempotency_0_at on idempotency_0 (at);
 
 create table usage (
@@ -240,7 +245,7 @@ declare
   parent text;
   child text;
 begin
-  foreach parent in array array['events', 'done', 'attempts', 'idempotency'] loop
+  foreach parent in array array['events', 'done', 'attempts'] loop
     child := parent || '_' || d;
     if to_regclass(child) is null then
       execute format('create table %I (like %I including defaults including constraints)', child, parent);

@@ -1,0 +1,54 @@
+//! The store's contract: each test runs on both engines, through the traits
+//! alone, on a database of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+/// Makes of each of these functions a test on PostgreSQL and one on SQLite.
+macro_rules! contract {
+    ($($name:ident),+ $(,)?) => {
+        mod postgres {
+            $(#[test] fn $name() { crate::on_postgres(super::$name); })+
+        }
+        // SQLite: the engine is not there yet.
+        //mod sqlite { $(#[test] fn $name() { crate::on_sqlite(super::$name); })+ }
+    };
+}
+
+fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F) {
+    support::store::run(support::store::Engine::Postgres, test);
+}
+
+#[allow(dead_code, reason = "until the engine is there")]
+fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F) {
+    support::store::run(support::store::Engine::Sqlite, test);
+}
+
+#[path = "store/backlog.rs"]
+mod backlog;
+#[path = "store/by_hand.rs"]
+mod by_hand;
+#[path = "store/claim.rs"]
+mod claim;
+#[path = "store/configuration.rs"]
+mod configuration;
+#[path = "store/finish.rs"]
+mod finish;
+#[path = "store/forget.rs"]
+mod forget;
+#[path = "store/history.rs"]
+mod history;
+#[path = "store/idempotency.rs"]
+mod idempotency;
+#[path = "store/keys.rs"]
+mod keys;
+#[path = "store/model.rs"]
+mod model;
+#[path = "store/publish.rs"]
+mod publish;
+#[path = "store/schema.rs"]
+mod schema;
+#[path = "store/sessions.rs"]
+mod sessions;
+#[path = "store/sweeps.rs"]
+mod sweeps;

@@ -1,0 +1,10 @@
+//! What the tests share: databases that live for one test, and builders.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part of it"
+)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod build;
+pub mod store;
