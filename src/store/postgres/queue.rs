@@ -1,6 +1,6 @@
 //! Claiming, finishing and sweeping the queue.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::Row as _;
@@ -100,11 +100,11 @@ tries as (
   select part, t.today, id, token, number, t.now - took, took, kind, status, error, worker, response
   from hit, t where kind > 0
 )
-select id from hit";
+select id, token from hit";
 
 /// Rows that were finished under these very tokens already.
 const BEFORE: &str = "
-select i.id from unnest($1::smallint[], $2::uuid[], $3::integer[]) as i(part, id, token)
+select i.id, i.token from unnest($1::smallint[], $2::uuid[], $3::integer[]) as i(part, id, token)
 where exists (select from done d where d.part = i.part and d.id = i.id and d.token = i.token)
    or exists (select from dead d where d.part = i.part and d.id = i.id and d.token = i.token)
    or exists (select from attempts a where a.part = i.part and a.delivery = i.id and a.token = i.token)";
@@ -219,32 +219,27 @@ impl QueueStore for Postgres {
             }
             other => other,
         };
-        let now: HashMap<Uuid, ()> = rows
-            .map_err(failed)?
-            .iter()
-            .map(|r| (r.get::<Uuid, _>(0), ()))
-            .collect();
-        let missed: Vec<&Finish> = batch.iter().filter(|f| !now.contains_key(&f.id.0)).collect();
-        let before: HashMap<Uuid, ()> = if missed.is_empty() {
-            HashMap::new()
+        let now = leases(&rows.map_err(failed)?);
+        let missed: Vec<&Finish> = batch.iter().filter(|f| !now.contains(&lease(f))).collect();
+        let before = if missed.is_empty() {
+            HashSet::new()
         } else {
-            sqlx::query(BEFORE)
+            let rows = sqlx::query(BEFORE)
                 .bind(missed.iter().map(|f| f.id.part().get()).collect::<Vec<_>>())
                 .bind(missed.iter().map(|f| f.id.0).collect::<Vec<_>>())
                 .bind(missed.iter().map(|f| f.token).collect::<Vec<_>>())
                 .fetch_all(&self.pool)
                 .await
-                .map_err(failed)?
-                .iter()
-                .map(|r| (r.get::<Uuid, _>(0), ()))
-                .collect()
+                .map_err(failed)?;
+            leases(&rows)
         };
+        let mut told = HashSet::with_capacity(batch.len());
         Ok(batch
             .iter()
             .map(|f| {
-                if now.contains_key(&f.id.0) {
+                if now.contains(&lease(f)) && told.insert(lease(f)) {
                     Finished::Now
-                } else if before.contains_key(&f.id.0) {
+                } else if now.contains(&lease(f)) || before.contains(&lease(f)) {
                     Finished::Before
                 } else {
                     Finished::Stale
@@ -349,6 +344,17 @@ impl QueueStore for Postgres {
     }
 }
 
+/// A delivery under one of its tokens.
+type Lease = (Uuid, i32);
+
+fn lease(f: &Finish) -> Lease {
+    (f.id.0, f.token)
+}
+
+fn leases(rows: &[super::Row]) -> HashSet<Lease> {
+    rows.iter().map(|r| (r.get(0), r.get(1))).collect()
+}
+
 type Query<'q> = sqlx::query::Query<'q, super::Db, sqlx::postgres::PgArguments>;
 
 impl Postgres {
@@ -383,7 +389,10 @@ impl Postgres {
         let mut number = Vec::with_capacity(n);
         // Sorted, so that two nodes lock rows in the same order.
         let mut order: Vec<&Finish> = batch.iter().collect();
-        order.sort_unstable_by_key(|f| (f.id.part(), f.id));
+        order.sort_by_key(|f| (f.id.part(), f.id, f.token));
+        // Of repetitions the first takes effect; a row can't be finished twice
+        // in one statement.
+        order.dedup_by_key(|f| lease(f));
         for f in order {
             let row = FinishRow::of(f);
             part.push(f.id.part().get());
