@@ -10,8 +10,7 @@ macro_rules! contract {
         mod postgres {
             $(#[test] fn $name() { crate::on_postgres(super::$name); })+
         }
-        // SQLite: the engine is not there yet.
-        //mod sqlite { $(#[test] fn $name() { crate::on_sqlite(super::$name); })+ }
+        mod sqlite { $(#[test] fn $name() { crate::on_sqlite(super::$name); })+ }
     };
 }
 
@@ -19,7 +18,6 @@ fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> 
     support::store::run(support::store::Engine::Postgres, test);
 }
 
-#[allow(dead_code, reason = "until the engine is there")]
 fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F) {
     support::store::run(support::store::Engine::Sqlite, test);
 }

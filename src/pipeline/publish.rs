@@ -126,7 +126,7 @@ impl Publisher {
         let idempotency = new
             .idempotency_key
             .as_deref()
-            .map(|key| Idempotency::new(key, &new.event_type, &new.data, time));
+            .map(|key| Idempotency::new(key, &new.event_type, &new.data));
         for _ in 0..MATCHES {
             let (revision, deliveries) = self.match_up(&new, id, time, live.fan_out_max)?;
             let count = i32::try_from(deliveries.len()).unwrap_or(i32::MAX);
@@ -168,6 +168,12 @@ impl Publisher {
                         repeated: true,
                         first: None,
                     });
+                }
+                Published::Refused => {
+                    return Err(Error::new(
+                        Reason::InvalidArgument,
+                        "the database can't store one of the event's values",
+                    ));
                 }
                 Published::Stale => self.directory.refresh().await.map_err(unavailable)?,
             }

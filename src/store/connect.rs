@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
-use super::{Result, Store, postgres::Postgres};
+use super::{Result, Store, postgres::Postgres, sqlite::Sqlite};
 
 /// Where the store is.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl fmt::Debug for Database {
 /// Where it can't be reached, or is newer than this build.
 pub async fn connect(database: &Database) -> Result<Arc<dyn Store>> {
     Ok(match database {
-        Database::Sqlite(path) => return Err(super::StoreError::Unfit(format!("{path:?}"))),
+        Database::Sqlite(path) => Arc::new(Sqlite::open(path).await?),
         Database::Postgres(url) => Arc::new(Postgres::open(url).await?),
     })
 }

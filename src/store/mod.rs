@@ -21,7 +21,7 @@ use crate::domain::{
 
 mod connect;
 pub mod postgres;
-//pub mod sqlite;
+pub mod sqlite;
 
 mod migrations;
 mod rows;

@@ -17,7 +17,9 @@ use crate::{
 /// `fresh`: matched against the tenant's present revision. `seen`: took the
 /// idempotency key, for the first time or after its window. `own`: partitions in
 /// which this session may lease. Rows are inserted in the order of their keys,
-/// so that two nodes never wait for each other in a circle.
+/// so that two nodes never wait for each other in a circle. Whether one was
+/// accepted is asked of `seen`, not joined with `accepted`: the planner takes each
+/// for one row, and would compare all with all.
 const PUBLISH: &str = "
 with t as materialized (select now_us() as now),
 input as materialized (
@@ -65,8 +67,9 @@ queued as (
   cross join t
   order by a.part, d.id
 )
-select f.ord, a.ord is not null as accepted, coalesce(own.mine, false) as leased
-from fresh f left join accepted a on a.ord = f.ord left join own on own.part = f.part";
+select f.ord, f.idem_key is null or f.event in (select event from seen) as accepted,
+       coalesce(own.mine, false) as leased
+from fresh f left join own on own.part = f.part";
 
 const WINNERS: &str = "
 select i.ord, w.event, w.deliveries, w.content_hash

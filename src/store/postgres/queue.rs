@@ -51,7 +51,9 @@ left join kept_bodies k on k.part = l.part and k.event = l.event
 order by l.due_at, l.id";
 
 /// Each row is looked up by its key and then touched by its place: a plan made
-/// while the queue is empty would otherwise scan it whole once it is long.
+/// while the queue is empty would otherwise scan it whole once it is long. The
+/// `+ 0` keeps the planner from the index over leased rows: it looks as narrow as
+/// the key's, and holds all that is under way in the partition.
 const FINISH: &str = "
 with t as materialized (select now_us() as now, today() as today),
 input as materialized (
@@ -64,7 +66,7 @@ hit as materialized (
   select q.place, q.tenant, q.sub, q.event, q.event_day, q.age_from, q.was, i.*
   from input i cross join lateral (
     select ctid as place, tenant, sub, event, event_day, age_from, attempts as was from queue
-    where part = i.part and id = i.id and token = i.token and lease_sid <> 0
+    where part = i.part and id = i.id and token = i.token and lease_sid + 0 <> 0
     limit 1 for update
   ) q
 ),

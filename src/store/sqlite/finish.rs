@@ -1,0 +1,272 @@
+//! Finishing: which leases still hold is found first; what follows touches only
+//! those, in the same transaction.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::Row as _;
+
+use super::{
+    Sqlite, Transaction,
+    batch::{Batch, pieces},
+    failed,
+};
+use crate::{
+    domain::id::{Micros, day_of},
+    store::{Finish, Finished, Result, rows::FinishRow},
+};
+
+static MISSED: Batch = Batch::new(
+    "with i(at, part, id, token) as (values ",
+    "(?,?,?,?)",
+    ") select at from i where not exists (
+         select 1 from queue q where q.part = i.part and q.id = i.id and q.token = i.token and q.lease_sid <> 0)",
+);
+
+/// Rows that were finished under these very tokens already.
+static BEFORE: Batch = Batch::new(
+    "with i(at, part, id, token) as (values ",
+    "(?,?,?,?)",
+    ") select at from i
+       where exists (select 1 from done d where d.part = i.part and d.id = i.id and d.token = i.token)
+          or exists (select 1 from dead d where d.part = i.part and d.id = i.id and d.token = i.token)
+          or exists (select 1 from attempts a where a.part = i.part and a.delivery = i.id and a.token = i.token)",
+);
+
+static TRIES: Batch = Batch::new(
+    "insert into attempts (part, day, delivery, token, number, started_at, took, kind, status,
+                           error, worker, response) values ",
+    "(?,?,?,?,?,?,?,?,?,?,?,?)",
+    "",
+);
+
+static DONE: Batch = Batch::new(
+    "with i(part, id, token, state, charge, took, status, reason, worker, response) as (values ",
+    "(?,?,?,?,?,?,?,?,?,?)",
+    ") insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts,
+                         status, reason, worker, response)
+       select q.part, ?, q.id, q.tenant, q.sub, q.event, ?, i.took, q.token, i.state, q.attempts + i.charge,
+              i.status, i.reason, i.worker, i.response
+       from i cross join queue q on q.part = i.part and q.id = i.id and q.token = i.token",
+);
+
+static DEAD: Batch = Batch::new(
+    "with i(part, id, token, state, charge, status, reason) as (values ",
+    "(?,?,?,?,?,?,?)",
+    ") insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts,
+                         status, reason)
+       select q.part, q.id, q.tenant, q.sub, q.event, q.event_day, ?, q.age_from, q.token, i.state,
+              q.attempts + i.charge, i.status, i.reason
+       from i cross join queue q on q.part = i.part and q.id = i.id and q.token = i.token",
+);
+
+static GONE: Batch = Batch::new(
+    "delete from queue where (part, id) in (values ",
+    "(?,?)",
+    ")",
+);
+
+static AGAIN: Batch = Batch::new(
+    "with i(part, id, due_at, dead_at, state, charge, replay, status, reason) as (values ",
+    "(?,?,?,?,?,?,?,?,?)",
+    ") update queue set lease_sid = 0, token = token + 1, due_at = i.due_at, dead_at = i.dead_at,
+              state = i.state, attempts = attempts + i.charge, replays = replays + i.replay,
+              status = i.status, reason = i.reason
+       from i where queue.part = i.part and queue.id = i.id",
+);
+
+static RELEASED: Batch = Batch::new(
+    "update queue set lease_sid = 0, token = token + 1, dead_at = 0 where (part, id) in (values ",
+    "(?,?)",
+    ")",
+);
+
+type Item<'a> = (&'a Finish, FinishRow<'a>);
+
+impl Sqlite {
+    pub(super) async fn finish_batch(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
+        // Of repetitions within the batch the first takes effect.
+        let mut first = HashMap::with_capacity(batch.len());
+        let mut distinct = Vec::with_capacity(batch.len());
+        for (at, f) in batch.iter().enumerate() {
+            first.entry((f.id, f.token)).or_insert_with(|| {
+                distinct.push(at);
+                at
+            });
+        }
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let missed = which(&mut tx, &MISSED, batch, &distinct).await?;
+        let (missed, hit): (Vec<usize>, Vec<usize>) =
+            distinct.into_iter().partition(|at| missed.contains(at));
+        let before = which(&mut tx, &BEFORE, batch, &missed).await?;
+        if !hit.is_empty() {
+            let rows: Vec<Item<'_>> = hit
+                .iter()
+                .map(|at| (&batch[*at], FinishRow::of(&batch[*at])))
+                .collect();
+            settle(&mut tx, &rows, now).await?;
+            tx.commit().await.map_err(failed)?;
+        }
+        let hit: HashSet<usize> = hit.into_iter().collect();
+        Ok(batch
+            .iter()
+            .enumerate()
+            .map(|(at, f)| {
+                let original = first.get(&(f.id, f.token)).copied().unwrap_or(at);
+                if hit.contains(&at) {
+                    Finished::Now
+                } else if hit.contains(&original) || before.contains(&original) {
+                    Finished::Before
+                } else {
+                    Finished::Stale
+                }
+            })
+            .collect())
+    }
+}
+
+/// Which of these the statement names.
+async fn which(
+    tx: &mut Transaction<'_>,
+    statement: &'static Batch,
+    batch: &[Finish],
+    chosen: &[usize],
+) -> Result<HashSet<usize>> {
+    let mut found = HashSet::new();
+    for piece in pieces(chosen.len()) {
+        let mut query = sqlx::query(statement.text(&piece));
+        for at in &chosen[piece] {
+            let f = &batch[*at];
+            query = query
+                .bind(*at as i64)
+                .bind(f.id.part().get())
+                .bind(f.id.0)
+                .bind(f.token);
+        }
+        for r in query.fetch_all(&mut **tx).await.map_err(failed)? {
+            found.insert(r.get::<i64, _>(0) as usize);
+        }
+    }
+    Ok(found)
+}
+
+async fn settle(tx: &mut Transaction<'_>, rows: &[Item<'_>], now: Micros) -> Result<()> {
+    let of = |wanted: fn(&FinishRow<'_>) -> bool| -> Vec<&Item<'_>> {
+        rows.iter().filter(|(_, row)| wanted(row)).collect()
+    };
+    record_attempts(tx, &of(|r| r.kind > 0), now).await?;
+    record_done(tx, &of(|r| r.action == 0), now).await?;
+    record_dead(tx, &of(|r| r.action == 1), now).await?;
+    by_id(tx, &GONE, &of(|r| r.action < 2)).await?;
+    queue_again(tx, &of(|r| r.action == 2 || r.action == 3), now).await?;
+    by_id(tx, &RELEASED, &of(|r| r.action == 4)).await
+}
+
+async fn by_id(
+    tx: &mut Transaction<'_>,
+    statement: &'static Batch,
+    rows: &[&Item<'_>],
+) -> Result<()> {
+    for piece in pieces(rows.len()) {
+        let mut query = sqlx::query(statement.text(&piece));
+        for (f, _) in &rows[piece] {
+            query = query.bind(f.id.part().get()).bind(f.id.0);
+        }
+        query.execute(&mut **tx).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn record_attempts(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micros) -> Result<()> {
+    for piece in pieces(rows.len()) {
+        let mut query = sqlx::query(TRIES.text(&piece));
+        for (f, row) in &rows[piece] {
+            query = query
+                .bind(f.id.part().get())
+                .bind(day_of(now))
+                .bind(f.id.0)
+                .bind(f.token)
+                .bind(row.number)
+                .bind(now - row.took)
+                .bind(row.took)
+                .bind(row.kind)
+                .bind(row.status)
+                .bind(row.error)
+                .bind(row.worker)
+                .bind(row.response);
+        }
+        query.execute(&mut **tx).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn record_done(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micros) -> Result<()> {
+    for piece in pieces(rows.len()) {
+        let mut query = sqlx::query(DONE.text(&piece));
+        for (f, row) in &rows[piece] {
+            query = query
+                .bind(f.id.part().get())
+                .bind(f.id.0)
+                .bind(f.token)
+                .bind(row.state)
+                .bind(row.charge)
+                .bind(row.took)
+                .bind(row.status)
+                .bind(f.reason.as_str())
+                .bind(row.worker)
+                .bind(row.response);
+        }
+        query
+            .bind(day_of(now))
+            .bind(now)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn record_dead(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micros) -> Result<()> {
+    for piece in pieces(rows.len()) {
+        let mut query = sqlx::query(DEAD.text(&piece));
+        for (f, row) in &rows[piece] {
+            query = query
+                .bind(f.id.part().get())
+                .bind(f.id.0)
+                .bind(f.token)
+                .bind(row.state)
+                .bind(row.charge)
+                .bind(row.status)
+                .bind(f.reason.as_str());
+        }
+        query.bind(now).execute(&mut **tx).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn queue_again(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micros) -> Result<()> {
+    for piece in pieces(rows.len()) {
+        let mut query = sqlx::query(AGAIN.text(&piece));
+        for (f, row) in &rows[piece] {
+            let then = now.saturating_add(row.wait);
+            // What has failed is never due: it is buried, or saved by hand.
+            let (due_at, dead_at) = if row.action == 3 {
+                (Micros::MAX, then)
+            } else {
+                (then, 0)
+            };
+            query = query
+                .bind(f.id.part().get())
+                .bind(f.id.0)
+                .bind(due_at)
+                .bind(dead_at)
+                .bind(row.state)
+                .bind(row.charge)
+                .bind(row.replay)
+                .bind(row.status)
+                .bind(f.reason.as_str());
+        }
+        query.execute(&mut **tx).await.map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Sessions, partition owners and hints.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::Row as _;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::{Sqlite, failed};
+use crate::{
+    domain::id::{DAY, Part, SubscriptionId},
+    store::{Hint, Hints, NodeStore, Result, Session, StoreError},
+};
+
+const TAKE: &str = "
+update part_owner set sid = $1, epoch = epoch + 1
+where sid not in (select sid from nodes where expires_at > $2)
+  and exists (select 1 from nodes where sid = $1 and expires_at > $2)";
+
+const HOLD: &str = "
+update part_owner set
+  held = case when $3 or held_since = 0 then held else held + $4 - held_since end,
+  held_since = case when not $3 then 0 when held_since = 0 then $4 else held_since end
+where sid = $1 and part in (select value from json_each($2)) and (held_since > 0) <> $3";
+
+#[async_trait]
+impl NodeStore for Sqlite {
+    async fn begin_session(&self, name: &str, ttl: Duration) -> Result<Session> {
+        let mut tx = self.begin().await?;
+        let sid = sqlx::query_scalar(
+            "insert into nodes (name, expires_at) values ($1, $2) returning sid",
+        )
+        .bind(name)
+        .bind(self.now() + ttl.as_micros() as i64)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Session(sid))
+    }
+
+    async fn renew_session(&self, session: Session, ttl: Duration) -> Result<bool> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let done =
+            sqlx::query("update nodes set expires_at = $2 where sid = $1 and expires_at > $3")
+                .bind(session.0)
+                .bind(now + ttl.as_micros() as i64)
+                .bind(now)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    async fn end_session(&self, session: Session) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("delete from nodes where sid = $1 or expires_at < $2")
+            .bind(session.0)
+            .bind(self.now() - DAY)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query("update part_owner set sid = 0 where sid = $1")
+            .bind(session.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query(
+            "update queue set lease_sid = 0, token = token + 1
+             where part in (select value from json_each($1)) and lease_sid = $2 and lease_sid <> 0",
+        )
+        .bind(numbers(Part::all()))
+        .bind(session.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
+    async fn take_partitions(&self, session: Session) -> Result<Vec<Part>> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let taken = sqlx::query(TAKE)
+            .bind(session.0)
+            .bind(now)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?
+            .rows_affected();
+        let owned: Vec<Part> =
+            sqlx::query("select part from part_owner where sid = $1 order by part")
+                .bind(session.0)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?
+                .iter()
+                .map(|r| Part::new(r.get::<i16, _>(0) as u8))
+                .collect();
+        if taken > 0 {
+            sqlx::query(super::queue::FREE_LOST)
+                .bind(numbers(owned.iter().copied()))
+                .bind(now)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(owned)
+    }
+
+    async fn hold(&self, session: Session, parts: &[Part], held: bool) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query(HOLD)
+            .bind(session.0)
+            .bind(numbers(parts.iter().copied()))
+            .bind(held)
+            .bind(self.now())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
+    async fn hint(&self, hints: &[(Part, SubscriptionId)]) -> Result<()> {
+        for (part, subscription) in hints {
+            self.tell(Hint::Due(*part, *subscription));
+        }
+        Ok(())
+    }
+
+    async fn listen(&self) -> Result<Box<dyn Hints>> {
+        Ok(Box::new(Listener(self.hints.subscribe())))
+    }
+}
+
+struct Listener(broadcast::Receiver<Hint>);
+
+#[async_trait]
+impl Hints for Listener {
+    async fn next(&mut self) -> Result<Hint> {
+        match self.0.recv().await {
+            Ok(hint) => Ok(hint),
+            Err(RecvError::Lagged(_)) => Ok(Hint::Reconnected),
+            Err(RecvError::Closed) => Err(StoreError::Unavailable("the store is closed".into())),
+        }
+    }
+}
+
+/// Partitions as a JSON list: one text for any number of them.
+pub(super) fn numbers(parts: impl IntoIterator<Item = Part>) -> String {
+    let numbers: Vec<String> = parts.into_iter().map(|p| p.get().to_string()).collect();
+    format!("[{}]", numbers.join(","))
+}

@@ -1,0 +1,329 @@
+//! Claiming from and sweeping the queue.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sqlx::{Row as _, sqlite::SqliteArguments};
+
+use super::{
+    Db, Row, Sqlite, Transaction,
+    batch::{Batch, pieces},
+    failed,
+    nodes::numbers,
+    publish::{Own, owned},
+};
+use crate::{
+    domain::{
+        delivery::Status,
+        id::{DeliveryId, EventId, Micros, Part, SubscriptionId, TenantId, day_of, first_uuid_at},
+    },
+    store::{
+        Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
+        Session, StoreError, Waiting, Want,
+    },
+};
+
+/// One look-up for each subscription, so that a million rows of one can't hide
+/// another's.
+static DUE: Batch = Batch::joined(
+    "with c(part, id) as (",
+    "select part, id from (select part, id from queue
+       where part = ? and sub = ? and lease_sid = 0 and due_at <= ? order by due_at limit ?)",
+    " union all ",
+    ") select q.id, q.tenant, q.sub, q.event, coalesce(e.type, k.type, ''), coalesce(e.body, k.body),
+              q.token + 1, q.attempts, q.replays, q.by_hand, q.age_from, q.due_at
+       from c cross join queue q on q.part = c.part and q.id = c.id
+       left join events e on e.part = q.part and e.id = q.event and e.day = q.event_day
+       left join kept_bodies k on k.part = q.part and k.event = q.event",
+);
+
+static LEASE: Batch = Batch::new(
+    "update queue set token = token + 1, lease_sid = ? where (part, id) in (values ",
+    "(?,?)",
+    ")",
+);
+
+/// Steps from one subscription to the next through the index, so that the cost
+/// is that of the subscriptions, not of the rows.
+const WAITING: &str = "
+with recursive step(part, sub) as (
+  select w.value, (select sub from queue where part = w.value and lease_sid = 0 order by sub limit 1)
+  from json_each($1) w
+  union all
+  select s.part, (select sub from queue where part = s.part and lease_sid = 0 and sub > s.sub order by sub limit 1)
+  from step s where s.sub is not null
+),
+first as materialized (
+  select part, sub, (select due_at from queue where part = s.part and sub = s.sub and lease_sid = 0
+                     order by due_at limit 1) as due_at
+  from step s where sub is not null
+)
+select part, sub, due_at - $2 from first where due_at < 9223372036854775807";
+
+pub(super) const FREE_LOST: &str = "
+update queue set lease_sid = 0, token = token + 1
+where part in (select value from json_each($1)) and lease_sid <> 0
+  and lease_sid not in (select sid from nodes where expires_at > $2)";
+
+/// What the sweeps move, chosen twice in one transaction: to be copied, and to
+/// be deleted.
+const LATE: &str =
+    "where part in (select value from json_each($1)) and dead_at > 0 and dead_at <= $2
+  and lease_sid = 0 order by part, dead_at, id limit $3";
+const OF_SUBSCRIPTION: &str =
+    "where part = $1 and sub = $2 and lease_sid = 0 and id < $3 order by due_at, id limit $4";
+
+const TO_DEAD: &str = "
+insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
+select part, id, tenant, sub, event, event_day";
+
+const RETRY_WAITING: &str = "
+update queue set due_at = $3, dead_at = 0, token = token + 1,
+  by_hand = by_hand or state = 5, state = case when state = 5 then 3 else state end
+where part = $1 and id = $2";
+
+const RETRY_DEAD: &str = "
+insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
+                   state, attempts, replays, by_hand, status, reason)
+select part, id, tenant, sub, event, event_day, $3, 0, $3, 0, token + 1, 3, attempts, 0, 1, status, reason
+from dead where part = $1 and id = $2";
+
+#[async_trait]
+impl QueueStore for Sqlite {
+    async fn publish(&self, session: Session, batch: &[Publish]) -> Result<Vec<Published>> {
+        self.publish_batch(session, batch).await
+    }
+
+    async fn claim(&self, session: Session, wants: &[Want]) -> Result<Vec<Leased>> {
+        let mut limits: BTreeMap<_, i64> = BTreeMap::new();
+        for w in wants.iter().filter(|w| w.limit > 0) {
+            let limit = limits.entry((w.part, w.subscription)).or_default();
+            *limit = limit.saturating_add(w.limit);
+        }
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let own = owned(&mut tx, session, limits.keys().map(|(part, _)| *part), now).await?;
+        let wants: Vec<_> = limits
+            .into_iter()
+            .filter(|((part, _), _)| own.get(&part.get()).is_some_and(|o| o.mine))
+            .collect();
+        let mut chosen = Vec::new();
+        for piece in pieces(wants.len()) {
+            let mut query = sqlx::query(DUE.text(&piece));
+            for ((part, subscription), limit) in &wants[piece] {
+                query = query
+                    .bind(part.get())
+                    .bind(subscription.0)
+                    .bind(now)
+                    .bind(*limit);
+            }
+            for r in query.fetch_all(&mut *tx).await.map_err(failed)? {
+                chosen.push((r.get::<i64, _>(11), leased(&r, &own)?));
+            }
+        }
+        if chosen.is_empty() {
+            return Ok(Vec::new());
+        }
+        for piece in pieces(chosen.len()) {
+            let mut query = sqlx::query(LEASE.text(&piece)).bind(session.0);
+            for (_, l) in &chosen[piece] {
+                query = query.bind(l.id.part().get()).bind(l.id.0);
+            }
+            query.execute(&mut *tx).await.map_err(failed)?;
+        }
+        tx.commit().await.map_err(failed)?;
+        chosen.sort_unstable_by_key(|(due_at, l)| (*due_at, l.id));
+        Ok(chosen.into_iter().map(|(_, l)| l).collect())
+    }
+
+    async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
+        self.finish_batch(batch).await
+    }
+
+    async fn waiting(&self, parts: &[Part]) -> Result<Vec<Waiting>> {
+        let rows = sqlx::query(WAITING)
+            .bind(numbers(parts.iter().copied()))
+            .bind(self.now())
+            .fetch_all(self.reader())
+            .await
+            .map_err(failed)?;
+        Ok(rows
+            .iter()
+            .map(|r| Waiting {
+                part: Part::new(r.get::<i16, _>(0) as u8),
+                subscription: SubscriptionId(r.get(1)),
+                due_in: Duration::from_micros(r.get::<i64, _>(2).max(0) as u64),
+            })
+            .collect())
+    }
+
+    async fn leases(&self, session: Session) -> Result<Vec<(DeliveryId, i32)>> {
+        let rows = sqlx::query(
+            "select id, token from queue
+             where part in (select value from json_each($1)) and lease_sid = $2 and lease_sid <> 0",
+        )
+        .bind(numbers(Part::all()))
+        .bind(session.0)
+        .fetch_all(self.reader())
+        .await
+        .map_err(failed)?;
+        Ok(rows
+            .iter()
+            .map(|r| (DeliveryId(r.get(0)), r.get(1)))
+            .collect())
+    }
+
+    async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let query = sqlx::query(FREE_LOST)
+            .bind(numbers(parts.iter().copied()))
+            .bind(self.now());
+        let freed = changed(&mut tx, query).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(freed)
+    }
+
+    async fn bury(&self, parts: &[Part], limit: i64) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let copy = format!(
+            "{TO_DEAD}, dead_at, age_from, token, 6, attempts, status, reason from queue {LATE}"
+        );
+        let moved = move_rows(&mut tx, copy, LATE, |q| {
+            q.bind(numbers(parts.iter().copied())).bind(now).bind(limit)
+        })
+        .await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(moved)
+    }
+
+    async fn cancel(&self, part: Part, subscription: SubscriptionId, limit: i64) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let copy = format!(
+            "insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts, status,
+                               reason, worker, response)
+             select part, $5, id, tenant, sub, event, $6, 0, token, 10, attempts, status, 'subscription_deleted',
+                    '', x'' from queue {OF_SUBSCRIPTION}"
+        );
+        let moved = move_rows(&mut tx, copy, OF_SUBSCRIPTION, |q| {
+            q.bind(part.get())
+                .bind(subscription.0)
+                .bind(uuid::Uuid::max())
+                .bind(limit)
+                .bind(day_of(now))
+                .bind(now)
+        })
+        .await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(moved)
+    }
+
+    async fn give_up(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        age: Duration,
+        limit: i64,
+    ) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let copy = format!(
+            "{TO_DEAD}, $5, age_from, token, 6, attempts, status, 'parked_too_long' from queue {OF_SUBSCRIPTION}"
+        );
+        let moved = move_rows(&mut tx, copy, OF_SUBSCRIPTION, |q| {
+            q.bind(part.get())
+                .bind(subscription.0)
+                .bind(first_uuid_at(now - age.as_micros() as Micros))
+                .bind(limit)
+                .bind(now)
+        })
+        .await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(moved)
+    }
+
+    async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        for (find, write, delete) in [
+            (
+                "select state from queue where part = $1 and id = $2 and lease_sid = 0",
+                RETRY_WAITING,
+                None,
+            ),
+            (
+                "select state from dead where part = $1 and id = $2",
+                RETRY_DEAD,
+                Some("delete from dead where part = $1 and id = $2"),
+            ),
+        ] {
+            let state: Option<i16> = sqlx::query_scalar(find)
+                .bind(id.part().get())
+                .bind(id.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
+            let Some(state) = state else { continue };
+            for sql in [Some(write), delete].into_iter().flatten() {
+                let query = sqlx::query(sql).bind(id.part().get()).bind(id.0).bind(now);
+                changed(&mut tx, query).await?;
+            }
+            tx.commit().await.map_err(failed)?;
+            return Ok(Some(Status::from_i16(state)));
+        }
+        drop(tx);
+        Ok(self.get_delivery(id).await?.map(|d| d.status))
+    }
+}
+
+fn leased(r: &Row, own: &HashMap<i16, Own>) -> Result<Leased> {
+    let id = DeliveryId(r.get(0));
+    let active = own.get(&id.part().get()).map_or(0, |o| o.active);
+    Ok(Leased {
+        id,
+        tenant: TenantId(r.get(1)),
+        subscription: SubscriptionId(r.get(2)),
+        event: EventId(r.get(3)),
+        event_type: r.get(4),
+        body: r
+            .get::<Option<Vec<u8>>, _>(5)
+            .ok_or_else(|| StoreError::Data("a queued body is gone".into()))?
+            .into(),
+        token: r.get(6),
+        attempts: r.get::<i16, _>(7) as u16,
+        replays: r.get::<i16, _>(8) as u16,
+        by_hand: r.get(9),
+        age: active - r.get::<i64, _>(10),
+    })
+}
+
+type Query = sqlx::query::Query<'static, Db, SqliteArguments>;
+
+async fn changed(tx: &mut Transaction<'_>, query: Query) -> Result<u64> {
+    Ok(query
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?
+        .rows_affected())
+}
+
+/// Copies rows of the queue and then deletes the same ones.
+async fn move_rows(
+    tx: &mut Transaction<'_>,
+    copy: String,
+    condition: &str,
+    bind: impl Fn(Query) -> Query,
+) -> Result<u64> {
+    let moved = changed(tx, bind(sqlx::query(sqlx::AssertSqlSafe(copy)))).await?;
+    if moved > 0 {
+        let delete = format!(
+            "delete from queue where (part, id) in (select part, id from queue {condition})"
+        );
+        changed(tx, bind(sqlx::query(sqlx::AssertSqlSafe(delete)))).await?;
+    }
+    Ok(moved)
+}
