@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -23,7 +23,7 @@ use tonic::{body::Body, service::Routes};
 use tower::{Layer as _, ServiceExt as _};
 
 use crate::{
-    directory::{Directory, Freshness},
+    directory::Freshness,
     error::{Error, Result},
     metrics::Metrics,
     proto::v1::PublishEventRequest,
@@ -186,7 +186,7 @@ impl Front {
             let limit = if route.template.ends_with("/batch") { MAX_BATCH } else { MAX_BODY };
             if route.template == "/v1/external/me" && request.uri().query().is_none() {
                 let caller = admitted.caller.ok_or_else(|| Error::internal("no caller"))?;
-                let answer = keys::caller(&self.context, &caller);
+                let answer = keys::describe(&self.context, &caller);
                 return Ok(transcode::json_response(
                     StatusCode::OK,
                     hot::write_caller(&answer)?,

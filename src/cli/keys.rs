@@ -359,7 +359,7 @@ fn show(key: Option<Key>, output: Output) {
         println!("{}", json(&key));
         return;
     }
-    let mut line = |name: &str, value: String| {
+    let line = |name: &str, value: String| {
         if !value.is_empty() {
             println!("{name:<22}{value}");
         }
