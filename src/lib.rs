@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod proto;
 pub mod rest;
+pub mod rpc;
 pub mod seal;
 pub mod settings;
 pub mod store;

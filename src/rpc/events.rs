@@ -1,0 +1,145 @@
+//! `EventService`.
+
+use futures_util::future::join_all;
+use tonic::{Request, Response, metadata::MetadataValue};
+
+use super::{
+    Answer, Context, caller,
+    check::{self, Faults},
+    convert::timestamp,
+};
+use crate::{
+    caller::Caller,
+    domain::{
+        event::{data_of, is_type},
+        id::EventId,
+    },
+    error::{Error, Result},
+    pipeline::publish::{NewEvent, unavailable},
+    proto::v1::{
+        Event, GetEventRequest, GetEventResponse, PublishEventError, PublishEventRequest,
+        PublishEventResponse, PublishEventResult, PublishEventsRequest, PublishEventsResponse,
+        event_service_server::EventService, publish_event_result,
+    },
+};
+
+mod payload;
+
+/// The most events of a batch.
+const BATCH: usize = 1000;
+/// Says that an answer is that of an earlier time.
+pub const REPLAYED: &str = "idempotent-replayed";
+
+/// Takes events.
+pub struct Events(pub Context);
+
+/// Publishes an event; whether the answer is that of an earlier time.
+///
+/// # Errors
+/// Why it is refused.
+pub async fn publish(
+    context: &Context,
+    caller: &Caller,
+    given: PublishEventRequest,
+) -> Result<(PublishEventResponse, bool)> {
+    context.webhooks_on()?;
+    let mut faults = Faults::default();
+    if !is_type(&given.event_type) {
+        faults.add(
+            "event_type",
+            "takes 1 to 128 characters: words of a-z, A-Z, 0-9, _ and -, joined by dots",
+        );
+    }
+    let key = given.idempotency_key;
+    if key.len() > 255 || !key.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        faults.add(
+            "idempotency_key",
+            "has at most 255 printable ASCII characters",
+        );
+    }
+    let data = payload::text(given.payload, &mut faults);
+    faults.done()?;
+    let tenant = context.tenant(caller, &given.tenant).await?;
+    let event_type = given.event_type;
+    let receipt = context
+        .publisher
+        .publish(NewEvent {
+            tenant: tenant.id,
+            key: Some(caller.key().id),
+            event_type: event_type.clone(),
+            data,
+            idempotency_key: Some(key).filter(|k| !k.is_empty()),
+            only: None,
+        })
+        .await?;
+    let response = PublishEventResponse {
+        id: receipt.id.to_string(),
+        event_type,
+        create_time: Some(timestamp(receipt.time)),
+        delivery_count: receipt.deliveries,
+    };
+    Ok((response, receipt.repeated))
+}
+
+fn result(outcome: Result<(PublishEventResponse, bool)>) -> PublishEventResult {
+    let result = match outcome {
+        Ok((accepted, _)) => publish_event_result::Result::Accepted(accepted),
+        Err(e) => publish_event_result::Result::Error(PublishEventError {
+            reason: e.code().to_owned(),
+            message: e.detail,
+        }),
+    };
+    PublishEventResult {
+        result: Some(result),
+    }
+}
+
+#[tonic::async_trait]
+impl EventService for Events {
+    async fn publish_event(
+        &self,
+        request: Request<PublishEventRequest>,
+    ) -> Answer<PublishEventResponse> {
+        let caller = caller(&request)?;
+        let (answer, repeated) = publish(&self.0, &caller, request.into_inner()).await?;
+        let mut response = Response::new(answer);
+        if repeated {
+            let replayed = MetadataValue::from_static("true");
+            response.metadata_mut().insert(REPLAYED, replayed);
+        }
+        Ok(response)
+    }
+
+    async fn publish_events(
+        &self,
+        request: Request<PublishEventsRequest>,
+    ) -> Answer<PublishEventsResponse> {
+        self.0.webhooks_on()?;
+        let caller = caller(&request)?;
+        let events = request.into_inner().events;
+        if !(1..=BATCH).contains(&events.len()) {
+            return Err(Error::field("events", format!("has 1 to {BATCH} entries")).into());
+        }
+        let each = events.into_iter().map(|e| publish(&self.0, &caller, e));
+        let results = join_all(each).await.into_iter().map(result).collect();
+        Ok(Response::new(PublishEventsResponse { results }))
+    }
+
+    async fn get_event(&self, request: Request<GetEventRequest>) -> Answer<GetEventResponse> {
+        let caller = caller(&request)?;
+        let id: EventId = check::id("id", &request.get_ref().id)?;
+        let found = self.0.store.get_event(id).await.map_err(unavailable)?;
+        let event = found
+            .filter(|e| caller.sees(e.tenant))
+            .ok_or_else(|| Error::not_found(format_args!("event {id}")))?;
+        Ok(Response::new(GetEventResponse {
+            event: Some(Event {
+                id: id.to_string(),
+                tenant: self.0.directory.tenant_name(event.tenant),
+                event_type: event.event_type,
+                create_time: Some(timestamp(id.time())),
+                data_json: event.body.slice_ref(data_of(&event.body)),
+            }),
+        }))
+    }
+}

@@ -1,0 +1,119 @@
+//! The gRPC services. A call comes here authenticated and with its scope
+//! checked; what is left is which tenant it acts on, whether what it asks for
+//! makes sense, and doing it.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tonic::{Request, Response, Status, service::Routes};
+
+use crate::{
+    caller::Caller,
+    directory::Directory,
+    domain::tenant::Tenant,
+    error::{Error, Reason, Result},
+    pipeline::{dispatch::Dispatcher, publish::Publisher},
+    proto::v1::{
+        delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
+        key_service_server::KeyServiceServer,
+        subscription_service_server::SubscriptionServiceServer,
+        tenant_service_server::TenantServiceServer,
+    },
+    seal::Keyring,
+    settings::Live,
+    store::Store,
+};
+
+mod check;
+mod convert;
+pub mod deliveries;
+pub mod events;
+pub mod keys;
+mod mask;
+mod page;
+pub mod subscriptions;
+pub mod tenants;
+
+/// The largest request: the largest payload or batch, and room for what is
+/// around it.
+pub const MAX_MESSAGE: usize = (4 << 20) + (256 << 10);
+
+/// How often a row that another call changed at the same time is read again.
+const TRIES: usize = 5;
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+/// What every service shares.
+#[derive(Clone)]
+pub struct Context {
+    /// What is stored.
+    pub store: Arc<dyn Store>,
+    /// The configuration in memory.
+    pub directory: Arc<Directory>,
+    /// What secrets are hashed and sealed with.
+    pub keyring: Arc<Keyring>,
+    /// The live settings.
+    pub live: Arc<ArcSwap<Live>>,
+    /// Takes events.
+    pub publisher: Arc<Publisher>,
+    /// Decides what is sent next.
+    pub dispatcher: Arc<Dispatcher>,
+}
+
+/// The five services, to which health and reflection can be added.
+pub fn services(context: &Context) -> Routes {
+    let keys = KeyServiceServer::new(keys::Keys(context.clone()));
+    let tenants = TenantServiceServer::new(tenants::Tenants(context.clone()));
+    let subscriptions =
+        SubscriptionServiceServer::new(subscriptions::Subscriptions(context.clone()));
+    let events = EventServiceServer::new(events::Events(context.clone()));
+    let deliveries = DeliveryServiceServer::new(deliveries::Deliveries(context.clone()));
+    Routes::new(keys.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(tenants.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(events.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(deliveries.max_decoding_message_size(MAX_MESSAGE))
+}
+
+impl Context {
+    /// The tenant that a call acts on; as [`Caller::tenant`], but a tenant that
+    /// another node has just made is found too.
+    async fn tenant(&self, caller: &Caller, named: &str) -> Result<Arc<Tenant>> {
+        match caller.tenant(&self.directory, named) {
+            Err(e) if e.reason == Reason::NotFound => {
+                self.catch_up().await;
+                caller.tenant(&self.directory, named)
+            }
+            other => other,
+        }
+    }
+
+    /// Brings this node to what is stored, before a change is answered. The
+    /// change is committed: where this fails the poll does it later.
+    async fn catch_up(&self) {
+        if let Err(e) = self.directory.refresh().await {
+            tracing::debug!(error.message = %e, "configuration not renewed after a change");
+        }
+    }
+
+    /// Refuses while `webhooks.enabled` is off, whoever calls.
+    fn webhooks_on(&self) -> Result<()> {
+        if self.directory.switches().webhooks {
+            Ok(())
+        } else {
+            Err(Error::new(
+                Reason::WebhooksDisabled,
+                "webhooks are switched off (webhooks.enabled)",
+            ))
+        }
+    }
+}
+
+/// Who calls, as the gate found.
+fn caller<T>(request: &Request<T>) -> Result<Caller> {
+    request
+        .extensions()
+        .get::<Caller>()
+        .cloned()
+        .ok_or_else(|| Error::internal("a call came past the gate"))
+}

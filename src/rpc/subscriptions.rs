@@ -1,0 +1,424 @@
+//! `SubscriptionService`.
+
+use tonic::{Request, Response};
+
+use super::{
+    Answer, Context, TRIES, caller,
+    check::{self, Faults},
+    page,
+};
+use crate::{
+    caller::Caller,
+    domain::{
+        id::{Micros, SubscriptionId, TenantId, wall_clock},
+        signature::{Scheme, Secret},
+        subscription::{DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PreviousSecret, Sealed, Subscription},
+    },
+    error::{Error, Reason, Result},
+    pipeline::publish::{NewEvent, unavailable},
+    proto::v1::{
+        self, CreateSubscriptionRequest, CreateSubscriptionResponse, DeleteSubscriptionRequest,
+        DeleteSubscriptionResponse, EndSubscriptionSecretOverlapRequest,
+        EndSubscriptionSecretOverlapResponse, GetSubscriptionRequest, GetSubscriptionResponse,
+        ListSubscriptionsRequest, ListSubscriptionsResponse, RotateSubscriptionSecretRequest,
+        RotateSubscriptionSecretResponse, TestSubscriptionRequest, TestSubscriptionResponse,
+        UpdateSubscriptionRequest, UpdateSubscriptionResponse,
+        subscription_service_server::SubscriptionService,
+    },
+    store::StoreError,
+};
+
+mod fields;
+mod view;
+
+/// The event that a test publishes.
+const TEST_TYPE: &str = "webhook.test";
+const TEST_DATA: &[u8] = br#"{"message":"This is a test of your webhook subscription."}"#;
+
+/// Manages webhook subscriptions.
+pub struct Subscriptions(pub Context);
+
+impl Subscriptions {
+    async fn load(&self, caller: &Caller, id: SubscriptionId) -> Result<Subscription> {
+        let found = self
+            .0
+            .store
+            .get_subscription(id)
+            .await
+            .map_err(unavailable)?;
+        found
+            .filter(|s| caller.sees(s.tenant))
+            .ok_or_else(|| not_found(id))
+    }
+
+    /// Changes a subscription. Whoever changed it at the same time was first:
+    /// the change is made to what they left. Answers it as it was and as it is.
+    async fn change(
+        &self,
+        caller: &Caller,
+        id: SubscriptionId,
+        mut change: impl FnMut(&mut Subscription, Micros) -> Result<()> + Send,
+    ) -> Result<(Subscription, Subscription)> {
+        for _ in 0..TRIES {
+            let old = self.load(caller, id).await?;
+            let now = wall_clock();
+            let mut new = old.clone();
+            change(&mut new, now)?;
+            if new == old {
+                return Ok((old, new));
+            }
+            new.updated_at = now.max(old.updated_at + 1);
+            match self.0.store.update_subscription(&new, old.updated_at).await {
+                Ok(()) => {
+                    self.0.catch_up().await;
+                    return Ok((old, new));
+                }
+                Err(StoreError::Conflict) => {}
+                Err(e) => return Err(unavailable(e)),
+            }
+        }
+        Err(unavailable(StoreError::Conflict))
+    }
+
+    fn seal(&self, id: SubscriptionId, secret: &Secret) -> Result<Sealed> {
+        self.0
+            .keyring
+            .seal(&id.to_string(), secret.expose())
+            .map_err(Error::internal)
+    }
+
+    fn view(&self, s: &Subscription) -> v1::Subscription {
+        view::view(s, &self.0.directory, wall_clock())
+    }
+}
+
+fn not_found(id: SubscriptionId) -> Error {
+    Error::not_found(format_args!("subscription {id}"))
+}
+
+/// The secret that its owner brings along, or a new one.
+fn secret(text: &str, scheme: Scheme) -> Result<Secret> {
+    if text.is_empty() {
+        return Secret::generate(scheme).map_err(Error::internal);
+    }
+    Secret::parse(text, scheme).map_err(|e| Error::field("secret", e.to_string()))
+}
+
+/// A subscription of which nothing is set yet.
+fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
+    Subscription {
+        id,
+        tenant,
+        url: String::new(),
+        event_types: Vec::new(),
+        headers: Vec::new(),
+        description: String::new(),
+        disabled: None,
+        held: 0,
+        scheme,
+        schedule: None,
+        timeout: DEFAULT_TIMEOUT,
+        max_in_flight: DEFAULT_IN_FLIGHT,
+        max_age: 0,
+        metadata: Vec::new(),
+        secret: Sealed(Vec::new()),
+        previous: None,
+        public_key: String::new(),
+        created_at: id.time(),
+        updated_at: id.time(),
+    }
+}
+
+/// The fields of a subscription that a new one can have.
+fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
+    v1::Subscription {
+        url: given.url,
+        event_types: given.event_types,
+        headers: given.headers,
+        description: given.description,
+        enabled: given.enabled,
+        signature_scheme: given.signature_scheme,
+        retry_schedule: given.retry_schedule,
+        timeout_seconds: given.timeout_seconds,
+        max_in_flight: given.max_in_flight,
+        max_age_seconds: given.max_age_seconds,
+        metadata: given.metadata,
+        ..v1::Subscription::default()
+    }
+}
+
+#[tonic::async_trait]
+impl SubscriptionService for Subscriptions {
+    async fn create_subscription(
+        &self,
+        request: Request<CreateSubscriptionRequest>,
+    ) -> Answer<CreateSubscriptionResponse> {
+        self.0.webhooks_on()?;
+        let caller = caller(&request)?;
+        let mut given = request.into_inner();
+        let tenant = self.0.tenant(&caller, &given.tenant).await?;
+        let brought = zeroize::Zeroizing::new(std::mem::take(&mut given.secret));
+        let mut faults = Faults::default();
+        let scheme = fields::scheme(given.signature_scheme, &mut faults);
+        let wanted = wanted(given);
+        let now = wall_clock();
+        let id = SubscriptionId::new(now, tenant.id.part());
+        let mut new = blank(id, tenant.id, scheme);
+        let live = self.0.live.load_full();
+        let names = fields::CHANGEABLE.map(|n| if n == "signature_scheme" { "" } else { n });
+        fields::apply(&mut new, &wanted, &names, &live, now, &mut faults);
+        let secret = secret(&brought, scheme);
+        if let Err(e) = &secret {
+            for v in &e.violations {
+                faults.add(&v.field, v.message.clone());
+            }
+        }
+        faults.done()?;
+        let secret = secret?;
+        new.secret = self.seal(id, &secret)?;
+        new.public_key = secret.public_key().unwrap_or_default();
+        let quota = live.quota_subscriptions;
+        self.0
+            .store
+            .create_subscription(&new, quota)
+            .await
+            .map_err(|e| match e {
+                StoreError::Quota(n) => Error::new(
+                    Reason::QuotaExceeded,
+                    format!("the tenant has {n} subscriptions, which is its quota"),
+                ),
+                e => unavailable(e),
+            })?;
+        self.0.catch_up().await;
+        Ok(Response::new(CreateSubscriptionResponse {
+            id: id.to_string(),
+            secret: secret.expose().to_owned(),
+            subscription: Some(self.view(&new)),
+        }))
+    }
+
+    async fn get_subscription(
+        &self,
+        request: Request<GetSubscriptionRequest>,
+    ) -> Answer<GetSubscriptionResponse> {
+        let caller = caller(&request)?;
+        let id = check::id("id", &request.get_ref().id)?;
+        let found = self.load(&caller, id).await?;
+        Ok(Response::new(GetSubscriptionResponse {
+            subscription: Some(self.view(&found)),
+        }))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        request: Request<ListSubscriptionsRequest>,
+    ) -> Answer<ListSubscriptionsResponse> {
+        let caller = caller(&request)?;
+        let given = request.into_inner();
+        let page = page::read::<SubscriptionId>(given.page_size, &given.page_token)?;
+        let tenant = self.0.tenant(&caller, &given.tenant).await?;
+        let rows = self.0.store.list_subscriptions(tenant.id, page).await;
+        let mut rows = rows.map_err(unavailable)?;
+        let next_page_token = page::cut(&page, &mut rows, |s| s.id);
+        Ok(Response::new(ListSubscriptionsResponse {
+            subscriptions: rows.iter().map(|s| self.view(s)).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn update_subscription(
+        &self,
+        request: Request<UpdateSubscriptionRequest>,
+    ) -> Answer<UpdateSubscriptionResponse> {
+        self.0.webhooks_on()?;
+        let caller = caller(&request)?;
+        let given = request.into_inner();
+        let id = check::id("id", &given.id)?;
+        let Some(wanted) = given.subscription else {
+            return Err(Error::field("subscription", "is required").into());
+        };
+        let live = self.0.live.load_full();
+        let (old, new) = self
+            .change(&caller, id, |s, now| {
+                let mut faults = Faults::under("subscription.");
+                let shown = view::view(s, &self.0.directory, now);
+                let names = fields::named(&wanted, &shown, given.update_mask.as_ref(), &mut faults);
+                fields::apply(s, &wanted, &names, &live, now, &mut faults);
+                faults.done()
+            })
+            .await?;
+        if old.disabled.is_some() && new.disabled.is_none() {
+            self.0.dispatcher.look_around();
+        }
+        Ok(Response::new(UpdateSubscriptionResponse {
+            subscription: Some(self.view(&new)),
+        }))
+    }
+
+    async fn delete_subscription(
+        &self,
+        request: Request<DeleteSubscriptionRequest>,
+    ) -> Answer<DeleteSubscriptionResponse> {
+        self.0.webhooks_on()?;
+        let caller = caller(&request)?;
+        let id = check::id("id", &request.get_ref().id)?;
+        self.load(&caller, id).await?;
+        let there = self.0.store.delete_subscription(id).await;
+        if !there.map_err(unavailable)? {
+            return Err(not_found(id).into());
+        }
+        self.0.catch_up().await;
+        // Whoever claims finds that it is gone, and cancels what is queued.
+        self.0.dispatcher.look_around();
+        Ok(Response::new(DeleteSubscriptionResponse {}))
+    }
+
+    async fn rotate_subscription_secret(
+        &self,
+        request: Request<RotateSubscriptionSecretRequest>,
+    ) -> Answer<RotateSubscriptionSecretResponse> {
+        self.0.webhooks_on()?;
+        let caller = caller(&request)?;
+        let mut given = request.into_inner();
+        let id = check::id("id", &given.id)?;
+        let overlap = check::overlap(given.overlap_seconds)?;
+        let brought = zeroize::Zeroizing::new(std::mem::take(&mut given.secret));
+        // The scheme never changes its side, so that the secret fits later too.
+        let scheme = self.load(&caller, id).await?.scheme;
+        let secret = secret(&brought, scheme)?;
+        let sealed = self.seal(id, &secret)?;
+        let (_, new) = self
+            .change(&caller, id, |s, now| {
+                rotate(s, sealed.clone(), overlap, now);
+                s.public_key = secret.public_key().unwrap_or_default();
+                Ok(())
+            })
+            .await?;
+        Ok(Response::new(RotateSubscriptionSecretResponse {
+            id: id.to_string(),
+            secret: secret.expose().to_owned(),
+            subscription: Some(self.view(&new)),
+        }))
+    }
+
+    async fn end_subscription_secret_overlap(
+        &self,
+        request: Request<EndSubscriptionSecretOverlapRequest>,
+    ) -> Answer<EndSubscriptionSecretOverlapResponse> {
+        self.0.webhooks_on()?;
+        let caller = caller(&request)?;
+        let id = check::id("id", &request.get_ref().id)?;
+        let (_, new) = self.change(&caller, id, end_overlap).await?;
+        Ok(Response::new(EndSubscriptionSecretOverlapResponse {
+            subscription: Some(self.view(&new)),
+        }))
+    }
+
+    async fn test_subscription(
+        &self,
+        request: Request<TestSubscriptionRequest>,
+    ) -> Answer<TestSubscriptionResponse> {
+        self.0.webhooks_on()?;
+        let caller = caller(&request)?;
+        let id = check::id("id", &request.get_ref().id)?;
+        let found = self.load(&caller, id).await?;
+        if self.0.directory.target(id).is_none() {
+            // Another node has just made it.
+            self.0.catch_up().await;
+        }
+        let receipt = self
+            .0
+            .publisher
+            .publish(NewEvent {
+                tenant: found.tenant,
+                key: Some(caller.key().id),
+                event_type: TEST_TYPE.to_owned(),
+                data: TEST_DATA.into(),
+                idempotency_key: None,
+                only: Some(id),
+            })
+            .await?;
+        // Without a delivery: it was deleted at the same time.
+        let delivery = receipt.first.ok_or_else(|| not_found(id))?;
+        Ok(Response::new(TestSubscriptionResponse {
+            event_id: receipt.id.to_string(),
+            delivery_id: delivery.to_string(),
+        }))
+    }
+}
+
+/// Gives a subscription a new secret. The one before signs too until the
+/// overlap ends; one from before that stops now.
+fn rotate(s: &mut Subscription, secret: Sealed, overlap: Micros, now: Micros) {
+    let before = std::mem::replace(&mut s.secret, secret);
+    s.previous = (overlap > 0).then_some(PreviousSecret {
+        secret: before,
+        until: now + overlap,
+    });
+}
+
+fn end_overlap(s: &mut Subscription, now: Micros) -> Result<()> {
+    match s.previous.take() {
+        Some(p) if p.until > now => Ok(()),
+        _ => Err(Error::new(
+            Reason::FailedPrecondition,
+            "there is no overlap to end: only one secret signs",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subscription() -> Subscription {
+        let id = SubscriptionId::new(1_700_000_000_000_000, TenantId::DEFAULT.part());
+        Subscription {
+            secret: Sealed(vec![1]),
+            ..blank(id, TenantId::DEFAULT, Scheme::V1)
+        }
+    }
+
+    // S4: both sign for the overlap, and it can be ended early, once.
+    #[test]
+    fn a_rotation_and_its_end() {
+        let mut s = subscription();
+        rotate(&mut s, Sealed(vec![2]), 100, 5);
+        rotate(&mut s, Sealed(vec![3]), 100, 6);
+        let previous = s.previous.clone().unwrap();
+        assert_eq!(
+            (s.secret.clone(), previous.secret),
+            (Sealed(vec![3]), Sealed(vec![2]))
+        );
+        assert_eq!(previous.until, 106);
+        let mut over = s.clone();
+        assert!(end_overlap(&mut over, 106).is_err());
+        end_overlap(&mut s, 50).unwrap();
+        assert_eq!(s.previous, None);
+        let error = end_overlap(&mut s, 50).unwrap_err();
+        assert_eq!(error.reason, Reason::FailedPrecondition);
+        rotate(&mut s, Sealed(vec![4]), 0, 60);
+        assert_eq!(s.previous, None);
+    }
+
+    // D7: a secret of its owner's own, or a made one; for Ed25519 a key.
+    #[test]
+    fn secrets() {
+        assert_eq!(
+            secret("my own secret", Scheme::V1).unwrap().expose(),
+            "my own secret"
+        );
+        assert!(
+            secret("", Scheme::V1)
+                .unwrap()
+                .expose()
+                .starts_with("whsec_")
+        );
+        assert!(secret("", Scheme::Ed25519).unwrap().public_key().is_some());
+        for (text, scheme) in [("short", Scheme::V1), ("whsec_abcdefgh", Scheme::Ed25519)] {
+            let error = secret(text, scheme).unwrap_err();
+            assert_eq!(error.violations[0].field, "secret");
+            assert!(!error.detail.contains(text));
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! A subscription as answers show it.
+
+use crate::{
+    directory::Directory,
+    domain::{delivery::Schedule, id::Micros, signature::Scheme, subscription::Subscription},
+    proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
+    rpc::convert::timestamp,
+};
+
+pub(super) const fn scheme(scheme: Scheme) -> SignatureScheme {
+    match scheme {
+        Scheme::V1 => SignatureScheme::V1,
+        Scheme::Plain => SignatureScheme::Plain,
+        Scheme::Ed25519 => SignatureScheme::Ed25519,
+    }
+}
+
+/// A schedule that is a preset's is shown as that preset.
+pub(super) fn schedule(schedule: &Schedule) -> RetrySchedule {
+    let preset = if *schedule == Schedule::standard() {
+        RetryPreset::Standard
+    } else if *schedule == Schedule::burst() {
+        RetryPreset::Burst
+    } else {
+        return RetrySchedule {
+            preset: RetryPreset::Unspecified.into(),
+            max_attempts: schedule.max_attempts.into(),
+            backoff_seconds: schedule
+                .backoff
+                .iter()
+                .map(|s| i32::try_from(*s).unwrap_or(i32::MAX))
+                .collect(),
+        };
+    };
+    RetrySchedule {
+        preset: preset.into(),
+        ..RetrySchedule::default()
+    }
+}
+
+/// Shows a subscription, without its secret.
+pub(super) fn view(s: &Subscription, directory: &Directory, now: Micros) -> v1::Subscription {
+    let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    v1::Subscription {
+        id: s.id.to_string(),
+        tenant: directory.tenant_name(s.tenant),
+        url: s.url.clone(),
+        event_types: s.event_types.clone(),
+        headers: s.headers.iter().cloned().collect(),
+        description: s.description.clone(),
+        enabled: Some(s.disabled.is_none()),
+        signature_scheme: scheme(s.scheme).into(),
+        retry_schedule: s.schedule.as_ref().map(schedule),
+        timeout_seconds: number(s.timeout),
+        max_in_flight: number(s.max_in_flight),
+        max_age_seconds: s.max_age,
+        metadata: s.metadata.iter().cloned().collect(),
+        disabled_reason: s
+            .disabled
+            .as_ref()
+            .map(|d| d.reason.clone())
+            .unwrap_or_default(),
+        disable_time: s.disabled.as_ref().map(|d| timestamp(d.at)),
+        public_key: s.public_key.clone(),
+        previous_secret_expire_time: s
+            .previous
+            .as_ref()
+            .filter(|p| p.until > now)
+            .map(|p| timestamp(p.until)),
+        create_time: Some(timestamp(s.created_at)),
+        update_time: Some(timestamp(s.updated_at)),
+    }
+}
