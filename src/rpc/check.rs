@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, str::FromStr};
 
-use crate::error::{Error, Result, Violation};
+use crate::error::{Error, Reason, Result, Violation};
 
 /// How many violations an answer names: they travel in a header.
 const MOST: usize = 20;
@@ -51,6 +51,16 @@ impl Faults {
     /// is malformed.
     pub(super) fn refuse(&mut self, error: Error) {
         self.refused.get_or_insert(error);
+    }
+
+    /// Refuses for what one field names, in a form that is right.
+    pub(super) fn refuse_field(&mut self, reason: Reason, field: &str, why: String) {
+        let mut error = Error::new(reason, why.clone());
+        error.violations = vec![Violation {
+            field: format!("{}{field}", self.under),
+            message: why,
+        }];
+        self.refuse(error);
     }
 
     /// Whether anything was found.
@@ -153,7 +163,7 @@ pub(super) fn overlap(seconds: Option<i64>) -> Result<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{domain::id::KeyId, error::Reason};
+    use crate::domain::id::KeyId;
 
     #[test]
     fn everything_wrong_is_named_at_once() {

@@ -91,12 +91,10 @@ pub(super) fn apply(
     for name in names {
         match *name {
             "name" => key.name = faults.text("name", &given.name, 200, false),
-            "tier" if admin => {
-                if !given.tier.is_empty() {
-                    faults.add("tier", "is not for admin keys: they have no limit");
-                }
+            "tier" if !admin => key.tier = tier(&given.tier, &key.tier, live, faults),
+            "tier" if !given.tier.is_empty() => {
+                faults.add("tier", "is not for admin keys: they have no limit");
             }
-            "tier" => key.tier = tier(&given.tier, &key.tier, live, faults),
             "scopes" => key.scopes = scopes(&given.scopes, faults),
             "canary_enabled" => {
                 if admin && given.canary_enabled {
@@ -326,5 +324,40 @@ pub(in crate::rpc::keys) mod tests {
         }
         assert!(!is_scope(&format!("{}:a", "v".repeat(33))));
         assert!(!is_scope(&format!("a:{}", "n".repeat(65))));
+    }
+
+    // A client that reads, edits and writes back all of a key.
+    #[test]
+    fn a_whole_key_can_be_written_back() {
+        let shown = View(v1::Key {
+            key_id: "key_1".into(),
+            tenant: "default".into(),
+            kind: 1,
+            status: 1,
+            create_time: Some(timestamp(NOW)),
+            ..v1::Key::default()
+        });
+        let names = [
+            "key_id",
+            "tenant",
+            "kind",
+            "status",
+            "create_time",
+            "last_used_time",
+        ];
+        let paths = names.into_iter().chain(CHANGEABLE).map(Into::into);
+        let all = prost_types::FieldMask {
+            paths: paths.collect(),
+        };
+        let mut given = shown.0.clone();
+        given.last_used_time = Some(timestamp(1));
+        let mut faults = Faults::under("key.");
+        assert_eq!(named(&given, &shown, Some(&all), &mut faults), CHANGEABLE);
+        faults.done().unwrap();
+        given.status = 2;
+        for mask in [Some(&all), None] {
+            named(&given, &shown, mask, &mut faults);
+            assert_eq!(faults.done().unwrap_err().violations[0].field, "key.status");
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         signature::Scheme,
         subscription::{DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Subscription, is_pattern},
     },
-    error::{Error, Reason, Violation},
+    error::{Error, Reason},
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
     rpc::{
         check::{Faults, echo, sorted},
@@ -104,10 +104,10 @@ pub(super) fn apply(
     let whole = |n: i32| u32::try_from(n).unwrap_or_default();
     for name in names {
         match *name {
-            "url" => {
-                if given.url != s.url || s.url.is_empty() {
-                    s.url = url(&given.url, live, faults);
-                }
+            // One that stays is not checked again: what is allowed may have
+            // changed since, and each connection is checked anyway.
+            "url" if given.url != s.url || s.url.is_empty() => {
+                s.url = url(&given.url, live, faults);
             }
             "event_types" => s.event_types = event_types(&given.event_types, faults),
             "headers" => s.headers = headers(&given.headers, faults),
@@ -162,12 +162,7 @@ fn url(given: &str, live: &Live, faults: &mut Faults) -> String {
             found.unwrap_or_default().to_owned()
         }
         Err(why) => {
-            let mut error = Error::new(Reason::EndpointNotAllowed, why.clone());
-            error.violations = vec![Violation {
-                field: "url".into(),
-                message: why,
-            }];
-            faults.refuse(error);
+            faults.refuse_field(Reason::EndpointNotAllowed, "url", why);
             String::new()
         }
     }

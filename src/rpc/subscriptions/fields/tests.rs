@@ -121,6 +121,7 @@ fn an_endpoint_that_is_not_allowed() {
         };
         let error = run(&mut subscription(), &given, &["url"]).unwrap_err();
         assert_eq!(error.reason, Reason::EndpointNotAllowed, "{bad}");
+        assert_eq!(fields(&error), ["url"]);
     }
 }
 
