@@ -72,7 +72,8 @@ pub struct App {
     /// What its services share.
     pub context: Context,
     pipeline: Pipeline,
-    tasks: Arc<Tasks>,
+    server: Tasks,
+    tasks: Tasks,
     serving: CancellationToken,
     background: CancellationToken,
     shutdown: Duration,
@@ -141,7 +142,7 @@ impl App {
         ));
         node.begin().await?;
 
-        let tasks = Arc::new(Tasks::new());
+        let tasks = Tasks::new();
         let (serving, background) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn("directory", directory.clone().run(background.clone()));
         let pipeline = Pipeline::start(
@@ -155,7 +156,7 @@ impl App {
                 poll: settings.delivery_loop,
                 concurrency: settings.concurrency,
             },
-            tasks.clone(),
+            &tasks,
         );
         let context = Context {
             store,
@@ -174,7 +175,8 @@ impl App {
             report_health(reporter, directory, node, background.clone(), serving.clone()),
         );
         let front = Front::new(context.clone(), gate, rest, grpc, metrics).map_err(StartError::Settings)?;
-        tasks.spawn(
+        let server = Tasks::new();
+        server.spawn(
             "server",
             server::serve(Arc::new(front), listener, acceptor, settings.shutdown, serving.clone()),
         );
@@ -186,6 +188,7 @@ impl App {
             address,
             context,
             pipeline,
+            server,
             tasks,
             serving,
             background,
@@ -209,9 +212,11 @@ impl App {
     /// end or are given back; outcomes are recorded; the session ends.
     pub async fn stop(self) {
         self.serving.cancel();
-        self.pipeline.stop(self.shutdown).await;
+        self.server.join(self.shutdown + Duration::from_secs(1)).await;
+        self.pipeline.drain(self.shutdown).await;
         self.background.cancel();
-        self.tasks.join(Duration::from_secs(1)).await;
+        self.tasks.join(Duration::from_secs(5)).await;
+        self.pipeline.end_session().await;
         self.context.store.close().await;
         tracing::info!("stopped");
     }

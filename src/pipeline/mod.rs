@@ -58,13 +58,12 @@ pub struct Pipeline {
     /// Stops what records it.
     recording: CancellationToken,
     attempts: TaskTracker,
-    tasks: Arc<Tasks>,
 }
 
 impl Pipeline {
     /// Starts every task.
     #[must_use]
-    pub fn start(parts: Parts, tasks: Arc<Tasks>) -> Self {
+    pub fn start(parts: Parts, tasks: &Tasks) -> Self {
         let Parts {
             store,
             directory,
@@ -133,7 +132,7 @@ impl Pipeline {
             node: node.clone(),
             publisher: publisher.clone(),
         };
-        follower.spawn(&tasks, hinted, gone_subscriptions, &sending);
+        follower.spawn(tasks, hinted, gone_subscriptions, &sending);
 
         let upkeep = upkeep::Upkeep {
             store,
@@ -152,13 +151,13 @@ impl Pipeline {
             sending,
             recording,
             attempts,
-            tasks,
         }
     }
 
-    /// Stops: nothing new is begun, what is under way finishes or is given back,
-    /// outcomes are recorded, the session ends.
-    pub async fn stop(&self, deadline: Duration) {
+    /// Stops in order: nothing new is begun, what is under way finishes or is
+    /// left to whoever is next, and outcomes are recorded. The tasks end by
+    /// themselves after this.
+    pub async fn drain(&self, deadline: Duration) {
         self.sending.cancel();
         self.attempts.close();
         if tokio::time::timeout(deadline, self.attempts.wait()).await.is_err() {
@@ -168,7 +167,10 @@ impl Pipeline {
             );
         }
         self.recording.cancel();
-        self.tasks.join(Duration::from_secs(5)).await;
+    }
+
+    /// Ends the session: what it still leases is free at once.
+    pub async fn end_session(&self) {
         self.node.end().await;
     }
 }

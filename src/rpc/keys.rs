@@ -319,7 +319,7 @@ impl KeyService for Keys {
             let reset = KeyUse {
                 id,
                 last_used: view::uses(uses, stored).0,
-                new_secret_first_used: 0,
+                new_secret_first_used: -1,
             };
             if let Err(e) = self.0.store.note_key_use(&[reset]).await {
                 tracing::debug!(error.message = %e, "key use not reset after a rotation");

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic::{Request, Response, Status, service::Routes};
 
 use crate::{
@@ -28,6 +29,7 @@ mod check;
 mod convert;
 pub mod deliveries;
 pub mod events;
+pub mod gate;
 pub mod keys;
 mod mask;
 mod page;
@@ -73,6 +75,35 @@ pub fn services(context: &Context) -> Routes {
         .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
         .add_service(events.max_decoding_message_size(MAX_MESSAGE))
         .add_service(deliveries.max_decoding_message_size(MAX_MESSAGE))
+}
+
+/// The services of ours, by their full names, for health.
+pub const SERVICES: [&str; 5] = [
+    "onering.v1.KeyService",
+    "onering.v1.TenantService",
+    "onering.v1.SubscriptionService",
+    "onering.v1.EventService",
+    "onering.v1.DeliveryService",
+];
+
+/// Every gRPC service of this server: ours, `grpc.health.v1`, and reflection as
+/// both versions of tools speak it.
+///
+/// # Errors
+/// Where the descriptors can't be served.
+pub fn routes<H: Health>(context: &Context, health: HealthServer<H>) -> std::result::Result<Routes, String> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let current = reflection().build_v1().map_err(|e| e.to_string())?;
+    let alpha = reflection().build_v1alpha().map_err(|e| e.to_string())?;
+    Ok(services(context)
+        .add_service(health)
+        .add_service(current)
+        .add_service(alpha)
+        .prepare())
 }
 
 impl Context {

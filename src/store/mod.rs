@@ -213,7 +213,9 @@ pub struct KeyUse {
     pub id: KeyId,
     /// When it was last used.
     pub last_used: Micros,
-    /// When the secret of the last rotation was first used; 0: not yet.
+    /// When the secret of the last rotation was first used; 0: not as far as this
+    /// node knows. Of what several nodes note the first counts; a negative number
+    /// forgets it, for the next rotation.
     pub new_secret_first_used: Micros,
 }
 

@@ -206,7 +206,12 @@ impl KeyStore for Engine {
                  on conflict (id) do update set
                    last_used = case when excluded.last_used > old.last_used
                                     then excluded.last_used else old.last_used end,
-                   new_secret_first_used = excluded.new_secret_first_used",
+                   new_secret_first_used = case
+                     when excluded.new_secret_first_used < 0 then 0
+                     when excluded.new_secret_first_used = 0 then old.new_secret_first_used
+                     when old.new_secret_first_used between 1 and excluded.new_secret_first_used
+                       then old.new_secret_first_used
+                     else excluded.new_secret_first_used end",
             )
             .bind(u.id.0)
             .bind(u.last_used)
