@@ -66,7 +66,7 @@ hit as materialized (
   select q.place, q.tenant, q.sub, q.event, q.event_day, q.age_from, q.was, i.*
   from input i cross join lateral (
     select ctid as place, tenant, sub, event, event_day, age_from, attempts as was from queue
-    where part = i.part and id = i.id and token = i.token and lease_sid + 0 <> 0
+    where part = i.part and id = i.id and token = i.token and lease_sid <> 0
     limit 1 for update
   ) q
 ),
@@ -245,7 +245,7 @@ impl QueueStore for Postgres {
                 .bind(missed.iter().map(|i| batch[*i].id.part().get()).collect::<Vec<_>>())
                 .bind(missed.iter().map(|i| batch[*i].id.0).collect::<Vec<_>>())
                 .bind(missed.iter().map(|i| batch[*i].token).collect::<Vec<_>>())
-                .fetch_all(&self.pool)
+                .fetch_all(&self.finishing)
                 .await
                 .map_err(failed)?
                 .iter()
@@ -437,7 +437,7 @@ impl Postgres {
             .bind(reason)
             .bind(kind)
             .bind(number)
-            .fetch_all(&self.pool)
+            .fetch_all(&self.finishing)
             .await
     }
 }
