@@ -42,8 +42,6 @@ const KEEP_FAILURE: usize = 4096;
 const KEEP_SUCCESS: usize = 256;
 /// How much of an answer is read so that its connection can be used again.
 const DRAIN: usize = 65_536;
-/// Unused connections that are kept to one receiver.
-const IDLE: usize = 128;
 
 /// Reads the wall clock, in microseconds since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
@@ -120,7 +118,9 @@ impl Sender {
     #[must_use]
     pub fn new(connector: HttpsConnector<Connector>, live: Arc<ArcSwap<Live>>, clock: Clock) -> Self {
         let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(IDLE)
+            // As many as there are attempts at once: a lower bound would close
+            // connections that the next attempts open again.
+            .pool_max_idle_per_host(usize::MAX)
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())

@@ -51,9 +51,9 @@ left join kept_bodies k on k.part = l.part and k.event = l.event
 order by l.due_at, l.id";
 
 /// Each row is looked up by its key and then touched by its place: a plan made
-/// while the queue is empty would otherwise scan it whole once it is long. The
-/// `+ 0` keeps the planner from the index over leased rows: it looks as narrow as
-/// the key's, and holds all that is under way in the partition.
+/// while the queue is empty would otherwise scan it whole once it is long. It is
+/// not locked in between, which would be a write more; the fence is checked again
+/// where it is touched, and a row that moved meanwhile is another's.
 const FINISH: &str = "
 with t as materialized (select now_us() as now, today() as today),
 input as materialized (
@@ -62,47 +62,52 @@ input as materialized (
                        $13::bytea[], $14::text[], $15::smallint[], $16::smallint[])
     as i(part, id, token, action, state, wait, charge, replay, status, took, error, worker, response, reason, kind, number)
 ),
-hit as materialized (
-  select q.place, q.tenant, q.sub, q.event, q.event_day, q.age_from, q.was, i.*
-  from input i cross join lateral (
-    select ctid as place, tenant, sub, event, event_day, age_from, attempts as was from queue
-    where part = i.part and id = i.id and token = i.token and lease_sid <> 0
-    limit 1 for update
+found as materialized (
+  select q.place, i.* from input i cross join lateral (
+    select ctid as place from queue where part = i.part and id = i.id and token = i.token and lease_sid <> 0 limit 1
   ) q
 ),
 gone as (
-  delete from queue q using hit where q.ctid = hit.place and hit.action < 2
+  delete from queue q using found f
+  where q.ctid = f.place and q.token = f.token and q.lease_sid <> 0 and f.action < 2
+  returning q.tenant, q.sub, q.event, q.event_day, q.age_from, q.attempts as was, f.*
 ),
 kept as (
   update queue q set
     lease_sid = 0, token = q.token + 1,
-    due_at = case hit.action when 2 then t.now + hit.wait when 3 then 9223372036854775807 else q.due_at end,
-    dead_at = case hit.action when 3 then t.now + hit.wait else 0 end,
-    state = case hit.action when 4 then q.state else hit.state end,
-    attempts = q.attempts + hit.charge, replays = q.replays + hit.replay,
-    status = case hit.action when 4 then q.status else hit.status end,
-    reason = case hit.action when 4 then q.reason else hit.reason end
-  from hit, t where q.ctid = hit.place and hit.action >= 2
+    due_at = case f.action when 2 then t.now + f.wait when 3 then 9223372036854775807 else q.due_at end,
+    dead_at = case f.action when 3 then t.now + f.wait else 0 end,
+    state = case f.action when 4 then q.state else f.state end,
+    attempts = q.attempts + f.charge, replays = q.replays + f.replay,
+    status = case f.action when 4 then q.status else f.status end,
+    reason = case f.action when 4 then q.reason else f.reason end
+  from found f, t
+  where q.ctid = f.place and q.token = f.token and q.lease_sid <> 0 and f.action >= 2
+  returning f.*
 ),
 history as (
   insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts,
                     status, reason, worker, response)
   select part, t.today, id, tenant, sub, event, t.now, took, token, state, was + charge,
          status, reason, worker, response
-  from hit, t where action = 0
+  from gone, t where action = 0
 ),
 letters as (
   insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts,
                     status, reason)
   select part, id, tenant, sub, event, event_day, t.now, age_from, token, state, was + charge, status, reason
-  from hit, t where action = 1
+  from gone, t where action = 1
+),
+ended as (
+  select id, part, token, number, took, kind, status, error, worker, response from gone
+  union all select id, part, token, number, took, kind, status, error, worker, response from kept
 ),
 tries as (
   insert into attempts (part, day, delivery, token, number, started_at, took, kind, status, error, worker, response)
   select part, t.today, id, token, number, t.now - took, took, kind, status, error, worker, response
-  from hit, t where kind > 0
+  from ended, t where kind > 0
 )
-select id, token from hit";
+select id, token from ended";
 
 /// Rows that were finished under these very tokens already.
 const BEFORE: &str = "
