@@ -22,9 +22,10 @@ use crate::{
 /// The most outcomes of one statement.
 const BATCH: usize = 512;
 /// How long a small batch waits for more: its rows are not waited for by anyone.
-const LINGER: Duration = Duration::from_millis(5);
+/// What a crash within this time leaves unrecorded is sent again.
+const LINGER: Duration = Duration::from_millis(20);
 /// A batch of this size does not wait.
-const FULL: usize = 64;
+const FULL: usize = 256;
 
 /// The HTTP status by which a receiver says that it is gone for good.
 const GONE: u16 = 410;
