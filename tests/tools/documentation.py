@@ -44,12 +44,14 @@ def settings():
     return [f"ONERING_{name}" for name in names]
 
 
-def rows_with_other_defaults():
-    """The table of settings has the defaults of the source, a row for each."""
+def wrong_rows():
+    """The table of settings has a row for each, with the default of the source."""
     rows = dict(re.findall(r"^\| `ONERING_([A-Z_]+)` \| (.*?) \|", text(OPERATIONS), re.M))
     for name, default in SETTING.findall(text(SETTINGS)):
         row = rows.get(name)
-        if row is not None and row.replace("`", "") != default:
+        if row is None:
+            yield f"{OPERATIONS} has no row for ONERING_{name}"
+        elif row.replace("`", "") != default:
             yield f"{OPERATIONS}: the default of ONERING_{name} is {default!r}, not {row!r}"
 
 
@@ -83,7 +85,7 @@ def main():
     found += missing(OPERATIONS, metrics, "metric")
     found += missing(GUIDE, reasons, "reason")
     if OPERATIONS.is_file():
-        found += rows_with_other_defaults()
+        found += wrong_rows()
     found += dead_links()
     if found:
         print("\n".join(found))
