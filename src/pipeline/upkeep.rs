@@ -121,7 +121,13 @@ impl Upkeep {
 
     async fn bury(&self) -> crate::store::Result<()> {
         let owned = self.node.owned();
-        while !owned.is_empty() && self.store.bury(&owned, SLICE).await? == SLICE as u64 {}
+        while !owned.is_empty() {
+            let dead = self.store.bury(&owned, SLICE).await?;
+            self.metrics.deliveries_dead.increment(dead);
+            if dead < SLICE as u64 {
+                break;
+            }
+        }
         Ok(())
     }
 

@@ -54,6 +54,7 @@ impl Postgres {
                 ("tcp_keepalives_interval", "5"),
                 ("tcp_keepalives_count", "2"),
                 ("jit", "off"),
+                ("client_min_messages", "warning"),
             ]);
         let options = if url.contains("sslmode=") {
             options
