@@ -24,3 +24,7 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
 
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/refusals.rs"]
+mod refusals;
+#[path = "api/tenants.rs"]
+mod tenants;

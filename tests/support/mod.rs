@@ -8,4 +8,5 @@
 
 pub mod app;
 pub mod build;
+pub mod call;
 pub mod store;
