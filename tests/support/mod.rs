@@ -9,4 +9,5 @@
 pub mod app;
 pub mod build;
 pub mod call;
+pub mod proxy;
 pub mod store;
