@@ -24,6 +24,8 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
 
 #[path = "api/bad_input.rs"]
 mod bad_input;
+#[path = "api/commands.rs"]
+mod commands;
 #[path = "api/keys.rs"]
 mod keys;
 #[path = "api/nodes.rs"]
@@ -32,3 +34,5 @@ mod nodes;
 mod refusals;
 #[path = "api/tenants.rs"]
 mod tenants;
+#[path = "api/wire.rs"]
+mod wire;

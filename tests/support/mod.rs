@@ -9,5 +9,6 @@
 pub mod app;
 pub mod build;
 pub mod call;
+pub mod command;
 pub mod proxy;
 pub mod store;
