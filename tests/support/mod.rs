@@ -6,5 +6,9 @@
 )]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod app;
 pub mod build;
+pub mod call;
+pub mod command;
+pub mod proxy;
 pub mod store;
