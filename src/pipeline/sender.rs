@@ -28,6 +28,7 @@ use super::dispatch::Job;
 use crate::{
     connector::{Connector, RefusedEndpoint},
     domain::{
+        cloudevent::{self, Message},
         delivery::{Outcome, outcome_of_status},
         id::Micros,
         signature,
@@ -139,19 +140,19 @@ impl Sender {
         let began = Instant::now();
         let signed_at = (self.clock)();
         let expired = Arc::new(AtomicBool::new(false));
-        let body = SignedBody {
-            data: Some(job.body.clone()),
-            signed_at,
-            window: self.live.load().replay_window,
-            clock: self.clock.clone(),
-            expired: expired.clone(),
-        };
         let patience = Duration::from_secs(target.subscription.timeout.into());
-        let result = match self.request(job, target, signed_at, body) {
+        let message = cloudevent::message(target.subscription.format, job.tenant, &job.body);
+        let request = match message {
+            Some(message) => self
+                .request(job, target, signed_at, message, expired.clone())
+                .map_err(|e| e.to_string()),
+            None => Err("what is stored is not an event's body".to_owned()),
+        };
+        let result = match request {
             Ok(request) => tokio::time::timeout(patience, self.exchange(request)).await,
-            Err(e) => Ok(Err(Failure {
+            Err(detail) => Ok(Err(Failure {
                 error: "bad_request".into(),
-                detail: e.to_string(),
+                detail,
             })),
         };
         let took = began.elapsed();
@@ -196,17 +197,30 @@ impl Sender {
         job: &Job,
         target: &Target,
         signed_at: Micros,
-        body: SignedBody,
+        message: Message,
+        expired: Arc<AtomicBool>,
     ) -> Result<Request<SignedBody>, http::Error> {
         let event = job.event.to_string();
-        let signed = target.sign(signed_at, &event, &job.body);
-        let mut request = Request::new(body);
+        let signed = target.sign(signed_at, &event, &message.body);
+        let mut request = Request::new(SignedBody {
+            data: Some(message.body),
+            signed_at,
+            window: self.live.load().replay_window,
+            clock: self.clock.clone(),
+            expired,
+        });
         *request.method_mut() = Method::POST;
         *request.uri_mut() = target.uri.clone();
         let headers = request.headers_mut();
         headers.reserve(16);
         headers.extend(target.headers.clone());
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(message.content_type),
+        );
+        for (name, value) in message.headers {
+            headers.insert(name, HeaderValue::try_from(value)?);
+        }
         headers.insert(header::USER_AGENT, self.agent.clone());
         let seconds: HeaderValue = signed_at.div_euclid(1_000_000).into();
         let id = HeaderValue::try_from(event)?;
