@@ -22,5 +22,7 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
     support::store::run(support::store::Engine::Sqlite, test);
 }
 
+#[path = "api/cloudevents.rs"]
+mod cloudevents;
 #[path = "api/keys.rs"]
 mod keys;
