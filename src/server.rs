@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Reason, Result},
     metrics::Metrics,
     proto::v1::PublishEventRequest,
-    rest::{RequestId, Rest, hot, openapi, problem, routes::Found, transcode},
+    rest::{RequestId, Rest, cloudevent, hot, openapi, problem, routes::Found, transcode},
     rpc::{Context, events, gate::Gate, keys},
     settings::Tls,
 };
@@ -252,7 +252,12 @@ impl Front {
             .ok_or_else(|| Error::internal("no caller"))?;
         let most = self.context.live.load().event_max_bytes + AROUND_PAYLOAD;
         let bytes = transcode::collect(&parts.headers, body, most).await?;
-        let new = hot::parse_publish(&self.rest, parts.uri.query(), &parts.headers, &bytes)?;
+        let query = parts.uri.query();
+        let new = if cloudevent::is_one(&parts.headers) {
+            cloudevent::parse_publish(query, &parts.headers, &bytes)?
+        } else {
+            hot::parse_publish(&self.rest, query, &parts.headers, &bytes)?
+        };
         let request = PublishEventRequest {
             tenant: new.tenant.unwrap_or_default(),
             event_type: new.event_type,
