@@ -28,10 +28,14 @@ mod bad_input;
 mod commands;
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/logs.rs"]
+mod logs;
 #[path = "api/nodes.rs"]
 mod nodes;
 #[path = "api/refusals.rs"]
 mod refusals;
+#[path = "api/settings.rs"]
+mod settings;
 #[path = "api/tenants.rs"]
 mod tenants;
 #[path = "api/wire.rs"]
