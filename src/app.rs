@@ -193,7 +193,7 @@ impl App {
         );
         let front =
             Front::new(context.clone(), gate, rest, grpc, metrics).map_err(StartError::Settings)?;
-        let server = Tasks::new();
+        let server = tasks.beside();
         server.spawn(
             "server",
             server::serve(

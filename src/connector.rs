@@ -106,6 +106,10 @@ impl Connector {
             .to_owned();
         let https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        if !https && !self.live.load().allow_http {
+            let why = "plain http is not allowed".to_owned();
+            return Err(RefusedEndpoint::NotAllowed(why).into());
+        }
         let addresses = self.allowed(&host).await?;
         let mut last = None;
         for ip in addresses {

@@ -20,6 +20,7 @@ use crate::{
     domain::{
         id::{KeyId, Micros, SubscriptionId, TenantId},
         key::{self, Key, NotAKey, Status},
+        subscription::Subscription,
         tenant::Tenant,
     },
     error::{Error, Reason, Result},
@@ -57,6 +58,9 @@ pub struct Subscriptions {
     pub revision: i64,
     /// The subscriptions.
     pub targets: Vec<Arc<Target>>,
+    /// Those whose secrets this node can't open. They are matched all the same:
+    /// their deliveries wait.
+    pub unusable: Vec<Subscription>,
 }
 
 /// The switches in force on this node.
@@ -274,17 +278,21 @@ impl Directory {
     fn apply_subscriptions(&self, list: TenantSubscriptions) {
         let Some(tenant) = list.tenant else { return };
         let mut targets = Vec::with_capacity(list.subscriptions.len());
+        let mut unusable = Vec::new();
         for s in list.subscriptions {
             let id = s.id;
             let known = read(&self.targets).get(&id).cloned();
             match known.filter(|t| t.subscription == s) {
                 Some(same) => targets.push(same),
-                None => match Target::new(s, &self.keyring) {
+                None => match Target::new(s.clone(), &self.keyring) {
                     Ok(target) => targets.push(Arc::new(target)),
-                    Err(e) => tracing::error!(
-                        subscription.id = %id, error.message = %e,
-                        "subscription can't be used"
-                    ),
+                    Err(e) => {
+                        tracing::error!(
+                            subscription.id = %id, error.message = %e,
+                            "subscription can't be used"
+                        );
+                        unusable.push(s);
+                    }
                 },
             }
         }
@@ -299,7 +307,14 @@ impl Directory {
         }
         drop(by_id);
         let revision = list.revision;
-        write(&self.subscriptions).insert(tenant, Arc::new(Subscriptions { revision, targets }));
+        write(&self.subscriptions).insert(
+            tenant,
+            Arc::new(Subscriptions {
+                revision,
+                targets,
+                unusable,
+            }),
+        );
     }
 
     /// The switches in force: a pin, else what is stored, else off.

@@ -292,7 +292,7 @@ pub fn meaning(reason: Reason) -> Meaning {
             503,
             Code::Unavailable,
             "The database can't be reached",
-            "Nothing was accepted: send the call again, with the same idempotency key.",
+            "It may or may not have taken effect: send the call again, with the same idempotency key.",
         ),
         Reason::Degraded => (
             503,

@@ -321,7 +321,12 @@ impl Source {
             .map(|text| {
                 parse(text.trim()).ok_or_else(|| BadSetting {
                     name: format!("ONERING_{name}"),
-                    read: text.to_owned(),
+                    // A URL may hold a password.
+                    read: if text.contains('@') {
+                        "(not shown)".to_owned()
+                    } else {
+                        text.to_owned()
+                    },
                     takes: takes.to_owned(),
                 })
             })

@@ -25,6 +25,15 @@ impl Tasks {
         }
     }
 
+    /// Another group, which takes the same node down.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self {
+            broken: self.broken.clone(),
+            running: Mutex::default(),
+        }
+    }
+
     /// Runs a task.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let broken = self.broken.clone();

@@ -30,10 +30,14 @@ mod cloudevents;
 mod commands;
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/logs.rs"]
+mod logs;
 #[path = "api/nodes.rs"]
 mod nodes;
 #[path = "api/refusals.rs"]
 mod refusals;
+#[path = "api/settings.rs"]
+mod settings;
 #[path = "api/tenants.rs"]
 mod tenants;
 #[path = "api/wire.rs"]

@@ -63,9 +63,17 @@ struct Kept {
 const FILE: &str = "dev.json";
 
 pub(super) async fn run(args: DevArgs) -> ExitCode {
-    match start(&args).await {
+    let mut signals = match serve::Signals::listen() {
+        Ok(signals) => signals,
+        Err(e) => return failed(1, &e),
+    };
+    let started = tokio::select! {
+        started = start(&args) => started,
+        () = signals.stop() => return ExitCode::SUCCESS,
+    };
+    match started {
         Ok((app, _sink)) => {
-            let code = serve::until_stopped(app, open_up).await;
+            let code = serve::until_stopped(app, signals, open_up).await;
             println!("Stopped.");
             code
         }

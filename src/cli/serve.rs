@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, process::ExitCode, time::Duration};
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
 use super::{WRONG, failed};
 use crate::{
     app::{self, App, Outside, StartError},
@@ -37,8 +39,16 @@ pub(super) async fn run() -> ExitCode {
     for name in &settings.unknown {
         tracing::warn!(setting.name = name, "this variable means nothing here");
     }
-    match App::start(settings, Outside::default()).await {
-        Ok(app) => until_stopped(app, |_| {}).await,
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(e) => return failed(1, &e),
+    };
+    let started = tokio::select! {
+        started = App::start(settings, Outside::default()) => started,
+        () = signals.stop() => return ExitCode::SUCCESS,
+    };
+    match started {
+        Ok(app) => until_stopped(app, signals, |_| {}).await,
         Err(e @ (StartError::Settings(_) | StartError::Seal(_) | StartError::Listen(..))) => {
             failed(WRONG, &e)
         }
@@ -48,47 +58,71 @@ pub(super) async fn run() -> ExitCode {
 
 /// Serves until a signal; reloads on SIGHUP and when the file changes, with the
 /// settings adjusted as they were at the start.
-pub(super) async fn until_stopped(app: App, adjust: fn(&mut Settings)) -> ExitCode {
+pub(super) async fn until_stopped(
+    app: App,
+    mut signals: Signals,
+    adjust: fn(&mut Settings),
+) -> ExitCode {
     let broken = app.broken();
     let code = tokio::select! {
-        () = stop_signal() => ExitCode::SUCCESS,
+        () = signals.stop.stop() => ExitCode::SUCCESS,
         () = broken.cancelled() => ExitCode::FAILURE,
-        () = follow_settings(&app, adjust) => ExitCode::FAILURE,
+        () = follow_settings(&app, &mut signals.hangup, adjust) => ExitCode::FAILURE,
     };
     // A second signal does not wait.
     tokio::select! {
         () = app.stop() => code,
-        () = stop_signal() => ExitCode::FAILURE,
+        () = signals.stop.stop() => ExitCode::FAILURE,
     }
 }
 
-/// The first of the signals that ask a process to stop.
-async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that a node answers to. They are taken over before it starts: one
+/// that comes in between must not end it without an orderly stop.
+pub(super) struct Signals {
+    stop: Stop,
+    hangup: Signal,
+}
+
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Takes them over.
+    pub(super) fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            stop: Stop {
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+            },
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The first of the signals that ask a process to stop.
+    pub(super) async fn stop(&mut self) {
+        self.stop.stop().await;
+    }
+}
+
+impl Stop {
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
 /// How often the file is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
-async fn follow_settings(app: &App, adjust: fn(&mut Settings)) {
-    use tokio::signal::unix::{SignalKind, signal};
+async fn follow_settings(app: &App, hangup: &mut Signal, adjust: fn(&mut Settings)) {
     let path = std::env::var_os("ONERING_CONFIG");
     let modified = || {
         let meta = path.as_ref().and_then(|p| std::fs::metadata(p).ok());
         meta.and_then(|m| m.modified().ok())
-    };
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-        return std::future::pending().await;
     };
     let mut seen = modified();
     loop {

@@ -45,10 +45,8 @@ impl Claimer {
             } else {
                 Ok(())
             };
-            let result = match result {
-                Ok(()) => self.claim().await,
-                Err(e) => Err(e),
-            };
+            // What is known to be due does not wait for a look that failed.
+            let result = self.claim().await.and(result);
             match (&result, failing) {
                 (Err(e), false) => {
                     self.metrics.store_errors.increment(1);
@@ -81,8 +79,9 @@ impl Claimer {
     async fn claim(&self) -> crate::store::Result<()> {
         loop {
             let fetches = self.dispatcher.fetches(BATCH);
+            let session = self.node.session();
             if fetches.is_empty() || !self.node.is_alive() {
-                self.dispatcher.fetched(&fetches, None);
+                self.dispatcher.fetched(session, &fetches, None);
                 return Ok(());
             }
             let wants: Vec<Want> = fetches
@@ -93,11 +92,11 @@ impl Claimer {
                     limit: f.limit as i64,
                 })
                 .collect();
-            match self.store.claim(self.node.session(), &wants).await {
-                Ok(rows) => self.dispatcher.fetched(&fetches, Some(rows)),
+            match self.store.claim(session, &wants).await {
+                Ok(rows) => self.dispatcher.fetched(session, &fetches, Some(rows)),
                 Err(e) => {
                     self.dispatcher.suspect();
-                    self.dispatcher.fetched(&fetches, None);
+                    self.dispatcher.fetched(session, &fetches, None);
                     return Err(e);
                 }
             }
@@ -125,16 +124,15 @@ impl Claimer {
             return Ok(());
         }
         let age = Duration::from_micros(PARKED_LIFETIME as u64);
-        loop {
-            let dead = self
-                .store
-                .give_up(w.part, w.subscription, age, SLICE)
-                .await?;
-            self.metrics.deliveries_dead.increment(dead);
-            if dead == 0 {
-                return Ok(());
-            }
+        let dead = self
+            .store
+            .give_up(w.part, w.subscription, age, SLICE)
+            .await?;
+        self.metrics.deliveries_dead.increment(dead);
+        if dead == SLICE as u64 {
+            self.dispatcher.look_around();
         }
+        Ok(())
     }
 
     /// Deleted, unless this node's configuration is behind: the store knows.
@@ -143,7 +141,10 @@ impl Claimer {
             self.directory.nudge();
             return Ok(());
         }
-        while self.store.cancel(w.part, w.subscription, SLICE).await? > 0 {}
+        // One slice a look: others are not to wait for a million rows.
+        if self.store.cancel(w.part, w.subscription, SLICE).await? == SLICE as u64 {
+            self.dispatcher.look_around();
+        }
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     },
     metrics::Metrics,
     settings::Live,
-    store::{Finish, Leased, Settle},
+    store::{Finish, Leased, Session, Settle},
     target::Target,
 };
 
@@ -56,13 +56,15 @@ pub struct Job {
     pub age: Micros,
     /// When it was leased.
     pub since: Instant,
+    /// The session that it is leased to: with that its token ends.
+    pub session: Session,
 }
 
 impl Job {
     /// A job of a claimed row. The row's age still counts the time in which its
     /// subscription was off, `held`.
     #[must_use]
-    pub fn of(row: Leased, held: Micros) -> Self {
+    pub fn of(row: Leased, held: Micros, session: Session) -> Self {
         Self {
             id: row.id,
             tenant: row.tenant,
@@ -76,6 +78,7 @@ impl Job {
             by_hand: row.by_hand,
             age: row.age - held,
             since: Instant::now(),
+            session,
         }
     }
 }
@@ -124,6 +127,9 @@ pub struct Dispatcher {
     fetch: Notify,
     discover: AtomicBool,
     suspect: AtomicBool,
+    /// How far ahead timers are kept: longer than two polls.
+    horizon: Duration,
+    concurrency: usize,
     completed: AtomicU64,
     ended: mpsc::UnboundedSender<Ended>,
 }
@@ -135,6 +141,8 @@ impl Dispatcher {
         live: Arc<ArcSwap<Live>>,
         node: Arc<Node>,
         metrics: Arc<Metrics>,
+        poll: Duration,
+        concurrency: usize,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
         let (ended, receiver) = mpsc::unbounded_channel();
         let delivering = AtomicBool::new(directory.switches().delivery);
@@ -149,6 +157,8 @@ impl Dispatcher {
             fetch: Notify::new(),
             discover: AtomicBool::new(true),
             suspect: AtomicBool::new(false),
+            horizon: Duration::from_secs(60).max(poll * 2),
+            concurrency,
             completed: AtomicU64::new(0),
             ended,
         });
@@ -189,9 +199,16 @@ impl Dispatcher {
         }
     }
 
-    /// Takes in what a publish leased. `leased` says of each event whether its
-    /// leases were given; none: the publish failed.
-    pub(super) fn published(&self, batch: &[crate::store::Publish], leased: &[Option<bool>]) {
+    /// Takes in what a publish leased to that session. `leased` says of each event
+    /// whether its leases were given; none: the publish failed.
+    pub(super) fn published(
+        &self,
+        session: Session,
+        batch: &[crate::store::Publish],
+        leased: &[Option<bool>],
+    ) {
+        let current = session == self.node.session();
+        let mut back = Vec::new();
         let mut lanes = self.lanes();
         let mut fetch = false;
         for (p, leased) in batch.iter().zip(leased) {
@@ -201,8 +218,9 @@ impl Dispatcher {
                     lanes.unplan(d.subscription);
                 }
                 match leased {
+                    // Of a session that has ended meanwhile: its rows are free.
+                    Some(true) if d.lease && !current => {}
                     Some(true) if d.lease => {
-                        let limit = self.limit(d.subscription).unwrap_or(0);
                         let job = Job {
                             id: d.id,
                             tenant: p.tenant,
@@ -216,8 +234,13 @@ impl Dispatcher {
                             by_hand: false,
                             age: 0,
                             since: Instant::now(),
+                            session,
                         };
-                        lanes.push(job, limit, true);
+                        match self.limit(d.subscription) {
+                            Some(limit) => lanes.push(job, limit, true),
+                            // Switched off while the publish was under way.
+                            None => back.push(job),
+                        }
                     }
                     Some(_) if self.node.owns(p.event.part()) => {
                         lanes.sign(d.subscription);
@@ -228,21 +251,42 @@ impl Dispatcher {
             }
         }
         drop(lanes);
+        self.release(back);
         self.work.notify_one();
         if fetch {
             self.fetch.notify_one();
         }
     }
 
+    /// Gives jobs back that were not taken.
+    fn release(&self, jobs: Vec<Job>) {
+        for job in jobs {
+            self.end(Completion {
+                job,
+                outcome: Outcome::Released,
+                reason: String::new(),
+                attempt: None,
+            });
+        }
+    }
+
     /// The next job with its subscription. What can't be sent is given back.
     pub fn take(&self) -> Option<(Job, Arc<Target>)> {
         loop {
-            let job = self.lanes().take()?;
+            // What waits stays where it is: the session may yet be renewed.
             if !self.node.is_alive() {
-                // Whoever owns its partition next finds it in the store.
-                self.lanes().landed(job.subscription);
+                return None;
+            }
+            let mut lanes = self.lanes();
+            let job = lanes.take()?;
+            if job.session != self.node.session() {
+                // Leased to a session that has ended: the row is free, or leased
+                // again under another token.
+                lanes.landed(job.subscription);
+                lanes.let_go(job.id, job.token);
                 continue;
             }
+            drop(lanes);
             match self.directory.target(job.subscription) {
                 Some(target) if target.subscription.disabled.is_none() && self.is_delivering() => {
                     return Some((job, target));
@@ -337,9 +381,12 @@ impl Dispatcher {
     /// Outcomes were recorded, or their leases are another's.
     pub(super) fn recorded(&self, ended: &[Ended]) {
         let mut lanes = self.lanes();
+        let now = Instant::now();
         for e in ended {
             lanes.let_go(e.job.id, e.job.token);
             match e.finish.settle {
+                Settle::Retry { after, .. }
+                    if (e.at + after).saturating_duration_since(now) >= self.horizon => {}
                 Settle::Retry { after, .. } => lanes.wake_at(e.at + after, e.job.subscription),
                 Settle::Release => lanes.wake_at(e.at + Duration::from_secs(1), e.job.subscription),
                 _ => {}
@@ -408,10 +455,12 @@ impl Dispatcher {
         if !self.is_delivering() {
             return Vec::new();
         }
-        lanes.fetches(most)
+        lanes.fetches(most, |s| self.limit(s).is_some())
     }
 
-    pub(super) fn fetched(&self, fetches: &[Fetch], rows: Option<Vec<Leased>>) {
+    pub(super) fn fetched(&self, session: Session, fetches: &[Fetch], rows: Option<Vec<Leased>>) {
+        let current = session == self.node.session();
+        let (mut back, mut missing) = (Vec::new(), Vec::new());
         let mut lanes = self.lanes();
         match rows {
             None => fetches.iter().for_each(|f| lanes.fetched(*f, None)),
@@ -419,19 +468,17 @@ impl Dispatcher {
                 let mut counts = std::collections::HashMap::new();
                 for row in rows {
                     *counts.entry(row.subscription).or_insert(0) += 1;
-                    if row.body.is_empty() {
-                        self.end(Completion {
-                            job: Job::of(row, 0),
-                            outcome: Outcome::Permanent,
-                            reason: "body_missing".into(),
-                            attempt: None,
-                        });
+                    if !current {
                         continue;
                     }
                     let target = self.directory.target(row.subscription);
                     let held = target.map_or(0, |t| t.subscription.held);
-                    let limit = self.limit(row.subscription).unwrap_or(1);
-                    lanes.push(Job::of(row, held), limit, false);
+                    let job = Job::of(row, held, session);
+                    match self.limit(job.subscription) {
+                        _ if job.body.is_empty() => missing.push(job),
+                        Some(limit) => lanes.push(job, limit, false),
+                        None => back.push(job),
+                    }
                 }
                 for f in fetches {
                     let n = counts.get(&f.subscription).copied().unwrap_or(0);
@@ -440,11 +487,24 @@ impl Dispatcher {
             }
         }
         drop(lanes);
+        self.release(back);
+        for job in missing {
+            self.end(Completion {
+                job,
+                outcome: Outcome::Permanent,
+                reason: "body_missing".into(),
+                attempt: None,
+            });
+        }
         self.work.notify_one();
     }
 
+    /// Looks at a subscription again at that time. What is far away is left to
+    /// the polls that come before it.
     pub(super) fn wake_at(&self, at: Instant, subscription: SubscriptionId) {
-        self.lanes().wake_at(at, subscription);
+        if at.saturating_duration_since(Instant::now()) < self.horizon {
+            self.lanes().wake_at(at, subscription);
+        }
     }
 
     /// Follows a change of switches and subscriptions: what may not be sent any
@@ -453,14 +513,7 @@ impl Dispatcher {
         let delivering = self.directory.switches().delivery;
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
         let back = self.lanes().adjust(|s| self.limit(s));
-        for job in back {
-            self.end(Completion {
-                job,
-                outcome: Outcome::Released,
-                reason: String::new(),
-                attempt: None,
-            });
-        }
+        self.release(back);
         self.look_around();
         self.work.notify_one();
         switched
@@ -470,6 +523,7 @@ impl Dispatcher {
     pub(super) fn repartitioned(&self) {
         let owned: HashSet<Part> = self.node.owned().into_iter().collect();
         self.lanes().forget(|part| !owned.contains(&part));
+        self.suspect();
         self.look_around();
     }
 
@@ -478,6 +532,14 @@ impl Dispatcher {
         lanes.tidy();
         self.metrics.jobs_waiting.set(lanes.waiting() as f64);
         self.metrics.jobs_in_flight.set(lanes.in_flight() as f64);
+    }
+
+    /// Whether more waits than the workers can take at the moment. What waits
+    /// because its own receiver is slow does not count.
+    #[must_use]
+    pub fn is_crowded(&self, most: usize) -> bool {
+        let lanes = self.lanes();
+        lanes.waiting() >= most && lanes.in_flight() >= self.concurrency
     }
 
     /// Jobs that wait for a worker.

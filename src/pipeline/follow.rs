@@ -23,6 +23,8 @@ use crate::{
 
 /// Hints that come within this time are sent together.
 const COALESCE: Duration = Duration::from_millis(10);
+/// When to note held time again that could not be noted.
+const HOLD_AGAIN: Duration = Duration::from_secs(1);
 /// The most hints that are sent together.
 const HINTS: usize = 1000;
 
@@ -112,34 +114,43 @@ impl Follower {
     async fn follow_configuration(self, cancel: CancellationToken) {
         let mut configuration = self.directory.watch();
         let mut partitions = self.node.watch();
-        self.hold().await;
+        let mut noted = self.hold().await;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 changed = configuration.changed() => {
                     if changed.is_err() { return }
                     if self.dispatcher.reconfigured() {
-                        self.hold().await;
+                        noted = false;
                     }
                 }
                 changed = partitions.changed() => {
                     if changed.is_err() { return }
                     self.dispatcher.repartitioned();
-                    self.hold().await;
+                    noted = false;
                 }
+                () = tokio::time::sleep(HOLD_AGAIN), if !noted => {}
+            }
+            if !noted {
+                noted = self.hold().await;
             }
         }
     }
 
-    /// Keeps the count of time in which deliveries are held on purpose.
-    async fn hold(&self) {
+    /// Keeps the count of time in which deliveries are held on purpose; whether
+    /// the store has noted it.
+    async fn hold(&self) -> bool {
         let held = !self.dispatcher.is_delivering();
         let parts = self.node.owned();
         if parts.is_empty() {
-            return;
+            return true;
         }
-        if let Err(e) = self.store.hold(self.node.session(), &parts, held).await {
-            tracing::warn!(error.message = %e, delivery.held = held, "held time not noted");
+        match self.store.hold(self.node.session(), &parts, held).await {
+            Ok(()) => true,
+            Err(e) => {
+                tracing::warn!(error.message = %e, delivery.held = held, "held time not noted yet");
+                false
+            }
         }
     }
 

@@ -4,8 +4,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque, hash_map::Entry},
-    time::Instant,
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque, hash_map::Entry},
+    time::{Duration, Instant},
 };
 
 use super::dispatch::Job;
@@ -19,6 +19,9 @@ const MOST_BYTES: usize = 64 << 20;
 const LOW: usize = 128;
 /// The most that one lane fetches at a time.
 const FETCH: usize = 256;
+
+/// Looks at one lane within this time are one.
+const TICK: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct Lane {
@@ -40,6 +43,8 @@ struct Lane {
     seen: u64,
     fetching: bool,
     wants_fetch: bool,
+    /// When it is looked at again, in ticks.
+    wakes: BTreeSet<u64>,
 }
 
 impl Lane {
@@ -67,6 +72,7 @@ impl Lane {
             && self.planned == 0
             && self.signs == self.seen
             && !self.fetching
+            && self.wakes.is_empty()
     }
 }
 
@@ -79,7 +85,6 @@ pub(super) struct Fetch {
 }
 
 /// All lanes.
-#[derive(Default)]
 pub(super) struct Lanes {
     lanes: HashMap<SubscriptionId, Lane>,
     tenants: VecDeque<TenantId>,
@@ -91,22 +96,39 @@ pub(super) struct Lanes {
     planned: usize,
     in_flight: usize,
     fetches: VecDeque<SubscriptionId>,
-    timers: BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
+    timers: BinaryHeap<Reverse<(u64, SubscriptionId)>>,
+    started: Instant,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self {
+            lanes: HashMap::new(),
+            tenants: VecDeque::new(),
+            turns: HashMap::new(),
+            held: HashMap::new(),
+            bytes: 0,
+            waiting: 0,
+            planned: 0,
+            in_flight: 0,
+            fetches: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            started: Instant::now(),
+        }
+    }
 }
 
 impl Lanes {
     /// How many jobs may wait in one lane: fewer, the fuller the memory is, so
     /// that lanes which do not move leave room for those that do.
     fn room(&self) -> usize {
-        let used = self.held.len() + self.planned;
-        if self.bytes > MOST_BYTES || used >= MOST_JOBS {
-            0
-        } else if used < MOST_JOBS / 4 {
-            2048
-        } else if used < MOST_JOBS / 2 {
-            FETCH
-        } else {
-            16
+        let jobs = (self.held.len() + self.planned) * 4 / MOST_JOBS;
+        let bytes = self.bytes * 4 / MOST_BYTES;
+        match jobs.max(bytes) {
+            0 => 2048,
+            1 => FETCH,
+            2 | 3 => 16,
+            _ => 0,
         }
     }
 
@@ -230,14 +252,22 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(&subscription) else {
             return;
         };
-        if lane.signs != lane.seen && !lane.fetching && !lane.wants_fetch && lane.waiting() < LOW {
+        // Of what waits only the stored ones count: fresh ones must not keep older
+        // rows out.
+        let hungry = lane.stored.len() < LOW;
+        if lane.signs != lane.seen && !lane.fetching && !lane.wants_fetch && hungry {
             lane.wants_fetch = true;
             self.fetches.push_back(subscription);
         }
     }
 
-    /// What to fetch now.
-    pub(super) fn fetches(&mut self, most: usize) -> Vec<Fetch> {
+    /// What to fetch now, of lanes that may send. The others are signed again when
+    /// they may.
+    pub(super) fn fetches(
+        &mut self,
+        most: usize,
+        may_send: impl Fn(SubscriptionId) -> bool,
+    ) -> Vec<Fetch> {
         let mut out = Vec::new();
         let mut left = self.room().min(most);
         while left > 0 && out.len() < 64 {
@@ -248,6 +278,10 @@ impl Lanes {
                 continue;
             };
             lane.wants_fetch = false;
+            if !may_send(subscription) {
+                lane.seen = lane.signs;
+                continue;
+            }
             lane.fetching = true;
             let limit = FETCH.min(left);
             left -= limit;
@@ -274,18 +308,35 @@ impl Lanes {
 
     /// Looks at a lane again at that time.
     pub(super) fn wake_at(&mut self, at: Instant, subscription: SubscriptionId) {
-        self.timers.push(Reverse((at, subscription)));
+        let tick = self.tick_of(at);
+        let lane = self.lanes.entry(subscription).or_default();
+        if lane.wakes.insert(tick) {
+            self.timers.push(Reverse((tick, subscription)));
+        }
+    }
+
+    /// The tick that ends at that time or just after it.
+    fn tick_of(&self, at: Instant) -> u64 {
+        let millis = at.saturating_duration_since(self.started).as_millis();
+        u64::try_from(millis.div_ceil(TICK.as_millis())).unwrap_or(u64::MAX)
     }
 
     /// When the next lane is to be looked at.
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        self.timers.peek().map(|Reverse((at, _))| *at)
+        let Reverse((tick, _)) = self.timers.peek()?;
+        self.started
+            .checked_add(TICK * u32::try_from(*tick).unwrap_or(u32::MAX))
     }
 
     /// Looks at every lane whose time has come.
     pub(super) fn wake(&mut self, now: Instant) {
         while self.next_wake().is_some_and(|at| at <= now) {
-            if let Some(Reverse((_, subscription))) = self.timers.pop() {
+            let Some(Reverse((tick, subscription))) = self.timers.pop() else {
+                return;
+            };
+            if let Some(lane) = self.lanes.get_mut(&subscription)
+                && lane.wakes.remove(&tick)
+            {
                 self.sign(subscription);
             }
         }
@@ -373,6 +424,7 @@ mod tests {
             by_hand: false,
             age: 0,
             since: Instant::now(),
+            session: crate::store::Session(1),
         }
     }
 
@@ -443,11 +495,18 @@ mod tests {
         let (_, s) = ids(1);
         let mut lanes = Lanes::default();
         lanes.sign(s);
-        let fetch = lanes.fetches(1000)[0];
+        let fetch = lanes.fetches(1000, |_| true)[0];
         lanes.sign(s);
-        assert!(lanes.fetches(1000).is_empty(), "one fetch at a time");
+        assert!(
+            lanes.fetches(1000, |_| true).is_empty(),
+            "one fetch at a time"
+        );
         lanes.fetched(fetch, Some(0));
-        assert_eq!(lanes.fetches(1000).len(), 1, "the later sign is followed");
+        assert_eq!(
+            lanes.fetches(1000, |_| true).len(),
+            1,
+            "the later sign is followed"
+        );
     }
 
     #[test]
@@ -455,9 +514,9 @@ mod tests {
         let (_, s) = ids(1);
         let mut lanes = Lanes::default();
         lanes.sign(s);
-        let fetch = lanes.fetches(1000)[0];
+        let fetch = lanes.fetches(1000, |_| true)[0];
         lanes.fetched(fetch, None);
-        assert_eq!(lanes.fetches(1000).len(), 1);
+        assert_eq!(lanes.fetches(1000, |_| true).len(), 1);
     }
 
     // Lanes that do not move leave room for others.

@@ -83,12 +83,15 @@ impl Pipeline {
             live.clone(),
             node.clone(),
             metrics.clone(),
+            poll,
+            concurrency,
         );
         let writer = publish::Writer {
             store: store.clone(),
             dispatcher: dispatcher.clone(),
             node: node.clone(),
             metrics: metrics.clone(),
+            ledger: ledger.clone(),
             hints,
         };
         let (publisher, queue) = publish::Publisher::new(

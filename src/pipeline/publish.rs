@@ -144,7 +144,6 @@ impl Publisher {
             match self.commit(publish).await? {
                 Published::Accepted { .. } => {
                     self.metrics.events_accepted.increment(1);
-                    self.ledger.add(new.tenant, time, body.len());
                     return Ok(Receipt {
                         id,
                         time: id.time(),
@@ -199,6 +198,7 @@ impl Publisher {
             .targets
             .iter()
             .map(|t| &t.subscription)
+            .chain(&subscriptions.unusable)
             .filter(|s| match new.only {
                 Some(only) => s.id == only,
                 None => s.wants(&new.event_type),
@@ -276,6 +276,8 @@ pub(super) struct Writer {
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) node: Arc<Node>,
     pub(super) metrics: Arc<Metrics>,
+    /// Counts what was accepted, whether or not its caller still listens.
+    pub(super) ledger: Arc<Ledger>,
     pub(super) hints: mpsc::UnboundedSender<SubscriptionId>,
 }
 
@@ -310,7 +312,7 @@ impl Writer {
     /// long, and not at all where sending stands still.
     async fn let_sending_catch_up(&self) {
         for _ in 0..20 {
-            if self.dispatcher.waiting() < CROWD {
+            if !self.dispatcher.is_crowded(CROWD) {
                 return;
             }
             let before = self.dispatcher.completed();
@@ -326,8 +328,14 @@ impl Writer {
             pending.into_iter().map(|p| (p.publish, p.answer)).unzip();
         self.metrics.publish_batch.record(batch.len() as f64);
         self.dispatcher.plan(&mut batch);
-        match self.store.publish(self.node.session(), &batch).await {
+        let session = self.node.session();
+        match self.store.publish(session, &batch).await {
             Ok(results) => {
+                for (p, result) in batch.iter().zip(&results) {
+                    if matches!(result, Published::Accepted { .. }) {
+                        self.ledger.add(p.tenant, p.event.time(), p.body.len());
+                    }
+                }
                 let leased: Vec<Option<bool>> = results
                     .iter()
                     .map(|r| match r {
@@ -335,7 +343,7 @@ impl Writer {
                         _ => None,
                     })
                     .collect();
-                self.dispatcher.published(&batch, &leased);
+                self.dispatcher.published(session, &batch, &leased);
                 self.hint(&batch, &leased);
                 for (answer, result) in answers.into_iter().zip(results) {
                     // The caller may have gone; the event stays accepted.
@@ -345,7 +353,8 @@ impl Writer {
             Err(e) => {
                 self.metrics.store_errors.increment(1);
                 self.dispatcher.suspect();
-                self.dispatcher.published(&batch, &vec![None; batch.len()]);
+                self.dispatcher
+                    .published(session, &batch, &vec![None; batch.len()]);
                 for answer in answers {
                     let _ = answer.send(Err(e.clone()));
                 }
@@ -365,11 +374,18 @@ impl Writer {
     }
 }
 
+#[derive(Default)]
+struct Count {
+    events: i64,
+    bytes: i64,
+    changed: bool,
+}
+
 /// How many bytes tenants have stored. Counted here, written and read back by
 /// the upkeep: the limit is exact to about the events of a second.
 #[derive(Default)]
 pub struct Ledger {
-    own: Mutex<HashMap<(TenantId, i32), (i64, i64)>>,
+    own: Mutex<HashMap<(TenantId, i32), Count>>,
     /// What was stored at the last look, and what this node has added since.
     total: Mutex<HashMap<TenantId, (i64, i64)>>,
 }
@@ -393,25 +409,41 @@ impl Ledger {
 
     fn add(&self, tenant: TenantId, time: Micros, bytes: usize) {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = own.entry((tenant, day_of(time))).or_default();
-        entry.0 += 1;
-        entry.1 += bytes as i64;
+        let count = own.entry((tenant, day_of(time))).or_default();
+        count.events += 1;
+        count.bytes += bytes as i64;
+        count.changed = true;
         drop(own);
         let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
         total.entry(tenant).or_default().1 += bytes as i64;
     }
 
-    /// What this session accepted, absolute.
+    /// What this session accepted, absolute, where it changed since the last time.
+    /// Days that are over and written are forgotten.
     pub(super) fn usage(&self) -> Vec<Usage> {
-        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        own.iter()
-            .map(|((tenant, day), (events, bytes))| Usage {
-                tenant: *tenant,
-                day: *day,
-                events: *events,
-                bytes: *bytes,
+        let today = day_of(wall_clock());
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|(_, day), count| count.changed || *day >= today - 1);
+        own.iter_mut()
+            .filter_map(|((tenant, day), count)| {
+                std::mem::take(&mut count.changed).then_some(Usage {
+                    tenant: *tenant,
+                    day: *day,
+                    events: count.events,
+                    bytes: count.bytes,
+                })
             })
             .collect()
+    }
+
+    /// What could not be written is to be written again.
+    pub(super) fn not_written(&self, usage: &[Usage]) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        for u in usage {
+            if let Some(count) = own.get_mut(&(u.tenant, u.day)) {
+                count.changed = true;
+            }
+        }
     }
 
     /// A new session counts from nothing; what the one before counted is stored.

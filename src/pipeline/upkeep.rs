@@ -83,15 +83,16 @@ impl Upkeep {
             if sometimes.is_due() {
                 let look = self.dispatcher.take_suspicion() || !unknown.is_empty();
                 if look {
-                    self.told(
-                        "reconcile leases",
-                        self.reconcile(session, &mut unknown).await,
-                    );
+                    let looked = self.reconcile(session, &mut unknown).await;
+                    if self.told("reconcile leases", looked).is_none() {
+                        self.dispatcher.suspect();
+                    }
                 }
-                if more_to_forget {
-                    more_to_forget =
-                        self.told("retention", self.forget().await) == Some(Forgotten::Some);
-                }
+                self.metrics.settle();
+            }
+            if more_to_forget {
+                more_to_forget =
+                    self.told("retention", self.forget().await) == Some(Forgotten::Some);
             }
             if hourly.is_due() {
                 more_to_forget = true;
@@ -117,7 +118,10 @@ impl Upkeep {
         }
         let usage = self.ledger.usage();
         if !usage.is_empty() {
-            self.store.note_usage(session, &usage).await?;
+            self.store
+                .note_usage(session, &usage)
+                .await
+                .inspect_err(|_| self.ledger.not_written(&usage))?;
         }
         self.ledger.set_totals(self.store.stored_bytes().await?);
         Ok(())

@@ -1,8 +1,9 @@
 //! The embedded worker: takes jobs from the dispatcher, sends them, completes
 //! them. One task a send, which goes on with the next job where there is one.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -44,9 +45,12 @@ impl Worker {
                 if let Some(taken) = worker.dispatcher.take() {
                     break taken;
                 }
+                // Now and then without being told: a session that was renewed late
+                // has jobs that nobody announces again.
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     () = worker.dispatcher.work() => {}
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 }
             };
             let (worker, cancel) = (worker.clone(), cancel.clone());
@@ -54,13 +58,29 @@ impl Worker {
                 let _slot = slot;
                 let mut next = Some((job, target));
                 while let Some((job, target)) = next {
-                    worker.send(job, &target).await;
+                    worker.send_guarded(job, &target).await;
                     next = if cancel.is_cancelled() {
                         None
                     } else {
                         worker.dispatcher.take()
                     };
                 }
+            });
+        }
+    }
+
+    /// A send that panics is a failed attempt: its slot and its lease must not be
+    /// lost with it.
+    async fn send_guarded(&self, job: Job, target: &Target) {
+        let spare = job.clone();
+        let sent = AssertUnwindSafe(self.send(job, target)).catch_unwind();
+        if sent.await.is_err() {
+            tracing::error!(delivery.id = %spare.id, "attempt panicked");
+            self.dispatcher.complete(Completion {
+                job: spare,
+                outcome: Outcome::Retryable { retry_after: None },
+                reason: "internal".into(),
+                attempt: None,
             });
         }
     }

@@ -1,6 +1,6 @@
 //! One REST call: the gRPC call that it stands for, and its answer in JSON.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -17,6 +17,9 @@ use crate::error::{Error, Reason, Violation};
 
 /// The answer to a REST call.
 pub type Response = http::Response<Full<Bytes>>;
+
+/// How long a client may take to send a body.
+const BODY: Duration = Duration::from_secs(30);
 
 /// A gRPC frame's head: one byte of flags, four of length.
 const FRAME_HEAD: usize = 5;
@@ -221,7 +224,12 @@ where
         }
         return Err(too_large());
     }
-    match Limited::new(body.as_mut(), limit).collect().await {
+    let collecting = Limited::new(body.as_mut(), limit).collect();
+    let Ok(collected) = tokio::time::timeout(BODY, collecting).await else {
+        let detail = format!("did not arrive within {} seconds", BODY.as_secs());
+        return Err(Error::field("body", detail));
+    };
+    match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => {
             discard(body).await;

@@ -32,6 +32,9 @@ pub struct Postgres {
     /// One connection that publishes and one that finishes: their statements and
     /// the tables' metadata stay in one backend's caches.
     publishing: PgPool,
+    /// For what callers read of the history: slow lists must not keep the session
+    /// or the configuration waiting.
+    history: PgPool,
     finishing: PgPool,
     options: PgConnectOptions,
 }
@@ -77,6 +80,7 @@ impl Postgres {
         migrate(&pool).await?;
         Ok(Self {
             pool,
+            history: connections(4).connect_lazy_with(options.clone()),
             publishing: connections(1).connect_lazy_with(options.clone()),
             finishing: connections(1).connect_lazy_with(options.clone()),
             options,
@@ -87,6 +91,10 @@ impl Postgres {
         &self.pool
     }
 
+    fn history(&self) -> &PgPool {
+        &self.history
+    }
+
     async fn begin(&self) -> Result<Transaction<'_>> {
         self.pool.begin().await.map_err(failed)
     }
@@ -94,6 +102,14 @@ impl Postgres {
     /// A transaction that sees one state of the database.
     async fn snapshot(&self) -> Result<Transaction<'_>> {
         self.pool
+            .begin_with("begin isolation level repeatable read read only")
+            .await
+            .map_err(failed)
+    }
+
+    /// A read of the history that sees one state of the database.
+    async fn history_snapshot(&self) -> Result<Transaction<'_>> {
+        self.history
             .begin_with("begin isolation level repeatable read read only")
             .await
             .map_err(failed)
@@ -151,7 +167,7 @@ impl Store for Postgres {
     }
 
     async fn close(&self) {
-        for pool in [&self.publishing, &self.finishing, &self.pool] {
+        for pool in [&self.publishing, &self.finishing, &self.history, &self.pool] {
             pool.close().await;
         }
     }

@@ -11,7 +11,7 @@ use sqlx::{
 use super::{Postgres, failed, queue::numbers};
 use crate::{
     domain::id::{Part, SubscriptionId},
-    store::{Hint, Hints, NodeStore, Result, Session},
+    store::{Hint, Hints, NodeStore, QueueStore, Result, Session},
 };
 
 const FREE: &str = "
@@ -163,12 +163,11 @@ impl Postgres {
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-        sqlx::query(super::queue::FREE_LOST)
-            .bind(numbers(&parts(&taken)))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        // Committed before what they held is freed, which may take long: new events
+        // go on meanwhile, and a sweep frees again what this does not come to.
+        tx.commit().await.map_err(failed)?;
+        QueueStore::free_lost(self, &parts(&taken)).await?;
+        Ok(())
     }
 }
 

@@ -133,10 +133,28 @@ from step s cross join lateral (
   select due_at from queue where part = s.part and sub = s.sub and lease_sid = 0 order by due_at limit 1) q
 where q.due_at < 9223372036854775807";
 
-pub(super) const FREE_LOST: &str = "
-update queue set lease_sid = 0, token = token + 1
-where part = any($1::smallint[]) and lease_sid <> 0
-  and lease_sid not in (select sid from nodes where expires_at > now_us())";
+/// Frees a slice of each of these partitions after that id. There is no index on
+/// the lease: the slices keep each statement short, however long the queue is.
+/// Answers where the slices ended that were full.
+const FREE_LOST: &str = "
+with slice as materialized (
+  select w.part, q.id, q.lease_sid
+  from unnest($1::smallint[], $2::uuid[]) as w(part, after)
+  cross join lateral (
+    select id, lease_sid from queue where part = w.part and id > w.after order by id limit $3) q
+),
+freed as (
+  update queue q set lease_sid = 0, token = q.token + 1
+  from slice s
+  where q.part = s.part and q.id = s.id and s.lease_sid <> 0
+    and q.lease_sid <> 0 and q.lease_sid not in (select sid from nodes where expires_at > now_us())
+  returning 1
+)
+select part, count(*), (array_agg(id order by id desc))[1], (select count(*) from freed)
+from slice group by part";
+
+/// Rows of one partition that are looked at in one statement.
+const FREE_SLICE: i64 = 5000;
 
 const BURY: &str = "
 with late as (
@@ -300,8 +318,24 @@ impl QueueStore for Postgres {
     }
 
     async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
-        self.changed(sqlx::query(FREE_LOST).bind(numbers(parts)))
-            .await
+        let mut after: Vec<(i16, Uuid)> = parts.iter().map(|p| (p.get(), Uuid::nil())).collect();
+        let mut freed = 0;
+        while !after.is_empty() {
+            let rows = sqlx::query(FREE_LOST)
+                .bind(after.iter().map(|(part, _)| *part).collect::<Vec<_>>())
+                .bind(after.iter().map(|(_, id)| *id).collect::<Vec<_>>())
+                .bind(FREE_SLICE)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed)?;
+            freed += rows.first().map_or(0, |r| r.get::<i64, _>(3)) as u64;
+            after = rows
+                .iter()
+                .filter(|r| r.get::<i64, _>(1) == FREE_SLICE)
+                .map(|r| (r.get(0), r.get(2)))
+                .collect();
+        }
+        Ok(freed)
     }
 
     async fn bury(&self, parts: &[Part], limit: i64) -> Result<u64> {

@@ -44,23 +44,48 @@ fn delivery(r: &Row) -> Delivery {
 
 /// A read over the three places, with each one's rows chosen and limited by the
 /// same condition, newest first.
-fn over_all(condition: &str, now: i64) -> String {
+fn over_all(condition: &str, now: i64, status: Option<Status>) -> String {
     let arm = |select: &str| {
         format!(
             "select * from ({} where {condition} order by id desc) x where ($5 = 0 or state = $5) order by id desc limit $4",
             select.replace("{now}", &now.to_string())
         )
     };
+    let places: Vec<String> = [QUEUED, DEAD, DONE]
+        .into_iter()
+        .zip([in_queue(status), in_dead(status), in_done(status)])
+        .filter(|(_, may_be)| *may_be)
+        .map(|(select, _)| format!("select * from ({}) y", arm(select)))
+        .collect();
     format!(
         "select d.id, d.tenant, d.sub, d.event, cast(d.state as integer), d.attempts, d.due_at, d.finished_at,
                 d.status, d.reason, coalesce(e.type, k.type)
-         from (select * from ({}) q union all select * from ({}) f union all select * from ({}) h) d
+         from ({}) d
          left join events e on e.part = d.part and e.id = d.event
          left join kept_bodies k on k.part = d.part and k.event = d.event
          order by d.id desc limit $4",
-        arm(QUEUED),
-        arm(DEAD),
-        arm(DONE)
+        places.join(" union all ")
+    )
+}
+
+/// Whether a delivery of that status may be in the queue.
+const fn in_queue(status: Option<Status>) -> bool {
+    !matches!(
+        status,
+        Some(Status::Delivered | Status::Skipped | Status::Cancelled | Status::ReplayExpired)
+    )
+}
+
+/// Whether it may be among the dead letters.
+const fn in_dead(status: Option<Status>) -> bool {
+    matches!(status, None | Some(Status::Dead | Status::ReplayExpired))
+}
+
+/// Whether it may be in the history.
+const fn in_done(status: Option<Status>) -> bool {
+    matches!(
+        status,
+        None | Some(Status::Delivered | Status::Skipped | Status::Cancelled)
     )
 }
 
@@ -74,9 +99,9 @@ impl Engine {
         limit: i64,
         status: Option<Status>,
     ) -> Result<Vec<Delivery>> {
-        let mut tx = self.snapshot().await?;
+        let mut tx = self.history_snapshot().await?;
         let now = self.clock(&mut tx).await?;
-        let rows = sqlx::query(sqlx::AssertSqlSafe(over_all(condition, now)))
+        let rows = sqlx::query(sqlx::AssertSqlSafe(over_all(condition, now, status)))
             .bind(part)
             .bind(id)
             .bind(before)
@@ -101,7 +126,7 @@ impl HistoryStore for Engine {
         )
         .bind(id.part().get())
         .bind(id.0)
-        .fetch_optional(self.reader())
+        .fetch_optional(self.history())
         .await
         .map_err(failed)?;
         Ok(row.map(|r| StoredEvent {
@@ -176,7 +201,7 @@ impl HistoryStore for Engine {
         )
         .bind(id.part().get())
         .bind(id.0)
-        .fetch_all(self.reader())
+        .fetch_all(self.history())
         .await
         .map_err(failed)?;
         let mut attempts: Vec<Attempt> = kept
@@ -202,7 +227,7 @@ impl HistoryStore for Engine {
         )
         .bind(id.part().get())
         .bind(id.0)
-        .fetch_optional(self.reader())
+        .fetch_optional(self.history())
         .await
         .map_err(failed)?;
         if let Some(r) = first {

@@ -1,7 +1,7 @@
 //! The SQL that both engines speak. These files are compiled once in each
 //! engine's module, which gives them its `Engine`, `Db`, `Row` and `Transaction`.
 //!
-//! An engine also provides `reader()` (where to read), `begin()` (a transaction
+//! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
 //! that writes), `snapshot()` (one that sees one state), `clock()` and
 //! `config_changed()`.
 

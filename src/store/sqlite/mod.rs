@@ -48,6 +48,9 @@ const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_ba
 /// A SQLite database. One process at a time: its clock is the store's.
 pub struct Sqlite {
     readers: SqlitePool,
+    /// For what callers read of the history: slow lists must not keep the
+    /// configuration waiting.
+    history: SqlitePool,
     writer: Writer,
     /// How far the store's clock is from this machine's; tests move it.
     shift: AtomicI64,
@@ -84,17 +87,27 @@ impl Sqlite {
             .pragma("journal_size_limit", "67108864");
         let mut connection = writing.connect().await.map_err(unfit)?;
         migrate(&mut connection).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(4)
-            .acquire_timeout(Duration::from_secs(5))
-            .test_before_acquire(false)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.read_only(true).pragma("cache_size", "-4096"))
-            .await
-            .map_err(failed)?;
+        // Nobody else can have the file open: whatever session it tells of is over.
+        sqlx::raw_sql(
+            "update part_owner set sid = 0; delete from nodes;
+             update queue set lease_sid = 0, token = token + 1 where lease_sid <> 0;",
+        )
+        .execute(&mut connection)
+        .await
+        .map_err(failed)?;
+        let reading = options.read_only(true).pragma("cache_size", "-4096");
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(5))
+                .test_before_acquire(false)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .connect_lazy_with(reading.clone())
+        };
         Ok(Self {
-            readers,
+            readers: pool(2),
+            history: pool(3),
             writer: Writer::new(writing, connection),
             shift: AtomicI64::new(0),
             hints: broadcast::channel(1024).0,
@@ -104,6 +117,17 @@ impl Sqlite {
 
     fn reader(&self) -> &SqlitePool {
         &self.readers
+    }
+
+    fn history(&self) -> &SqlitePool {
+        &self.history
+    }
+
+    /// A read of the history that sees one state of the database.
+    async fn history_snapshot(&self) -> Result<Transaction<'_>> {
+        Ok(Transaction::read(
+            self.history.begin().await.map_err(failed)?,
+        ))
     }
 
     async fn begin(&self) -> Result<Transaction<'_>> {
@@ -197,6 +221,7 @@ impl Store for Sqlite {
 
     async fn close(&self) {
         // The writer last: it copies the log back and removes it.
+        self.history.close().await;
         self.readers.close().await;
         if let Some(connection) = self.writer.close().await
             && let Err(e) = connection.close().await

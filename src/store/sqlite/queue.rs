@@ -22,7 +22,7 @@ use crate::{
     },
     store::{
         Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
-        Session, StoreError, Waiting, Want,
+        Session, Waiting, Want,
     },
 };
 
