@@ -7,4 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod build;
+pub mod receiver;
+pub mod rest;
 pub mod store;
+pub mod wait;
