@@ -1,0 +1,26 @@
+//! The outside contract: REST, gRPC and the `onering` command, on both engines,
+//! through nothing else than what users have.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+/// Makes of each of these functions a test on PostgreSQL and one on SQLite.
+macro_rules! contract {
+    ($($name:ident),+ $(,)?) => {
+        mod postgres {
+            $(#[test] fn $name() { crate::on_postgres(super::$name); })+
+        }
+        mod sqlite { $(#[test] fn $name() { crate::on_sqlite(super::$name); })+ }
+    };
+}
+
+fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F) {
+    support::store::run(support::store::Engine::Postgres, test);
+}
+
+fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F) {
+    support::store::run(support::store::Engine::Sqlite, test);
+}
+
+#[path = "api/keys.rs"]
+mod keys;
