@@ -8,7 +8,9 @@
 
 pub mod app;
 pub mod build;
+pub mod gate;
 pub mod receiver;
 pub mod rest;
 pub mod store;
+pub mod tls;
 pub mod wait;
