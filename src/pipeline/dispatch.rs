@@ -123,11 +123,12 @@ impl Dispatcher {
         live: Arc<ArcSwap<Live>>,
         node: Arc<Node>,
         metrics: Arc<Metrics>,
+        concurrency: usize,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
         let (ended, receiver) = mpsc::unbounded_channel();
         let delivering = AtomicBool::new(directory.switches().delivery);
         let dispatcher = Arc::new(Self {
-            lanes: Mutex::default(),
+            lanes: Mutex::new(Lanes::new(concurrency)),
             directory,
             live,
             node,
@@ -384,13 +385,30 @@ impl Dispatcher {
         }
     }
 
+    /// What to fetch. What waits for a subscription that is off stays where it
+    /// is: once that is on again everything is looked at.
     pub(super) fn fetches(&self, most: usize) -> Vec<Fetch> {
         let mut lanes = self.lanes();
         lanes.wake(Instant::now());
         if !self.is_delivering() {
             return Vec::new();
         }
-        lanes.fetches(most)
+        loop {
+            let all = lanes.fetches(most);
+            let none_left = all.is_empty();
+            let (on, off): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|f| self.limit(f.subscription).is_some());
+            for f in off {
+                if self.directory.target(f.subscription).is_none() {
+                    // Deleted, or made on another node just now.
+                    self.directory.nudge();
+                }
+                lanes.fetched(f, Some(0));
+            }
+            if none_left || !on.is_empty() {
+                return on;
+            }
+        }
     }
 
     pub(super) fn fetched(&self, fetches: &[Fetch], rows: Option<Vec<Leased>>) {

@@ -83,6 +83,7 @@ impl Pipeline {
             live.clone(),
             node.clone(),
             metrics.clone(),
+            concurrency,
         );
         let writer = publish::Writer {
             store: store.clone(),

@@ -146,17 +146,17 @@ impl Sender {
             clock: self.clock.clone(),
             expired: expired.clone(),
         };
-        let patience = Duration::from_secs(target.subscription.timeout.into());
+        let deadline = began + Duration::from_secs(target.subscription.timeout.into());
         let result = match self.request(job, target, signed_at, body) {
-            Ok(request) => tokio::time::timeout(patience, self.exchange(request)).await,
-            Err(e) => Ok(Err(Failure {
+            Ok(request) => self.exchange(request, deadline.into()).await,
+            Err(e) => Some(Err(Failure {
                 error: "bad_request".into(),
                 detail: e.to_string(),
             })),
         };
         let took = began.elapsed();
         match result {
-            Ok(Ok(answer)) => Sent {
+            Some(Ok(answer)) => Sent {
                 outcome: outcome_of_status(answer.status, answer.retry_after),
                 error: if (200..300).contains(&answer.status) {
                     String::new()
@@ -167,21 +167,21 @@ impl Sender {
                 response: answer.body,
                 took,
             },
-            Ok(Err(_)) if expired.load(Ordering::Acquire) => Sent {
+            Some(Err(_)) if expired.load(Ordering::Acquire) => Sent {
                 outcome: Outcome::ReplayExpired,
                 status: 0,
                 error: "replay_expired".into(),
                 response: Vec::new(),
                 took,
             },
-            Ok(Err(failure)) => Sent {
+            Some(Err(failure)) => Sent {
                 outcome: Outcome::Retryable { retry_after: None },
                 status: 0,
                 error: failure.error,
                 response: failure.detail.into_bytes(),
                 took,
             },
-            Err(_) => Sent {
+            None => Sent {
                 outcome: Outcome::Retryable { retry_after: None },
                 status: 0,
                 error: "timeout".into(),
@@ -232,8 +232,17 @@ impl Sender {
         Ok(request)
     }
 
-    async fn exchange(&self, request: Request<SignedBody>) -> Result<Answer, Failure> {
-        let response = self.client.request(request).await.map_err(|e| Failure::of(&e))?;
+    /// The receiver's answer; none where no status came in time.
+    async fn exchange(
+        &self,
+        request: Request<SignedBody>,
+        deadline: tokio::time::Instant,
+    ) -> Option<Result<Answer, Failure>> {
+        let response = match tokio::time::timeout_at(deadline, self.client.request(request)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(e)) => return Some(Err(Failure::of(&e))),
+            Err(_) => return None,
+        };
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers(), (self.clock)());
         let keep = if response.status().is_success() {
@@ -243,9 +252,10 @@ impl Sender {
         };
         let mut incoming = response.into_body();
         let (mut body, mut read) = (Vec::new(), 0);
-        // What follows the status can no longer change what it said.
+        // What follows the status can no longer change what it said, not even by
+        // coming too late or never.
         while read < DRAIN
-            && let Some(Ok(frame)) = incoming.frame().await
+            && let Ok(Some(Ok(frame))) = tokio::time::timeout_at(deadline, incoming.frame()).await
         {
             if let Some(data) = frame.data_ref() {
                 read += data.len();
@@ -253,11 +263,11 @@ impl Sender {
                 body.extend_from_slice(&data[..data.len().min(room)]);
             }
         }
-        Ok(Answer {
+        Some(Ok(Answer {
             status,
             retry_after,
             body,
-        })
+        }))
     }
 }
 

@@ -90,7 +90,7 @@ async fn wait_after(app: &TestApp, delivery: &str, attempt: usize) -> f64 {
     })
     .await;
     let last = &app.attempts(delivery).await[attempt - 1];
-    let took: i64 = last["duration_ms"].as_str().unwrap().parse().unwrap();
+    let took: i64 = last["duration_ms"].as_i64().unwrap();
     let end = micros(&last["start_time"]) + took * 1000;
     (micros(&shown["next_attempt_time"]) - end) as f64 / 1e6
 }
