@@ -449,8 +449,9 @@ mod tests {
         }
         assert_eq!(std::iter::from_fn(|| lanes.take()).count(), 32);
         for n in 2..12 {
+            let lane = SubscriptionId::new(n, Part::new(1));
             for _ in 0..100 {
-                lanes.push(job(t, SubscriptionId::new(n, Part::new(1))), 100, true);
+                lanes.push(job(t, lane), 100, true);
             }
         }
         while lanes.take().is_some() {}
