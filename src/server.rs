@@ -34,6 +34,8 @@ use crate::{
 
 /// The largest REST body but for batches.
 const MAX_BODY: usize = 1 << 20;
+/// What may stand around a payload in a publish's body.
+const AROUND_PAYLOAD: usize = 64 << 10;
 /// The largest body of a batch; also gRPC's limit of a message.
 pub const MAX_BATCH: usize = 4 << 20;
 /// How long a client may take to send a request's headers.
@@ -213,7 +215,8 @@ impl Front {
         let (parts, body) = request.into_parts();
         let admitted = self.gate.admit(access, &parts.headers, peer(&parts.extensions)).await?;
         let caller = admitted.caller.ok_or_else(|| Error::internal("no caller"))?;
-        let bytes = transcode::collect(&parts.headers, body, MAX_BODY).await?;
+        let most = self.context.live.load().event_max_bytes + AROUND_PAYLOAD;
+        let bytes = transcode::collect(&parts.headers, body, most).await?;
         let new = hot::parse_publish(&self.rest, parts.uri.query(), &parts.headers, &bytes)?;
         let request = PublishEventRequest {
             tenant: new.tenant.unwrap_or_default(),

@@ -125,8 +125,8 @@ pub struct Live {
     pub schedule: Schedule,
     /// The greatest age of a signature that leaves.
     pub replay_window: Duration,
-    /// Whether monitoring takes no key.
-    pub monitoring_open: bool,
+    /// Whether monitoring takes no key; where it is not set it takes one.
+    pub monitoring_open: Option<bool>,
     /// Whether consumers must name OneRing's own scopes.
     pub require_own_scopes: bool,
     /// How long to go on without the database.
@@ -291,7 +291,7 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
             1,
             86_400,
         )?),
-        monitoring_open: source.flag("MONITORING_OPEN")?.unwrap_or(false),
+        monitoring_open: source.flag("MONITORING_OPEN")?,
         require_own_scopes: source.flag("REQUIRE_OWN_SCOPES")?.unwrap_or(false),
         stale: Duration::from_secs(source.number("STALE_SECONDS", 10, 0, 86_400)?),
         tiers: source

@@ -65,7 +65,7 @@ const FILE: &str = "dev.json";
 pub(super) async fn run(args: DevArgs) -> ExitCode {
     match start(&args).await {
         Ok((app, _sink)) => {
-            let code = serve::until_stopped(app).await;
+            let code = serve::until_stopped(app, open_up).await;
             println!("Stopped.");
             code
         }
@@ -137,19 +137,24 @@ async fn start(args: &DevArgs) -> Result<(App, RunningSink), Stop> {
 }
 
 /// Everything on, loopback allowed, unless the environment says otherwise.
-fn configure(settings: &mut Settings, kept: &mut Kept) -> Result<(), Stop> {
+fn open_up(settings: &mut Settings) {
     let pins = &mut settings.live.pins;
     pins.api = pins.api.or(Some(true));
     pins.canary_only = pins.canary_only.or(Some(false));
     pins.webhooks = pins.webhooks.or(Some(true));
     pins.delivery = pins.delivery.or(Some(true));
     settings.live.allow_http = true;
-    settings.live.monitoring_open = true;
+    settings.live.monitoring_open = settings.live.monitoring_open.or(Some(true));
     for network in ["127.0.0.0/8", "::1/128"] {
         if let Ok(network) = network.parse() {
             settings.live.allowed_endpoints.push(network);
         }
     }
+}
+
+/// The keys that were made at an earlier start, or new ones.
+fn configure(settings: &mut Settings, kept: &mut Kept) -> Result<(), Stop> {
+    open_up(settings);
     let random = |e: &dyn std::fmt::Display| Stop::Failed(e.to_string());
     if settings.master_key.is_none() {
         if kept.master_key.is_empty() {

@@ -36,7 +36,7 @@ pub(super) async fn run() -> ExitCode {
         tracing::warn!(setting.name = name, "this variable means nothing here");
     }
     match App::start(settings, Outside::default()).await {
-        Ok(app) => until_stopped(app).await,
+        Ok(app) => until_stopped(app, |_| {}).await,
         Err(e @ (StartError::Settings(_) | StartError::Seal(_) | StartError::Listen(..))) => {
             failed(WRONG, &e)
         }
@@ -44,13 +44,14 @@ pub(super) async fn run() -> ExitCode {
     }
 }
 
-/// Serves until a signal; reloads on SIGHUP and when the file changes.
-pub(super) async fn until_stopped(app: App) -> ExitCode {
+/// Serves until a signal; reloads on SIGHUP and when the file changes, with the
+/// settings adjusted as they were at the start.
+pub(super) async fn until_stopped(app: App, adjust: fn(&mut Settings)) -> ExitCode {
     let broken = app.broken();
     let code = tokio::select! {
         () = stop_signal() => ExitCode::SUCCESS,
         () = broken.cancelled() => ExitCode::FAILURE,
-        () = follow_settings(&app) => ExitCode::FAILURE,
+        () = follow_settings(&app, adjust) => ExitCode::FAILURE,
     };
     // A second signal does not wait.
     tokio::select! {
@@ -76,7 +77,7 @@ async fn stop_signal() {
 /// How often the file is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
-async fn follow_settings(app: &App) {
+async fn follow_settings(app: &App, adjust: fn(&mut Settings)) {
     use tokio::signal::unix::{SignalKind, signal};
     let path = std::env::var_os("ONERING_CONFIG");
     let modified = || {
@@ -94,7 +95,8 @@ async fn follow_settings(app: &App) {
         }
         seen = modified();
         match Settings::read() {
-            Ok(settings) => {
+            Ok(mut settings) => {
+                adjust(&mut settings);
                 app.reload(settings.live);
                 tracing::info!("settings read again");
             }

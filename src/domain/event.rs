@@ -61,7 +61,7 @@ pub struct Idempotency {
     /// The key's own day where it is a UUIDv7, else 0. It follows from the key
     /// alone: a record that is kept by it is found again whenever the key comes.
     pub day: i32,
-    /// Half a SHA-256 of the key.
+    /// The key itself where it is a UUIDv7, else half a SHA-256 of it.
     pub key: [u8; 16],
     /// Half a SHA-256 of the type and the payload's bytes.
     pub content: [u8; 16],
@@ -79,13 +79,14 @@ impl Idempotency {
             .chain_update([0])
             .chain_update(data)
             .finalize();
-        let day = uuid::Uuid::try_parse(key)
+        // A UUIDv7 in its usual spelling stands for itself: such keys come in
+        // order, and an index takes them at its end.
+        let uuid = uuid::Uuid::try_parse(key)
             .ok()
-            .filter(|u| u.get_version_num() == 7 && key.len() == 36)
-            .map_or(0, |u| day_of(time_of(u)));
+            .filter(|u| u.get_version_num() == 7 && u.as_hyphenated().to_string() == key);
         Self {
-            day,
-            key: half(&Sha256::digest(key.as_bytes())),
+            day: uuid.map_or(0, |u| day_of(time_of(u))),
+            key: uuid.map_or_else(|| half(&Sha256::digest(key.as_bytes())), |u| *u.as_bytes()),
             content: half(&content),
         }
     }

@@ -124,8 +124,13 @@ impl Claimer {
             return Ok(());
         }
         let age = Duration::from_micros(PARKED_LIFETIME as u64);
-        while self.store.give_up(w.part, w.subscription, age, SLICE).await? > 0 {}
-        Ok(())
+        loop {
+            let dead = self.store.give_up(w.part, w.subscription, age, SLICE).await?;
+            self.metrics.deliveries_dead.increment(dead);
+            if dead == 0 {
+                return Ok(());
+            }
+        }
     }
 
     /// Deleted, unless this node's configuration is behind: the store knows.

@@ -98,6 +98,18 @@ pub(super) struct Ended {
     pub(super) finish: Finish,
     pub(super) job: Job,
     pub(super) outcome: Outcome,
+    pub(super) at: Instant,
+}
+
+impl Ended {
+    /// What is to be recorded now: waits count from the attempt's end.
+    pub(super) fn as_of_now(&self) -> Finish {
+        let mut finish = self.finish.clone();
+        if let Settle::Retry { after, .. } | Settle::Failed(after) = &mut finish.settle {
+            *after = after.saturating_sub(self.at.elapsed());
+        }
+        finish
+    }
 }
 
 /// The dispatcher.
@@ -314,19 +326,19 @@ impl Dispatcher {
             finish,
             job,
             outcome,
+            at: Instant::now(),
         });
         self.work.notify_one();
     }
 
     /// Outcomes were recorded, or their leases are another's.
     pub(super) fn recorded(&self, ended: &[Ended]) {
-        let now = Instant::now();
         let mut lanes = self.lanes();
         for e in ended {
             lanes.let_go(e.job.id, e.job.token);
             match e.finish.settle {
-                Settle::Retry { after, .. } => lanes.wake_at(now + after, e.job.subscription),
-                Settle::Release => lanes.wake_at(now + Duration::from_secs(1), e.job.subscription),
+                Settle::Retry { after, .. } => lanes.wake_at(e.at + after, e.job.subscription),
+                Settle::Release => lanes.wake_at(e.at + Duration::from_secs(1), e.job.subscription),
                 _ => {}
             }
         }

@@ -15,9 +15,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::Client,
@@ -42,8 +43,6 @@ const KEEP_FAILURE: usize = 4096;
 const KEEP_SUCCESS: usize = 256;
 /// How much of an answer is read so that its connection can be used again.
 const DRAIN: usize = 65_536;
-/// Unused connections that are kept to one receiver.
-const IDLE: usize = 128;
 
 /// Reads the wall clock, in microseconds since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
@@ -120,7 +119,9 @@ impl Sender {
     #[must_use]
     pub fn new(connector: HttpsConnector<Connector>, live: Arc<ArcSwap<Live>>, clock: Clock) -> Self {
         let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(IDLE)
+            // As many as there are attempts at once: a lower bound would close
+            // connections that the next attempts open again.
+            .pool_max_idle_per_host(usize::MAX)
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
@@ -146,48 +147,32 @@ impl Sender {
             clock: self.clock.clone(),
             expired: expired.clone(),
         };
-        let deadline = began + Duration::from_secs(target.subscription.timeout.into());
-        let result = match self.request(job, target, signed_at, body) {
-            Ok(request) => self.exchange(request, deadline.into()).await,
-            Err(e) => Some(Err(Failure {
-                error: "bad_request".into(),
-                detail: e.to_string(),
-            })),
+        let patience = Duration::from_secs(target.subscription.timeout.into());
+        let failed = |error: &str, outcome| Sent {
+            outcome,
+            status: 0,
+            error: error.to_owned(),
+            response: Vec::new(),
+            took: began.elapsed(),
         };
-        let took = began.elapsed();
-        match result {
-            Some(Ok(answer)) => Sent {
-                outcome: outcome_of_status(answer.status, answer.retry_after),
-                error: if (200..300).contains(&answer.status) {
-                    String::new()
-                } else {
-                    format!("http_{}", answer.status)
-                },
-                status: answer.status,
-                response: answer.body,
-                took,
-            },
-            Some(Err(_)) if expired.load(Ordering::Acquire) => Sent {
-                outcome: Outcome::ReplayExpired,
-                status: 0,
-                error: "replay_expired".into(),
-                response: Vec::new(),
-                took,
-            },
-            Some(Err(failure)) => Sent {
-                outcome: Outcome::Retryable { retry_after: None },
-                status: 0,
-                error: failure.error,
-                response: failure.detail.into_bytes(),
-                took,
-            },
-            None => Sent {
-                outcome: Outcome::Retryable { retry_after: None },
-                status: 0,
-                error: "timeout".into(),
-                response: Vec::new(),
-                took,
-            },
+        let retryable = Outcome::Retryable { retry_after: None };
+        let request = match self.request(job, target, signed_at, body) {
+            Ok(request) => request,
+            Err(e) => {
+                tracing::debug!(delivery.id = %job.id, error.message = %e, "request can't be built");
+                return failed("bad_request", retryable);
+            }
+        };
+        match tokio::time::timeout(patience, self.client.request(request)).await {
+            Ok(Ok(response)) => self.answered(response, began, patience).await,
+            Ok(Err(_)) if expired.load(Ordering::Acquire) => failed("replay_expired", Outcome::ReplayExpired),
+            Ok(Err(e)) => {
+                let failure = Failure::of(&e);
+                // For the operator: it may say what an internal name resolves to.
+                tracing::debug!(delivery.id = %job.id, error.message = failure.detail, "attempt failed");
+                failed(failure.error, retryable)
+            }
+            Err(_) => failed("timeout", retryable),
         }
     }
 
@@ -232,53 +217,48 @@ impl Sender {
         Ok(request)
     }
 
-    /// The receiver's answer; none where no status came in time.
-    async fn exchange(
-        &self,
-        request: Request<SignedBody>,
-        deadline: tokio::time::Instant,
-    ) -> Option<Result<Answer, Failure>> {
-        let response = match tokio::time::timeout_at(deadline, self.client.request(request)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(e)) => return Some(Err(Failure::of(&e))),
-            Err(_) => return None,
-        };
-        let status = response.status().as_u16();
-        let retry_after = retry_after(response.headers(), (self.clock)());
-        let keep = if response.status().is_success() {
-            KEEP_SUCCESS
-        } else {
-            KEEP_FAILURE
-        };
+    /// The status decides; what follows it, or does not follow in time, can't
+    /// change what it said.
+    async fn answered(&self, response: Response<Incoming>, began: Instant, patience: Duration) -> Sent {
+        let status = response.status();
+        let outcome = outcome_of_status(
+            status.as_u16(),
+            retry_after(response.headers(), (self.clock)()),
+        );
+        let keep = if status.is_success() { KEEP_SUCCESS } else { KEEP_FAILURE };
+        let took = began.elapsed();
         let mut incoming = response.into_body();
-        let (mut body, mut read) = (Vec::new(), 0);
-        // What follows the status can no longer change what it said, not even by
-        // coming too late or never.
-        while read < DRAIN
-            && let Ok(Some(Ok(frame))) = tokio::time::timeout_at(deadline, incoming.frame()).await
-        {
-            if let Some(data) = frame.data_ref() {
-                read += data.len();
-                let room = keep - body.len();
-                body.extend_from_slice(&data[..data.len().min(room)]);
+        let mut kept = Vec::new();
+        let drain = async {
+            let mut read = 0;
+            while read < DRAIN
+                && let Some(Ok(frame)) = incoming.frame().await
+            {
+                if let Some(data) = frame.data_ref() {
+                    read += data.len();
+                    let room = keep - kept.len();
+                    kept.extend_from_slice(&data[..data.len().min(room)]);
+                }
             }
+        };
+        // Late: what came of it is kept, and the connection closed.
+        let _ = tokio::time::timeout(patience.saturating_sub(took), drain).await;
+        Sent {
+            outcome,
+            error: if status.is_success() {
+                String::new()
+            } else {
+                format!("http_{}", status.as_u16())
+            },
+            status: status.as_u16(),
+            response: kept,
+            took,
         }
-        Some(Ok(Answer {
-            status,
-            retry_after,
-            body,
-        }))
     }
 }
 
-struct Answer {
-    status: u16,
-    retry_after: Option<Duration>,
-    body: Vec<u8>,
-}
-
 struct Failure {
-    error: String,
+    error: &'static str,
     detail: String,
 }
 
@@ -312,7 +292,7 @@ impl Failure {
             };
         }
         Self {
-            error: class.to_owned(),
+            error: class,
             detail,
         }
     }

@@ -57,6 +57,7 @@ impl Upkeep {
     pub(super) async fn run(self, cancel: CancellationToken) {
         let mut often = Timer::new(Duration::from_secs(1));
         let mut sometimes = Timer::new(Duration::from_secs(5));
+        let mut seldom = Timer::new(Duration::from_secs(20));
         let mut hourly = Timer::new(Duration::from_secs(3600));
         let mut unknown = HashMap::new();
         let mut session = self.node.session();
@@ -76,8 +77,10 @@ impl Upkeep {
                 self.told("usage", self.count(session).await);
                 self.told("bury", self.bury().await);
             }
-            if sometimes.is_due() {
+            if seldom.is_due() {
                 self.told("free lost leases", self.free_lost().await);
+            }
+            if sometimes.is_due() {
                 let look = self.dispatcher.take_suspicion() || !unknown.is_empty();
                 if look {
                     self.told("reconcile leases", self.reconcile(session, &mut unknown).await);
@@ -118,7 +121,13 @@ impl Upkeep {
 
     async fn bury(&self) -> crate::store::Result<()> {
         let owned = self.node.owned();
-        while !owned.is_empty() && self.store.bury(&owned, SLICE).await? == SLICE as u64 {}
+        while !owned.is_empty() {
+            let dead = self.store.bury(&owned, SLICE).await?;
+            self.metrics.deliveries_dead.increment(dead);
+            if dead < SLICE as u64 {
+                break;
+            }
+        }
         Ok(())
     }
 

@@ -97,7 +97,7 @@ impl Gate {
     /// # Errors
     /// The reason for which the call is refused.
     pub async fn admit_monitoring(&self, headers: &HeaderMap, peer: IpAddr) -> Result<()> {
-        if self.live.load().monitoring_open {
+        if self.live.load().monitoring_open == Some(true) {
             return Ok(());
         }
         let access = Access {

@@ -358,8 +358,8 @@ pub struct Finish {
     pub settle: Settle,
     /// Why it is not delivered; empty where it is.
     pub reason: String,
-    /// The attempt; none where nothing was tried. Its time is given as how long
-    /// it took; that it ended now is the database's.
+    /// The attempt; none where nothing was tried. Its times are its node's, and
+    /// for people to read; nothing is decided by them.
     pub attempt: Option<Attempt>,
 }
 

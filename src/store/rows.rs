@@ -20,6 +20,8 @@ pub(super) struct FinishRow<'a> {
     pub charge: i16,
     pub replay: i16,
     pub status: i16,
+    /// When the attempt began, by its node's clock; 0: nothing was tried.
+    pub started: Micros,
     pub took: Micros,
     pub error: &'a str,
     pub worker: &'a str,
@@ -47,6 +49,7 @@ impl<'a> FinishRow<'a> {
             charge: charge.into(),
             replay: replay.into(),
             status: attempt.map_or(0, |a| a.response_status as i16),
+            started: attempt.map_or(0, |a| a.started_at),
             took: attempt.map_or(0, |a| a.took),
             error: attempt.map_or("", |a: &Attempt| &a.error),
             worker: attempt.map_or("", |a| &a.worker),

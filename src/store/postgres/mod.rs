@@ -29,6 +29,10 @@ const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_ba
 /// A PostgreSQL database, version 15 or later.
 pub struct Postgres {
     pool: PgPool,
+    /// One connection that publishes and one that finishes: their statements and
+    /// the tables' metadata stay in one backend's caches.
+    publishing: PgPool,
+    finishing: PgPool,
     options: PgConnectOptions,
 }
 
@@ -50,24 +54,33 @@ impl Postgres {
                 ("tcp_keepalives_interval", "5"),
                 ("tcp_keepalives_count", "2"),
                 ("jit", "off"),
+                ("client_min_messages", "warning"),
             ]);
         let options = if url.contains("sslmode=") {
             options
         } else {
             options.ssl_mode(PgSslMode::Prefer)
         };
-        let pool = PgPoolOptions::new()
-            .max_connections(8)
-            .acquire_timeout(Duration::from_secs(5))
-            // Asking the server before each use would double the round trips of
-            // the hot statements; a dead connection fails its first statement,
-            // which every caller handles.
-            .test_before_acquire(false)
+        let connections = |most| {
+            PgPoolOptions::new()
+                .max_connections(most)
+                .acquire_timeout(Duration::from_secs(5))
+                // Asking the server before each use would double the round trips
+                // of the hot statements; a dead connection fails its first
+                // statement, which every caller handles.
+                .test_before_acquire(false)
+        };
+        let pool = connections(6)
             .connect_with(options.clone())
             .await
             .map_err(failed)?;
         migrate(&pool).await?;
-        Ok(Self { pool, options })
+        Ok(Self {
+            pool,
+            publishing: connections(1).connect_lazy_with(options.clone()),
+            finishing: connections(1).connect_lazy_with(options.clone()),
+            options,
+        })
     }
 
     fn reader(&self) -> &PgPool {
@@ -136,7 +149,9 @@ impl Store for Postgres {
     }
 
     async fn close(&self) {
-        self.pool.close().await;
+        for pool in [&self.publishing, &self.finishing, &self.pool] {
+            pool.close().await;
+        }
     }
 
     async fn shift_clock(&self, by: Micros) -> Result<()> {

@@ -216,7 +216,7 @@ impl Postgres {
             .bind(d_sub)
             .bind(d_held)
             .bind(d_lease)
-            .fetch_all(self.reader())
+            .fetch_all(&self.publishing)
             .await
     }
 
@@ -235,7 +235,7 @@ impl Postgres {
             .bind(keys.iter().map(|k| bucket_of(*k)).collect::<Vec<_>>())
             .bind(repeated.iter().map(|i| batch[*i].tenant.0).collect::<Vec<_>>())
             .bind(keys.iter().map(|k| Uuid::from_bytes(k.key)).collect::<Vec<_>>())
-            .fetch_all(self.reader())
+            .fetch_all(&self.publishing)
             .await
             .map_err(failed)?;
         let winners: HashMap<i64, _> = rows.iter().map(|r| (r.get::<i64, _>(0), r)).collect();

@@ -51,58 +51,64 @@ left join kept_bodies k on k.part = l.part and k.event = l.event
 order by l.due_at, l.id";
 
 /// Each row is looked up by its key and then touched by its place: a plan made
-/// while the queue is empty would otherwise scan it whole once it is long. The
-/// `+ 0` keeps the planner from the index over leased rows: it looks as narrow as
-/// the key's, and holds all that is under way in the partition.
+/// while the queue is empty would otherwise scan it whole once it is long. It is
+/// not locked in between, which would be a write more; the fence is checked again
+/// where it is touched, and a row that moved meanwhile is another's.
 const FINISH: &str = "
 with t as materialized (select now_us() as now, today() as today),
 input as materialized (
   select * from unnest($1::smallint[], $2::uuid[], $3::integer[], $4::smallint[], $5::smallint[], $6::bigint[],
                        $7::smallint[], $8::smallint[], $9::smallint[], $10::bigint[], $11::text[], $12::text[],
-                       $13::bytea[], $14::text[], $15::smallint[], $16::smallint[])
-    as i(part, id, token, action, state, wait, charge, replay, status, took, error, worker, response, reason, kind, number)
+                       $13::bytea[], $14::text[], $15::smallint[], $16::smallint[], $17::bigint[])
+    as i(part, id, token, action, state, wait, charge, replay, status, took, error, worker, response, reason, kind, number, started)
 ),
-hit as materialized (
-  select q.place, q.tenant, q.sub, q.event, q.event_day, q.age_from, q.was, i.*
-  from input i cross join lateral (
-    select ctid as place, tenant, sub, event, event_day, age_from, attempts as was from queue
-    where part = i.part and id = i.id and token = i.token and lease_sid + 0 <> 0
-    limit 1 for update
+found as materialized (
+  select q.place, i.* from input i cross join lateral (
+    select ctid as place from queue where part = i.part and id = i.id and token = i.token and lease_sid <> 0 limit 1
   ) q
 ),
 gone as (
-  delete from queue q using hit where q.ctid = hit.place and hit.action < 2
+  delete from queue q using found f
+  where q.ctid = f.place and q.token = f.token and q.lease_sid <> 0 and f.action < 2
+  returning q.tenant, q.sub, q.event, q.event_day, q.age_from, q.attempts as was, f.*
 ),
 kept as (
   update queue q set
     lease_sid = 0, token = q.token + 1,
-    due_at = case hit.action when 2 then t.now + hit.wait when 3 then 9223372036854775807 else q.due_at end,
-    dead_at = case hit.action when 3 then t.now + hit.wait else 0 end,
-    state = case hit.action when 4 then q.state else hit.state end,
-    attempts = q.attempts + hit.charge, replays = q.replays + hit.replay,
-    status = case hit.action when 4 then q.status else hit.status end,
-    reason = case hit.action when 4 then q.reason else hit.reason end
-  from hit, t where q.ctid = hit.place and hit.action >= 2
+    due_at = case f.action when 2 then t.now + f.wait when 3 then 9223372036854775807 else q.due_at end,
+    dead_at = case f.action when 3 then t.now + f.wait else 0 end,
+    state = case f.action when 4 then q.state else f.state end,
+    attempts = q.attempts + f.charge, replays = q.replays + f.replay,
+    status = case f.action when 4 then q.status else f.status end,
+    reason = case f.action when 4 then q.reason else f.reason end
+  from found f, t
+  where q.ctid = f.place and q.token = f.token and q.lease_sid <> 0 and f.action >= 2
+  returning f.*
 ),
 history as (
   insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts,
                     status, reason, worker, response)
-  select part, t.today, id, tenant, sub, event, t.now, took, token, state, was + charge,
+  select part, t.today, id, tenant, sub, event, case when started > 0 then started + took else t.now end, took,
+         token, state, was + charge,
          status, reason, worker, response
-  from hit, t where action = 0
+  from gone, t where action = 0
 ),
 letters as (
   insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts,
                     status, reason)
   select part, id, tenant, sub, event, event_day, t.now, age_from, token, state, was + charge, status, reason
-  from hit, t where action = 1
+  from gone, t where action = 1
+),
+ended as (
+  select id, part, token, number, started, took, kind, status, error, worker, response from gone
+  union all select id, part, token, number, started, took, kind, status, error, worker, response from kept
 ),
 tries as (
   insert into attempts (part, day, delivery, token, number, started_at, took, kind, status, error, worker, response)
-  select part, t.today, id, token, number, t.now - took, took, kind, status, error, worker, response
-  from hit, t where kind > 0
+  select part, t.today, id, token, number, started, took, kind, status, error, worker, response
+  from ended, t where kind > 0
 )
-select id, token from hit";
+select id, token from ended";
 
 /// Rows that were finished under these very tokens already.
 const BEFORE: &str = "
@@ -245,7 +251,7 @@ impl QueueStore for Postgres {
                 .bind(missed.iter().map(|i| batch[*i].id.part().get()).collect::<Vec<_>>())
                 .bind(missed.iter().map(|i| batch[*i].id.0).collect::<Vec<_>>())
                 .bind(missed.iter().map(|i| batch[*i].token).collect::<Vec<_>>())
-                .fetch_all(&self.pool)
+                .fetch_all(&self.finishing)
                 .await
                 .map_err(failed)?
                 .iter()
@@ -396,6 +402,7 @@ impl Postgres {
         let mut reason = Vec::with_capacity(n);
         let mut kind = Vec::with_capacity(n);
         let mut number = Vec::with_capacity(n);
+        let mut started = Vec::with_capacity(n);
         // Sorted, so that two nodes lock rows in the same order; and each once,
         // for a statement would carry out both of a pair.
         let mut order: Vec<&Finish> = batch.iter().collect();
@@ -419,6 +426,7 @@ impl Postgres {
             reason.push(text(&f.reason));
             kind.push(row.kind);
             number.push(row.number);
+            started.push(row.started);
         }
         sqlx::query(FINISH)
             .bind(part)
@@ -437,7 +445,8 @@ impl Postgres {
             .bind(reason)
             .bind(kind)
             .bind(number)
-            .fetch_all(&self.pool)
+            .bind(started)
+            .fetch_all(&self.finishing)
             .await
     }
 }

@@ -105,7 +105,8 @@ insert into part_owner select n, 0, 0, 0, 0 from generate_series(0, 63) n;
 
 -- The queue ---------------------------------------------------------------------
 
--- Only what is not finished. Rows are deleted at the rate at which they are
+-- Only what is not finished. No index on the lease: it would cost each delivery
+-- two writes, and is asked for only when a session has ended. Rows are deleted at the rate at which they are
 -- inserted: vacuum often, and leave room for updates in place.
 create table queue (
   part smallint not null,
@@ -129,7 +130,6 @@ create table queue (
 ) with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02,
         autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 create index queue_due on queue (part, sub, due_at) where lease_sid = 0;
-create index queue_leased on queue (part, lease_sid) where lease_sid <> 0;
 create index queue_dead on queue (part, dead_at) where dead_at > 0;
 
 create table dead (
