@@ -11,7 +11,9 @@ use crate::{
 
 /// The environment, for `--help`.
 pub(super) fn help() -> String {
-    let mut text = String::from("Environment (also in the TOML file that ONERING_CONFIG names, without ONERING_ and in lower case):\n");
+    let mut text = String::from(
+        "Environment (also in the TOML file that ONERING_CONFIG names, without ONERING_ and in lower case):\n",
+    );
     for (name, default, what) in NAMES {
         // Writing to a string does not fail.
         let _ = writeln!(text, "  ONERING_{name:<32} {what} [{default}]");
@@ -63,9 +65,10 @@ pub(super) async fn until_stopped(app: App, adjust: fn(&mut Settings)) -> ExitCo
 /// The first of the signals that ask a process to stop.
 async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -100,7 +103,9 @@ async fn follow_settings(app: &App, adjust: fn(&mut Settings)) {
                 app.reload(settings.live);
                 tracing::info!("settings read again");
             }
-            Err(e) => tracing::error!(error.message = %e, "settings not read again; the ones before stay"),
+            Err(e) => {
+                tracing::error!(error.message = %e, "settings not read again; the ones before stay")
+            }
         }
     }
 }

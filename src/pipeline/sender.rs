@@ -31,11 +31,31 @@ use crate::{
     domain::{
         delivery::{Outcome, outcome_of_status},
         id::Micros,
-        signature,
     },
     settings::Live,
     target::Target,
 };
+
+/// The names of our headers, made once.
+mod name {
+    use http::HeaderName;
+
+    use crate::domain::signature;
+
+    pub(super) const WEBHOOK_ID: HeaderName = HeaderName::from_static(signature::WEBHOOK_ID);
+    pub(super) const WEBHOOK_TIMESTAMP: HeaderName =
+        HeaderName::from_static(signature::WEBHOOK_TIMESTAMP);
+    pub(super) const WEBHOOK_SIGNATURE: HeaderName =
+        HeaderName::from_static(signature::WEBHOOK_SIGNATURE);
+    pub(super) const SIGNATURE: HeaderName =
+        HeaderName::from_static(signature::X_WEBHOOK_SIGNATURE);
+    pub(super) const TIMESTAMP: HeaderName =
+        HeaderName::from_static(signature::X_WEBHOOK_TIMESTAMP);
+    pub(super) const EVENT_ID: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_EVENT_ID);
+    pub(super) const EVENT: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_EVENT);
+    pub(super) const ID: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_ID);
+    pub(super) const ATTEMPT: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_ATTEMPT);
+}
 
 /// How much of a failure's answer is kept.
 const KEEP_FAILURE: usize = 4096;
@@ -117,7 +137,11 @@ impl Body for SignedBody {
 impl Sender {
     /// A client that connects as these settings allow.
     #[must_use]
-    pub fn new(connector: HttpsConnector<Connector>, live: Arc<ArcSwap<Live>>, clock: Clock) -> Self {
+    pub fn new(
+        connector: HttpsConnector<Connector>,
+        live: Arc<ArcSwap<Live>>,
+        clock: Clock,
+    ) -> Self {
         let client = Client::builder(TokioExecutor::new())
             // As many as there are attempts at once: a lower bound would close
             // connections that the next attempts open again.
@@ -165,7 +189,9 @@ impl Sender {
         };
         match tokio::time::timeout(patience, self.client.request(request)).await {
             Ok(Ok(response)) => self.answered(response, began, patience).await,
-            Ok(Err(_)) if expired.load(Ordering::Acquire) => failed("replay_expired", Outcome::ReplayExpired),
+            Ok(Err(_)) if expired.load(Ordering::Acquire) => {
+                failed("replay_expired", Outcome::ReplayExpired)
+            }
             Ok(Err(e)) => {
                 let failure = Failure::of(&e);
                 // For the operator: it may say what an internal name resolves to.
@@ -191,26 +217,29 @@ impl Sender {
         let headers = request.headers_mut();
         headers.reserve(16);
         headers.extend(target.headers.clone());
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         headers.insert(header::USER_AGENT, self.agent.clone());
         let seconds: HeaderValue = signed_at.div_euclid(1_000_000).into();
         let id = HeaderValue::try_from(event)?;
-        headers.insert(signature::WEBHOOK_ID, id.clone());
-        headers.insert(signature::WEBHOOK_TIMESTAMP, seconds.clone());
+        headers.insert(name::WEBHOOK_ID, id.clone());
+        headers.insert(name::WEBHOOK_TIMESTAMP, seconds.clone());
         headers.insert(
-            signature::WEBHOOK_SIGNATURE,
+            name::WEBHOOK_SIGNATURE,
             HeaderValue::try_from(signed.webhook_signature)?,
         );
         headers.insert(
-            signature::X_WEBHOOK_SIGNATURE,
+            name::SIGNATURE,
             HeaderValue::try_from(signed.x_webhook_signature)?,
         );
-        headers.insert(signature::X_WEBHOOK_TIMESTAMP, seconds);
-        headers.insert(signature::X_WEBHOOK_EVENT_ID, id);
-        headers.insert(signature::X_WEBHOOK_EVENT, HeaderValue::try_from(&*job.event_type)?);
-        headers.insert(signature::X_WEBHOOK_ID, HeaderValue::try_from(job.id.to_string())?);
+        headers.insert(name::TIMESTAMP, seconds);
+        headers.insert(name::EVENT_ID, id);
+        headers.insert(name::EVENT, HeaderValue::try_from(&*job.event_type)?);
+        headers.insert(name::ID, HeaderValue::try_from(job.id.to_string())?);
         headers.insert(
-            signature::X_WEBHOOK_ATTEMPT,
+            name::ATTEMPT,
             HeaderValue::from(u32::from(job.attempts) + 1),
         );
         *request.version_mut() = Version::HTTP_11;
@@ -219,13 +248,22 @@ impl Sender {
 
     /// The status decides; what follows it, or does not follow in time, can't
     /// change what it said.
-    async fn answered(&self, response: Response<Incoming>, began: Instant, patience: Duration) -> Sent {
+    async fn answered(
+        &self,
+        response: Response<Incoming>,
+        began: Instant,
+        patience: Duration,
+    ) -> Sent {
         let status = response.status();
         let outcome = outcome_of_status(
             status.as_u16(),
             retry_after(response.headers(), (self.clock)()),
         );
-        let keep = if status.is_success() { KEEP_SUCCESS } else { KEEP_FAILURE };
+        let keep = if status.is_success() {
+            KEEP_SUCCESS
+        } else {
+            KEEP_FAILURE
+        };
         let took = began.elapsed();
         let mut incoming = response.into_body();
         let mut kept = Vec::new();
@@ -280,7 +318,9 @@ impl Failure {
             } else if let Some(e) = e.downcast_ref::<io::Error>() {
                 class = match e.kind() {
                     io::ErrorKind::ConnectionRefused => "connection_refused",
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection_reset",
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                        "connection_reset"
+                    }
                     io::ErrorKind::TimedOut => "timeout",
                     _ => class,
                 };
@@ -304,8 +344,13 @@ fn retry_after(headers: &HeaderMap, now: Micros) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp().as_microsecond();
-    Some(Duration::from_micros(u64::try_from(date - now).unwrap_or(0)))
+    let date = jiff::fmt::rfc2822::parse(text)
+        .ok()?
+        .timestamp()
+        .as_microsecond();
+    Some(Duration::from_micros(
+        u64::try_from(date - now).unwrap_or(0),
+    ))
 }
 
 #[cfg(test)]
@@ -321,7 +366,10 @@ mod tests {
             retry_after(&headers, 1_700_000_000_000_000)
         };
         assert_eq!(read("120"), Some(Duration::from_secs(120)));
-        assert_eq!(read("Tue, 14 Nov 2023 22:14:20 GMT"), Some(Duration::from_secs(60)));
+        assert_eq!(
+            read("Tue, 14 Nov 2023 22:14:20 GMT"),
+            Some(Duration::from_secs(60))
+        );
         assert_eq!(read("Tue, 14 Nov 2023 22:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(read("soon"), None);
         assert_eq!(read("-5"), None);

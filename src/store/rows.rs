@@ -33,11 +33,20 @@ pub(super) struct FinishRow<'a> {
 
 impl<'a> FinishRow<'a> {
     pub fn of(f: &'a Finish) -> Self {
-        let micros = |d: std::time::Duration| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX / 4);
+        let micros =
+            |d: std::time::Duration| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX / 4);
         let (action, status, wait, charge, replay) = match f.settle {
             Settle::Done(status) => (0, status, 0, status == Status::Delivered, false),
-            Settle::Dead(status) => (1, status, 0, f.attempt.is_some() && status == Status::Dead, false),
-            Settle::Retry { after, charged } => (2, Status::Retrying, micros(after), charged, !charged),
+            Settle::Dead(status) => (
+                1,
+                status,
+                0,
+                f.attempt.is_some() && status == Status::Dead,
+                false,
+            ),
+            Settle::Retry { after, charged } => {
+                (2, Status::Retrying, micros(after), charged, !charged)
+            }
             Settle::Failed(after) => (3, Status::Failed, micros(after), true, false),
             Settle::Release => (4, Status::Pending, 0, false, false),
         };
@@ -119,7 +128,9 @@ impl KeyRow {
             pepper: key.secret.pepper,
             digest: key.secret.digest.to_vec(),
             previous_pepper: key.previous.map_or(0, |p| p.hash.pepper),
-            previous_digest: key.previous.map_or_else(Vec::new, |p| p.hash.digest.to_vec()),
+            previous_digest: key
+                .previous
+                .map_or_else(Vec::new, |p| p.hash.digest.to_vec()),
             previous_until: key.previous.map_or(0, |p| p.until),
             updated_at: key.updated_at,
         }
@@ -218,7 +229,10 @@ impl SubscriptionRow {
             tenant: s.tenant.0,
             doc: serde_json::to_string(&doc).unwrap_or_default(),
             secret: s.secret.0.clone(),
-            previous_secret: s.previous.as_ref().map_or_else(Vec::new, |p| p.secret.0.clone()),
+            previous_secret: s
+                .previous
+                .as_ref()
+                .map_or_else(Vec::new, |p| p.secret.0.clone()),
             previous_until: s.previous.as_ref().map_or(0, |p| p.until),
             updated_at: s.updated_at,
         }
