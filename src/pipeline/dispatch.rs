@@ -414,8 +414,9 @@ impl Dispatcher {
         loop {
             let all = lanes.fetches(most);
             let none_left = all.is_empty();
-            let (on, off): (Vec<_>, Vec<_>) =
-                all.into_iter().partition(|f| self.limit(f.subscription).is_some());
+            let (on, off): (Vec<_>, Vec<_>) = all
+                .into_iter()
+                .partition(|f| self.limit(f.subscription).is_some());
             for f in off {
                 if self.directory.target(f.subscription).is_none() {
                     // Deleted, or made on another node just now.

@@ -238,7 +238,11 @@ impl Lanes {
         }
         // Two for each that ends, and all with the last: they come to their turns
         // again at a cost that does not grow with their number.
-        let most = if self.in_flight == 0 { self.sated.len() } else { 2 };
+        let most = if self.in_flight == 0 {
+            self.sated.len()
+        } else {
+            2
+        };
         for _ in 0..most {
             if let Some(subscription) = self.sated.pop_front() {
                 if let Some(lane) = self.lanes.get_mut(&subscription) {
@@ -463,7 +467,10 @@ mod tests {
             lanes.landed(first);
         }
         let next: Vec<_> = std::iter::from_fn(|| lanes.take()).collect();
-        assert!(next.iter().any(|j| j.subscription == first), "its turn comes again");
+        assert!(
+            next.iter().any(|j| j.subscription == first),
+            "its turn comes again"
+        );
         assert!(next.iter().any(|j| j.subscription != first));
     }
 

@@ -82,17 +82,18 @@ async fn pass(app: &TestApp, time: Micros) {
     app.app().context.store.shift_clock(time).await.unwrap();
 }
 
-/// From the end of the last attempt to the next one, in seconds.
-async fn wait_after(app: &TestApp, delivery: &str, attempt: usize) -> f64 {
+/// From the end of the last attempt to the next one, in seconds, on a database
+/// whose clock is `ahead`.
+async fn wait_after(app: &TestApp, delivery: &str, attempt: usize, ahead: Micros) -> f64 {
     let shown = eventually(&format!("attempt {attempt} has failed"), || async {
         let shown = app.delivery(delivery).await;
         (shown["status"] == "RETRYING" && shown["attempt_count"] == attempt).then_some(shown)
     })
     .await;
     let last = &app.attempts(delivery).await[attempt - 1];
-    let took: i64 = last["duration_ms"].as_i64().unwrap();
+    let took = last["duration_ms"].as_i64().unwrap();
     let end = micros(&last["start_time"]) + took * 1000;
-    (micros(&shown["next_attempt_time"]) - end) as f64 / 1e6
+    (micros(&shown["next_attempt_time"]) - ahead - end) as f64 / 1e6
 }
 
 async fn failing(db: &Db, schedule: Value) -> (TestApp, Receiver, String) {
@@ -128,9 +129,9 @@ fn about(wait: f64, seconds: f64) {
 // the server does by itself, too.
 async fn the_standard_schedule(db: Db) {
     let (app, receiver, delivery) = failing(&db, Value::Null).await;
-    about(wait_after(&app, &delivery, 1).await, 60.0);
+    about(wait_after(&app, &delivery, 1, 0).await, 60.0);
     pass(&app, 67 * SECOND).await;
-    about(wait_after(&app, &delivery, 2).await, 300.0);
+    about(wait_after(&app, &delivery, 2, 67 * SECOND).await, 300.0);
     pass(&app, 331 * SECOND).await;
     app.is(&delivery, "FAILED").await;
     pass(&app, 890 * SECOND).await;
@@ -144,8 +145,8 @@ async fn the_standard_schedule(db: Db) {
 // A2: 2 and 4 seconds, and no wait before it is dead.
 async fn the_burst_schedule(db: Db) {
     let (app, receiver, delivery) = failing(&db, json!({"preset": "BURST"})).await;
-    about(wait_after(&app, &delivery, 1).await, 2.0);
-    about(wait_after(&app, &delivery, 2).await, 4.0);
+    about(wait_after(&app, &delivery, 1, 0).await, 2.0);
+    about(wait_after(&app, &delivery, 2, 0).await, 4.0);
     app.is(&delivery, "DEAD").await;
     assert_eq!(receiver.count(), 3);
     app.stop().await;
