@@ -262,7 +262,7 @@ async fn what_follows_a_status_does_not_matter(db: Db) {
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
             .await
             .unwrap();
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
     .await;
     let endless = raw(|mut stream| async move {

@@ -164,7 +164,10 @@ async fn each_attempt_has_the_same_bytes(db: Db) {
     assert_eq!(same(&|r| r.header("webhook-id").into()), 1);
     assert_eq!(same(&|r| r.header("webhook-timestamp").into()), 4);
     assert_eq!(same(&|r| r.header("webhook-signature").into()), 4);
-    let numbers: Vec<u32> = received.iter().map(|r| r.attempt()).collect();
+    let numbers: Vec<u32> = received
+        .iter()
+        .map(crate::support::receiver::Received::attempt)
+        .collect();
     assert_eq!(numbers, [1, 2, 3, 4]);
     app.stop().await;
 }

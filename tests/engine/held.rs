@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::support::{
-    app::TestApp,
+    app::{TestApp, eventually},
     receiver::{Receiver, status},
     store::Db,
 };
@@ -18,15 +18,23 @@ contract![
     webhooks_off_stops_the_way_in_alone,
 ];
 
-const OFF: [(&str, &str); 1] = [("WEBHOOKS_DELIVERY_ENABLED", "0")];
 const ON: [(&str, &str); 1] = [("WEBHOOKS_DELIVERY_ENABLED", "1")];
+
+/// Switches delivery off, and waits until the switch is in force.
+async fn switch_off(app: &mut TestApp) {
+    app.reload(&[("WEBHOOKS_DELIVERY_ENABLED", "0")]);
+    eventually("nothing is sent any more", || async {
+        (!app.app().context.dispatcher.is_delivering()).then_some(())
+    })
+    .await;
+}
 
 // D6: also over a restart.
 async fn what_queued_up_goes_out(db: Db) {
     let mut app = TestApp::start(&db).await;
     let receiver = Receiver::start().await;
     let sub = app.webhook(&receiver.url(), json!({})).await;
-    app.reload(&OFF);
+    switch_off(&mut app).await;
     for _ in 0..20 {
         let delivery = app.one_delivery("a.b").await;
         assert_eq!(app.delivery(&delivery).await["status"], "PENDING");
@@ -61,7 +69,7 @@ async fn old_and_new_are_mixed(db: Db) {
     let sub = app
         .webhook(&receiver.url(), json!({"max_in_flight": 1}))
         .await;
-    app.reload(&OFF);
+    switch_off(&mut app).await;
     let mut old = Vec::new();
     for _ in 0..40 {
         old.push(app.event("a.b").await);
@@ -98,7 +106,7 @@ async fn time_held_is_not_age(db: Db) {
             json!({"max_age_seconds": 2, "enabled": false}),
         )
         .await;
-    app.reload(&OFF);
+    switch_off(&mut app).await;
     for _ in 0..3 {
         app.event("a.b").await;
     }

@@ -225,7 +225,7 @@ async fn too_old_is_dead(db: Db) {
         receiver
             .received()
             .iter()
-            .filter(|r| r.event() == second)
+            .filter(|r| r.header("x-webhook-id") == second)
             .count(),
         0
     );
@@ -266,7 +266,7 @@ async fn disabled_ones_park(db: Db) {
         assert_eq!(app.delivery(&delivery).await["status"], "PARKED");
     }
     assert_eq!(app.with_status(&sub.id, "PARKED").await.len(), 10);
-    assert_eq!(app.with_status(&sub.id, "PENDING").await, [json!(null); 0]);
+    assert!(app.with_status(&sub.id, "PENDING").await.is_empty());
     assert_eq!(receiver.count(), 0);
     app.change(&sub.id, json!({"enabled": true})).await;
     app.wait_for(&sub.id, "DELIVERED", 10).await;

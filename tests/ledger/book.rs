@@ -13,7 +13,7 @@ use std::{
 const UNRECORDED: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
-pub struct Book(Mutex<Pages>);
+pub(crate) struct Book(Mutex<Pages>);
 
 #[derive(Default)]
 struct Pages {
@@ -33,18 +33,18 @@ struct Accepted {
 
 /// What may make a node's work be done again.
 #[derive(Debug, Clone)]
-pub struct Interruption {
-    pub at: Instant,
-    pub what: String,
+pub(crate) struct Interruption {
+    pub(crate) at: Instant,
+    pub(crate) what: String,
 }
 
 /// What the book says at the end.
-pub struct Summary {
-    pub accepted: usize,
-    pub delivered: usize,
-    pub kills: usize,
+pub(crate) struct Summary {
+    pub(crate) accepted: usize,
+    pub(crate) delivered: usize,
+    pub(crate) kills: usize,
     /// Each with its cause.
-    pub duplicates: Vec<String>,
+    pub(crate) duplicates: Vec<String>,
 }
 
 impl fmt::Display for Summary {
@@ -69,7 +69,7 @@ impl Book {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn accepted(&self, number: u64, event: &str, subscriptions: &[&str]) {
+    pub(crate) fn accepted(&self, number: u64, event: &str, subscriptions: &[&str]) {
         let accepted = Accepted {
             event: event.to_owned(),
             subscriptions: subscriptions.iter().map(|&s| s.to_owned()).collect(),
@@ -78,7 +78,7 @@ impl Book {
     }
 
     /// A receiver answered 200.
-    pub fn delivered(&self, event: &str, subscription: &str, number: u64) {
+    pub(crate) fn delivered(&self, event: &str, subscription: &str, number: u64) {
         let mut pages = self.pages();
         let key = (event.to_owned(), subscription.to_owned());
         pages.delivered.entry(key).or_default().push(Instant::now());
@@ -89,7 +89,7 @@ impl Book {
             .insert(event.to_owned());
     }
 
-    pub fn killed(&self, node: &str) {
+    pub(crate) fn killed(&self, node: &str) {
         self.pages().kills.push(Interruption {
             at: Instant::now(),
             what: format!("{node} was killed"),
@@ -97,7 +97,7 @@ impl Book {
     }
 
     /// Every pair of an accepted event and one of its subscriptions.
-    pub fn promised(&self) -> HashSet<(String, String)> {
+    pub(crate) fn promised(&self) -> HashSet<(String, String)> {
         let pages = self.pages();
         let pairs = |a: &Accepted| -> Vec<_> {
             a.subscriptions
@@ -110,7 +110,7 @@ impl Book {
 
     /// Fails where an event was lost, was made twice of one publish, or was
     /// delivered again for no reason.
-    pub fn close(&self, interruptions: &[Interruption]) -> Summary {
+    pub(crate) fn close(&self, interruptions: &[Interruption]) -> Summary {
         let promised = self.promised();
         let pages = self.pages();
         let lost: Vec<_> = promised
@@ -153,7 +153,7 @@ impl Book {
     }
 
     /// Whether something that was published after that time was delivered.
-    pub fn delivered_since(&self, subscription: &str, since: Option<Instant>) -> bool {
+    pub(crate) fn delivered_since(&self, subscription: &str, since: Option<Instant>) -> bool {
         let pages = self.pages();
         pages
             .delivered

@@ -42,8 +42,8 @@ struct Subscription {
 }
 
 /// Everything that load is put on.
-pub struct Place {
-    pub book: Arc<Book>,
+pub(crate) struct Place {
+    pub(crate) book: Arc<Book>,
     tenants: Arc<Vec<Tenant>>,
     rest: Rest,
     _receiver: Receiver,
@@ -66,7 +66,7 @@ fn answer(book: &Book, received: &Received) -> Reply {
 
 impl Place {
     /// Makes tenants with two subscriptions each.
-    pub async fn prepare(url: &str, book: Arc<Book>) -> Self {
+    pub(crate) async fn prepare(url: &str, book: Arc<Book>) -> Self {
         let rest = Rest::new(ADMIN_KEY);
         let noted = book.clone();
         let receiver = Receiver::answering(move |received| answer(&noted, &received)).await;
@@ -107,13 +107,13 @@ impl Place {
     }
 
     /// Whether something arrived for each tenant after that time.
-    pub fn each_tenant_since(&self, since: Option<Instant>) -> bool {
+    pub(crate) fn each_tenant_since(&self, since: Option<Instant>) -> bool {
         self.subscriptions()
             .all(|s| self.book.delivered_since(&s.name, since))
     }
 
     /// Deliveries that are neither delivered nor given up.
-    pub async fn unfinished(&self, url: &str) -> Vec<Value> {
+    pub(crate) async fn unfinished(&self, url: &str) -> Vec<Value> {
         let mut all = Vec::new();
         for status in ["PENDING", "SENDING", "RETRYING", "FAILED", "PARKED"] {
             for s in self.subscriptions() {
@@ -129,7 +129,7 @@ impl Place {
 
     /// The log of deliveries holds what was promised, as delivered, and nothing
     /// is in it twice.
-    pub async fn compare_log(&self, url: &str) {
+    pub(crate) async fn compare_log(&self, url: &str) {
         let mut logged = HashSet::new();
         for s in self.subscriptions() {
             for d in self.list(url, &s.id, "DELIVERED").await {
@@ -181,7 +181,7 @@ impl Place {
 }
 
 /// Publishers at work.
-pub struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     publishers: JoinSet<()>,
 }
@@ -194,7 +194,7 @@ struct Publisher {
 }
 
 impl Load {
-    pub fn start(place: &Place, nodes: Vec<Address>) -> Self {
+    pub(crate) fn start(place: &Place, nodes: Vec<Address>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
         let rate = number("ONERING_LEDGER_RATE", 150);
@@ -223,7 +223,7 @@ impl Load {
     }
 
     /// Ends once every publish that was begun is answered.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.publishers.join_next().await {
             ended.unwrap();

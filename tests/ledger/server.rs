@@ -15,13 +15,13 @@ use tokio::{
 
 use crate::{book::Interruption, support::wait::until};
 
-pub const ADMIN_KEY: &str = "sk_admin_ledger-0123456789abcdef0123";
+pub(crate) const ADMIN_KEY: &str = "sk_admin_ledger-0123456789abcdef0123";
 const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 /// Where a server listens: another port each time that it starts.
-pub type Address = Arc<Mutex<Option<String>>>;
+pub(crate) type Address = Arc<Mutex<Option<String>>>;
 
-pub struct Server {
+pub(crate) struct Server {
     name: String,
     database: String,
     child: Option<Child>,
@@ -30,7 +30,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub async fn start(database: &Database, name: &str) -> Self {
+    pub(crate) async fn start(database: &Database, name: &str) -> Self {
         let database = match database {
             Database::Postgres(url) => url.clone(),
             Database::Sqlite(path) => format!("sqlite://{}", path.display()),
@@ -46,7 +46,7 @@ impl Server {
         server
     }
 
-    pub async fn start_again(&mut self) {
+    pub(crate) async fn start_again(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_onering"));
         let mut child = command
             .arg("serve")
@@ -99,31 +99,31 @@ impl Server {
     }
 
     /// Ends it as a power failure would.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         *self.address.lock().unwrap() = None;
         if let Some(mut child) = self.child.take() {
             child.kill().await.unwrap();
         }
     }
 
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.child.is_some()
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> Address {
         self.address.clone()
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.address.lock().unwrap().clone().expect("it runs")
     }
 
     /// Sessions that it lost without being killed: a machine that is too busy.
-    pub fn interruptions(&self) -> Vec<Interruption> {
+    pub(crate) fn interruptions(&self) -> Vec<Interruption> {
         self.log.lock().unwrap().clone()
     }
 }
