@@ -29,6 +29,7 @@ use super::dispatch::Job;
 use crate::{
     connector::{Connector, RefusedEndpoint},
     domain::{
+        cloudevent::{self, Message},
         delivery::{Outcome, outcome_of_status},
         id::Micros,
     },
@@ -164,13 +165,6 @@ impl Sender {
         let began = Instant::now();
         let signed_at = (self.clock)();
         let expired = Arc::new(AtomicBool::new(false));
-        let body = SignedBody {
-            data: Some(job.body.clone()),
-            signed_at,
-            window: self.live.load().replay_window,
-            clock: self.clock.clone(),
-            expired: expired.clone(),
-        };
         let patience = Duration::from_secs(target.subscription.timeout.into());
         let failed = |error: &str, outcome| Sent {
             outcome,
@@ -180,11 +174,18 @@ impl Sender {
             took: began.elapsed(),
         };
         let retryable = Outcome::Retryable { retry_after: None };
-        let request = match self.request(job, target, signed_at, body) {
+        let message = cloudevent::message(target.subscription.format, job.tenant, &job.body);
+        let request = match message {
+            Some(message) => self
+                .request(job, target, signed_at, message, expired.clone())
+                .map_err(|e| e.to_string()),
+            None => Err("what is stored is not an event's body".to_owned()),
+        };
+        let request = match request {
             Ok(request) => request,
             Err(e) => {
-                tracing::debug!(delivery.id = %job.id, error.message = %e, "request can't be built");
-                return failed("bad_request", retryable);
+                tracing::error!(delivery.id = %job.id, error.message = e, "request can't be built");
+                return failed("bad_request", Outcome::Permanent);
             }
         };
         match tokio::time::timeout(patience, self.client.request(request)).await {
@@ -207,11 +208,18 @@ impl Sender {
         job: &Job,
         target: &Target,
         signed_at: Micros,
-        body: SignedBody,
+        message: Message,
+        expired: Arc<AtomicBool>,
     ) -> Result<Request<SignedBody>, http::Error> {
         let event = job.event.to_string();
-        let signed = target.sign(signed_at, &event, &job.body);
-        let mut request = Request::new(body);
+        let signed = target.sign(signed_at, &event, &message.body);
+        let mut request = Request::new(SignedBody {
+            data: Some(message.body),
+            signed_at,
+            window: self.live.load().replay_window,
+            clock: self.clock.clone(),
+            expired,
+        });
         *request.method_mut() = Method::POST;
         *request.uri_mut() = target.uri.clone();
         let headers = request.headers_mut();
@@ -219,8 +227,11 @@ impl Sender {
         headers.extend(target.headers.clone());
         headers.insert(
             header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
+            HeaderValue::from_static(message.content_type),
         );
+        for (name, value) in message.headers {
+            headers.insert(name, HeaderValue::try_from(value)?);
+        }
         headers.insert(header::USER_AGENT, self.agent.clone());
         let seconds: HeaderValue = signed_at.div_euclid(1_000_000).into();
         let id = HeaderValue::try_from(event)?;

@@ -8,7 +8,10 @@
 
 pub mod app;
 pub mod build;
+pub mod call;
+pub mod command;
 pub mod gate;
+pub mod proxy;
 pub mod receiver;
 pub mod rest;
 pub mod store;
