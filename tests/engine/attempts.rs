@@ -134,7 +134,7 @@ async fn redirects_are_not_followed(db: Db) {
     app.stop().await;
 }
 
-// A3, A7
+// A3: and its owner is told.
 async fn gone_disables_and_tells(db: Db) {
     let app = TestApp::start(&db).await;
     let receiver = Receiver::answering(|_| status(410)).await;
