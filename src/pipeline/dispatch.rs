@@ -147,7 +147,7 @@ impl Dispatcher {
         let (ended, receiver) = mpsc::unbounded_channel();
         let delivering = AtomicBool::new(directory.switches().delivery);
         let dispatcher = Arc::new(Self {
-            lanes: Mutex::default(),
+            lanes: Mutex::new(Lanes::new(concurrency)),
             directory,
             live,
             node,
@@ -449,6 +449,8 @@ impl Dispatcher {
         }
     }
 
+    /// What to fetch. What waits for a subscription that is off stays where it
+    /// is: once that is on again everything is looked at.
     pub(super) fn fetches(&self, most: usize) -> Vec<Fetch> {
         let mut lanes = self.lanes();
         lanes.wake(Instant::now());
@@ -534,12 +536,13 @@ impl Dispatcher {
         self.metrics.jobs_in_flight.set(lanes.in_flight() as f64);
     }
 
-    /// Whether more waits than the workers can take at the moment. What waits
-    /// because its own receiver is slow does not count.
+    /// Whether more waits than the workers can take at the moment. Where they are
+    /// not half busy, what waits does so for its own slow receiver. One lane alone
+    /// takes half of them.
     #[must_use]
     pub fn is_crowded(&self, most: usize) -> bool {
         let lanes = self.lanes();
-        lanes.waiting() >= most && lanes.in_flight() >= self.concurrency
+        lanes.waiting() >= most && lanes.in_flight() * 2 >= self.concurrency
     }
 
     /// Jobs that wait for a worker.

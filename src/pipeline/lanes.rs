@@ -86,6 +86,10 @@ pub(super) struct Fetch {
 
 /// All lanes.
 pub(super) struct Lanes {
+    /// Attempts that this node makes at once.
+    capacity: usize,
+    /// Lanes that had their share of the capacity when their turn came.
+    sated: VecDeque<SubscriptionId>,
     lanes: HashMap<SubscriptionId, Lane>,
     tenants: VecDeque<TenantId>,
     turns: HashMap<TenantId, VecDeque<SubscriptionId>>,
@@ -100,9 +104,12 @@ pub(super) struct Lanes {
     started: Instant,
 }
 
-impl Default for Lanes {
-    fn default() -> Self {
+impl Lanes {
+    /// No lanes yet, for a node that makes so many attempts at once.
+    pub(super) fn new(capacity: usize) -> Self {
         Self {
+            capacity,
+            sated: VecDeque::new(),
             lanes: HashMap::new(),
             tenants: VecDeque::new(),
             turns: HashMap::new(),
@@ -116,9 +123,7 @@ impl Default for Lanes {
             started: Instant::now(),
         }
     }
-}
 
-impl Lanes {
     /// How many jobs may wait in one lane: fewer, the fuller the memory is, so
     /// that lanes which do not move leave room for those that do.
     fn room(&self) -> usize {
@@ -205,10 +210,19 @@ impl Lanes {
             let Some(lane) = self.lanes.get_mut(&subscription) else {
                 continue;
             };
-            lane.in_ring = false;
             if !lane.may_send() {
+                lane.in_ring = false;
                 continue;
             }
+            // A lane never has more than is left over for all others: with ten
+            // receivers that hang, each holds an eleventh of the capacity at
+            // most, and an eleventh stays free.
+            let free = self.capacity.saturating_sub(self.in_flight);
+            if lane.in_flight > 0 && lane.in_flight as usize >= free {
+                self.sated.push_back(subscription);
+                continue;
+            }
+            lane.in_ring = false;
             let Some(job) = lane.next() else { continue };
             lane.in_flight += 1;
             self.in_flight += 1;
@@ -227,6 +241,21 @@ impl Lanes {
             lane.in_flight = lane.in_flight.saturating_sub(1);
             self.in_flight = self.in_flight.saturating_sub(1);
             self.enter_ring(subscription);
+        }
+        // Two for each that ends, and all with the last: they come to their turns
+        // again at a cost that does not grow with their number.
+        let most = if self.in_flight == 0 {
+            self.sated.len()
+        } else {
+            2
+        };
+        for _ in 0..most {
+            if let Some(subscription) = self.sated.pop_front() {
+                if let Some(lane) = self.lanes.get_mut(&subscription) {
+                    lane.in_ring = false;
+                }
+                self.enter_ring(subscription);
+            }
         }
     }
 
@@ -437,7 +466,7 @@ mod tests {
     #[test]
     fn a_lane_stays_within_its_limit() {
         let (t, s) = ids(1);
-        let mut lanes = Lanes::default();
+        let mut lanes = Lanes::new(1000);
         for _ in 0..5 {
             lanes.push(job(t, s), 2, true);
         }
@@ -449,12 +478,44 @@ mod tests {
         assert_eq!((lanes.waiting(), lanes.in_flight()), (2, 2));
     }
 
+    // A8: lanes that do not move leave room for those that do, whatever their
+    // limits are, and one lane alone can use half of the capacity.
+    #[test]
+    fn lanes_leave_room_for_others() {
+        let (t, first) = ids(1);
+        let mut lanes = Lanes::new(64);
+        for _ in 0..100 {
+            lanes.push(job(t, first), 100, true);
+        }
+        assert_eq!(std::iter::from_fn(|| lanes.take()).count(), 32);
+        for n in 2..12 {
+            let lane = SubscriptionId::new(n, Part::new(1));
+            for _ in 0..100 {
+                lanes.push(job(t, lane), 100, true);
+            }
+        }
+        while lanes.take().is_some() {}
+        assert!(lanes.in_flight() < 64, "{}", lanes.in_flight());
+        let (other, late) = ids(2);
+        lanes.push(job(other, late), 100, true);
+        assert_eq!(lanes.take().unwrap().subscription, late);
+        for _ in 0..32 {
+            lanes.landed(first);
+        }
+        let next: Vec<_> = std::iter::from_fn(|| lanes.take()).collect();
+        assert!(
+            next.iter().any(|j| j.subscription == first),
+            "its turn comes again"
+        );
+        assert!(next.iter().any(|j| j.subscription != first));
+    }
+
     // One tenant with many subscriptions does not get more turns than another.
     #[test]
     fn tenants_take_turns() {
         let (a, first) = ids(1);
         let (b, lone) = ids(2);
-        let mut lanes = Lanes::default();
+        let mut lanes = Lanes::new(1000);
         for n in 0..9 {
             let s = if n % 3 == 0 {
                 first
@@ -477,7 +538,7 @@ mod tests {
     #[test]
     fn old_and_new_are_mixed() {
         let (t, s) = ids(1);
-        let mut lanes = Lanes::default();
+        let mut lanes = Lanes::new(1000);
         for n in 0..40 {
             let mut j = job(t, s);
             j.attempts = u16::from(n < 20);
@@ -493,7 +554,7 @@ mod tests {
     #[test]
     fn a_sign_during_a_fetch_is_not_lost() {
         let (_, s) = ids(1);
-        let mut lanes = Lanes::default();
+        let mut lanes = Lanes::new(1000);
         lanes.sign(s);
         let fetch = lanes.fetches(1000, |_| true)[0];
         lanes.sign(s);
@@ -512,7 +573,7 @@ mod tests {
     #[test]
     fn a_failed_fetch_is_repeated() {
         let (_, s) = ids(1);
-        let mut lanes = Lanes::default();
+        let mut lanes = Lanes::new(1000);
         lanes.sign(s);
         let fetch = lanes.fetches(1000, |_| true)[0];
         lanes.fetched(fetch, None);
@@ -523,7 +584,7 @@ mod tests {
     #[test]
     fn a_stuck_lane_does_not_fill_the_memory() {
         let (t, stuck) = ids(1);
-        let mut lanes = Lanes::default();
+        let mut lanes = Lanes::new(1000);
         while lanes.plan(stuck) {
             lanes.unplan(stuck);
             lanes.push(job(t, stuck), 1, true);

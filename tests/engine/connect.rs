@@ -1,0 +1,355 @@
+//! Connections to receivers: to checked addresses only, over verified TLS, or
+//! through the configured proxy.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use http::{HeaderValue, Version};
+use onering::app::Outside;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
+
+use super::scene::quick;
+use crate::support::{
+    app::TestApp,
+    gate::Gate,
+    receiver::{Receiver, status},
+    store::Db,
+    tls::self_signed,
+};
+
+contract![
+    names_of_private_addresses_are_refused,
+    a_name_with_both_goes_to_the_public_one,
+    a_rebound_name_leads_nowhere,
+    certificates_are_verified,
+    http_2_where_it_is_offered,
+    an_egress_proxy_gets_the_address,
+    a_proxy_that_refuses,
+];
+
+/// The names of a test, each with the answers that are given in turn; the last
+/// one again and again.
+#[derive(Clone, Default)]
+struct Names {
+    answers: Arc<Mutex<HashMap<String, Vec<Vec<IpAddr>>>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Names {
+    fn set(&self, name: &str, answers: &[&[&str]]) {
+        let parse = |a: &&[&str]| a.iter().map(|ip| ip.parse().unwrap()).collect();
+        let answers = answers.iter().map(parse).collect();
+        self.answers
+            .lock()
+            .unwrap()
+            .insert(name.to_owned(), answers);
+    }
+
+    fn outside(&self) -> Outside {
+        let names = self.clone();
+        Outside {
+            resolver: Arc::new(move |host| {
+                names.asked.fetch_add(1, Ordering::SeqCst);
+                let mut all = names.answers.lock().unwrap();
+                let answer = match all.get_mut(&host) {
+                    Some(answers) if answers.len() > 1 => answers.remove(0),
+                    Some(answers) => answers[0].clone(),
+                    None => Vec::new(),
+                };
+                Box::pin(async move { Ok(answer) })
+            }),
+            ..Outside::default()
+        }
+    }
+}
+
+async fn reason(app: &TestApp) -> Value {
+    let delivery = app.one_delivery("a.b").await;
+    app.is(&delivery, "RETRYING").await["reason"].clone()
+}
+
+// A10, Z3: at the connect it counts as a failed attempt.
+async fn names_of_private_addresses_are_refused(db: Db) {
+    let names = Names::default();
+    let app = TestApp::builder(&db)
+        .unset("ALLOWED_ENDPOINT_CIDRS")
+        .outside(names.outside())
+        .start()
+        .await;
+    let receiver = Receiver::start().await;
+    for address in [
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "::1",
+        "::ffff:10.0.0.1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::7f00:1",
+        "fd00:ec2::254",
+        "0.0.0.0",
+    ] {
+        names.set("hooks.example.com", &[&[address]]);
+        let sub = app
+            .webhook(&receiver.url_by("hooks.example.com"), json!({}))
+            .await;
+        let delivery = app.one_delivery("a.b").await;
+        let shown = app.is(&delivery, "RETRYING").await;
+        assert_eq!(
+            (&shown["reason"], &shown["attempt_count"]),
+            (&json!("endpoint_not_allowed"), &json!(1))
+        );
+        app.delete(&format!("/v1/external/webhooks/{}", sub.id), &app.admin)
+            .await
+            .ok();
+    }
+    app.webhook("http://nobody.example.com/", json!({})).await;
+    assert_eq!(reason(&app).await, "dns_failed");
+    assert_eq!(receiver.count(), 0);
+    app.stop().await;
+}
+
+// A10, Z3
+async fn a_name_with_both_goes_to_the_public_one(db: Db) {
+    let names = Names::default();
+    let app = TestApp::builder(&db)
+        .set("ALLOWED_ENDPOINT_CIDRS", "127.0.0.1/32")
+        .outside(names.outside())
+        .start()
+        .await;
+    let receiver = Receiver::start().await;
+    let forbidden = Gate::at(
+        &format!("127.0.0.2:{}", receiver.address.port()),
+        receiver.address,
+    )
+    .await;
+    names.set(
+        "hooks.example.com",
+        &[&["127.0.0.2", "10.0.0.1", "127.0.0.1"]],
+    );
+    let sub = app
+        .webhook(&receiver.url_by("hooks.example.com"), json!({}))
+        .await;
+    app.event("a.b").await;
+    app.wait_for(&sub.id, "DELIVERED", 1).await;
+    assert_eq!(forbidden.arrived(), 0);
+    let host = receiver.received()[0].header("host").to_owned();
+    assert_eq!(
+        host,
+        format!("hooks.example.com:{}", receiver.address.port())
+    );
+    app.stop().await;
+}
+
+// A10, Z3: the address that was checked is the one that is connected to; a name
+// is not asked for twice in between, and another answer is checked again.
+async fn a_rebound_name_leads_nowhere(db: Db) {
+    let names = Names::default();
+    let app = TestApp::builder(&db)
+        .set("ALLOWED_ENDPOINT_CIDRS", "127.0.0.1/32")
+        .outside(names.outside())
+        .start()
+        .await;
+    // It closes each connection, so that each attempt needs one of its own.
+    let receiver = Receiver::answering(|_| {
+        let mut reply = status(503);
+        reply
+            .headers_mut()
+            .insert("connection", HeaderValue::from_static("close"));
+        reply
+    })
+    .await;
+    let private = Gate::at(
+        &format!("127.0.0.2:{}", receiver.address.port()),
+        receiver.address,
+    )
+    .await;
+    names.set("rebind.example.com", &[&["127.0.0.1"], &["127.0.0.2"]]);
+    let url = receiver.url_by("rebind.example.com");
+    app.webhook(&url, json!({"retry_schedule": quick(2)})).await;
+    let delivery = app.one_delivery("a.b").await;
+    app.is(&delivery, "DEAD").await;
+    let errors: Vec<_> = app
+        .attempts(&delivery)
+        .await
+        .iter()
+        .map(|a| a["error"].clone())
+        .collect();
+    assert_eq!(errors, ["http_503", "endpoint_not_allowed"]);
+    assert_eq!((receiver.count(), private.arrived()), (1, 0));
+    assert_eq!(
+        names.asked.load(Ordering::SeqCst),
+        2,
+        "once for each connection"
+    );
+    app.stop().await;
+}
+
+// A10
+async fn certificates_are_verified(db: Db) {
+    let names = Names::default();
+    names.set("hooks.example.com", &[&["127.0.0.1"]]);
+    names.set("other.example.com", &[&["127.0.0.1"]]);
+    let tls = self_signed(&["hooks.example.com"], &["http/1.1"]);
+    let receiver = Receiver::over(Some(tls.config.clone()), |_| async { status(200) }).await;
+    let app = TestApp::builder(&db).outside(names.outside()).start().await;
+    let fields = json!({"retry_schedule": {"max_attempts": 2, "backoff_seconds": [3600]}});
+    app.webhook(&receiver.url_by("hooks.example.com"), fields)
+        .await;
+    let delivery = app.one_delivery("a.b").await;
+    assert_eq!(app.is(&delivery, "RETRYING").await["reason"], "tls_failed");
+
+    let again = app.again();
+    app.stop().await;
+    let app = again
+        .set("ENDPOINT_CA_FILE", tls.pem.display())
+        .outside(names.outside())
+        .start()
+        .await;
+    app.retry(&delivery).await.ok();
+    app.is(&delivery, "DELIVERED").await;
+    let other = json!({"event_types": ["c.d"]});
+    let sub = app
+        .webhook(&receiver.url_by("other.example.com"), other)
+        .await;
+    app.event("c.d").await;
+    app.wait_for(&sub.id, "RETRYING", 1).await;
+    assert_eq!(
+        app.with_status(&sub.id, "RETRYING").await[0]["reason"],
+        "tls_failed"
+    );
+    app.stop().await;
+}
+
+// A10
+async fn http_2_where_it_is_offered(db: Db) {
+    for (offered, version) in [
+        (&["h2", "http/1.1"][..], Version::HTTP_2),
+        (&["http/1.1"], Version::HTTP_11),
+    ] {
+        let tls = self_signed(&["127.0.0.1"], offered);
+        let receiver = Receiver::over(Some(tls.config.clone()), |_| async { status(200) }).await;
+        let app = TestApp::builder(&db).set("ENDPOINT_CA_FILE", tls.pem.display());
+        let app = app.set(
+            "BOOTSTRAP_ADMIN_KEY",
+            "sk_admin_the-same-one-for-both-of-them",
+        );
+        let app = app
+            .set("MASTER_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+            .start()
+            .await;
+        let event_type = format!("over.{}", offered.len());
+        let sub = app
+            .webhook(&receiver.url(), json!({"event_types": [event_type]}))
+            .await;
+        for _ in 0..10 {
+            app.event(&event_type).await;
+        }
+        app.wait_for(&sub.id, "DELIVERED", 10).await;
+        let received = receiver.received();
+        assert_eq!(received.len(), 10);
+        assert!(
+            received.iter().all(|r| r.version == version),
+            "{:?}",
+            received[0].version
+        );
+        app.stop().await;
+    }
+}
+
+/// A proxy that knows CONNECT and nothing else; what it was asked for.
+async fn proxy(allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let lines = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let lines = lines.clone();
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                let request = String::from_utf8(request).unwrap();
+                let line = request.lines().next().unwrap().to_owned();
+                lines.lock().unwrap().push(line.clone());
+                if !allow {
+                    stream
+                        .write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+                        .await
+                        .unwrap();
+                    return;
+                }
+                let mut target = TcpStream::connect(line.split(' ').nth(1).unwrap())
+                    .await
+                    .unwrap();
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nVia: x\r\n\r\n")
+                    .await
+                    .unwrap();
+                // Either side may hang up.
+                let _ = copy_bidirectional(&mut stream, &mut target).await;
+            });
+        }
+    });
+    (url, asked)
+}
+
+// A10: the proxy has no name to resolve, and no private address to reach.
+async fn an_egress_proxy_gets_the_address(db: Db) {
+    let names = Names::default();
+    names.set("hooks.example.com", &[&["127.0.0.1"]]);
+    names.set("inside.example.com", &[&["10.0.0.1"]]);
+    let tls = self_signed(&["hooks.example.com"], &["h2"]);
+    let secure = Receiver::over(Some(tls.config.clone()), |_| async { status(200) }).await;
+    let plain = Receiver::start().await;
+    let (url, asked) = proxy(true).await;
+    let app = TestApp::builder(&db)
+        .set("EGRESS_PROXY", &url)
+        .set("ENDPOINT_CA_FILE", tls.pem.display())
+        .outside(names.outside())
+        .start()
+        .await;
+    for receiver in [&secure, &plain] {
+        let sub = app
+            .webhook(&receiver.url_by("hooks.example.com"), json!({}))
+            .await;
+        app.event("a.b").await;
+        app.wait_for(&sub.id, "DELIVERED", 1).await;
+        let line = format!("CONNECT {} HTTP/1.1", receiver.address);
+        assert_eq!(asked.lock().unwrap().last(), Some(&line));
+        app.delete(&format!("/v1/external/webhooks/{}", sub.id), &app.admin)
+            .await
+            .ok();
+    }
+    let before = asked.lock().unwrap().len();
+    app.webhook("https://inside.example.com/", json!({})).await;
+    assert_eq!(reason(&app).await, "endpoint_not_allowed");
+    assert_eq!(asked.lock().unwrap().len(), before);
+    app.stop().await;
+}
+
+// A10
+async fn a_proxy_that_refuses(db: Db) {
+    let (url, asked) = proxy(false).await;
+    let receiver = Receiver::start().await;
+    let app = TestApp::builder(&db)
+        .set("EGRESS_PROXY", &url)
+        .start()
+        .await;
+    app.webhook(&receiver.url(), json!({})).await;
+    assert_eq!(reason(&app).await, "proxy_refused");
+    assert_eq!((receiver.count(), asked.lock().unwrap().len()), (0, 1));
+    app.stop().await;
+}

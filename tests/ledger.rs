@@ -1,0 +1,172 @@
+//! The ledger: servers are killed under load, and at the end each accepted event
+//! is shown to have been delivered to each of its subscriptions.
+//!
+//! `ONERING_LEDGER_SECONDS` says how long each scenario publishes,
+//! `ONERING_LEDGER_RATE` how many events a second, and `ONERING_LEDGER_SEED`
+//! repeats the same chances.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "ledger/book.rs"]
+mod book;
+#[path = "ledger/chance.rs"]
+mod chance;
+#[path = "ledger/load.rs"]
+mod load;
+#[path = "ledger/server.rs"]
+mod server;
+mod support;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use book::Book;
+use chance::Chance;
+use load::{Load, Place};
+use server::Server;
+use support::{
+    store::{Db, Engine, run},
+    wait::until,
+};
+
+/// A node's life without the database, as short as can be set.
+const SESSION: Duration = Duration::from_secs(2);
+/// W4: within this time a killed node's leases are another's.
+const TAKEOVER: Duration = Duration::from_secs(30);
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+fn length() -> Duration {
+    Duration::from_secs(number("ONERING_LEDGER_SECONDS", 15))
+}
+
+// H1
+#[test]
+fn sqlite_one_node_is_killed_again_and_again() {
+    run(Engine::Sqlite, |db| async move {
+        killed_again_and_again(&db, 1).await;
+    });
+}
+
+// H1
+#[test]
+fn postgres_one_node_is_killed_again_and_again() {
+    run(Engine::Postgres, |db| async move {
+        killed_again_and_again(&db, 1).await;
+    });
+}
+
+// H1, D2: publishers talk to both nodes; one of them is killed at random.
+#[test]
+fn postgres_one_of_two_nodes_is_killed_again_and_again() {
+    run(Engine::Postgres, |db| async move {
+        killed_again_and_again(&db, 2).await;
+    });
+}
+
+// H1, N5: what a killed node had is another's, although it never comes back.
+#[test]
+fn postgres_a_killed_nodes_partitions_are_taken_over() {
+    run(Engine::Postgres, |db| async move {
+        let mut nodes = start(&db, 2).await;
+        let place = Place::prepare(&nodes[0].url(), Arc::default()).await;
+        let load = Load::start(&place, nodes.iter().map(Server::address).collect());
+        until("every tenant is delivered to", async || {
+            place.each_tenant_since(None).then_some(())
+        })
+        .await;
+
+        let killed = Instant::now();
+        nodes[0].kill().await;
+        place.book.killed(nodes[0].name());
+        support::wait::until_after(
+            TAKEOVER,
+            "every tenant is delivered to by the other node",
+            async || place.each_tenant_since(Some(killed)).then_some(()),
+        )
+        .await;
+        load.stop().await;
+        settle(&place, &nodes[1].url()).await;
+        end(&place, &nodes).await;
+    });
+}
+
+async fn killed_again_and_again(db: &Db, count: usize) {
+    let mut chance = Chance::new(number("ONERING_LEDGER_SEED", chance::any_seed()));
+    let mut nodes = start(db, count).await;
+    let place = Place::prepare(&nodes[0].url(), Arc::default()).await;
+    let load = Load::start(&place, nodes.iter().map(Server::address).collect());
+    let end_of_load = Instant::now() + length();
+    while Instant::now() < end_of_load {
+        // Not to wait for anything: these are the times between faults.
+        tokio::time::sleep(chance.between(Duration::from_millis(800), Duration::from_secs(3)))
+            .await;
+        let node = &mut nodes[chance.below(count)];
+        node.kill().await;
+        place.book.killed(node.name());
+        // Now and then for longer than its session lives.
+        tokio::time::sleep(chance.between(Duration::ZERO, SESSION * 2)).await;
+        node.start_again().await;
+    }
+    load.stop().await;
+    settle(&place, &nodes[0].url()).await;
+    end(&place, &nodes).await;
+}
+
+async fn start(db: &Db, count: usize) -> Vec<Server> {
+    let mut nodes = Vec::new();
+    for n in 0..count {
+        nodes.push(Server::start(db.database(), &format!("node-{n}")).await);
+    }
+    nodes
+}
+
+/// Waits until nothing is queued any more.
+async fn settle(place: &Place, url: &str) {
+    let patience = Duration::from_secs(90);
+    support::wait::until_after(patience, "the queue is empty", async || {
+        place.unfinished(url).await.is_empty().then_some(())
+    })
+    .await;
+}
+
+/// Compares what was promised with what was done.
+async fn end(place: &Place, nodes: &[Server]) {
+    let log: Vec<_> = nodes.iter().flat_map(Server::interruptions).collect();
+    let url = nodes.iter().rev().find(|n| n.is_running()).unwrap().url();
+    place.compare_log(&url).await;
+    let summary = place.book.close(&log);
+    eprintln!("{summary}");
+}
+
+/// What the harness would call lost, twice or unexplained, it does.
+#[test]
+fn the_book_finds_what_is_wrong() {
+    let book = Book::default();
+    book.accepted(1, "evt_1", &["sub_1"]);
+    assert!(
+        std::panic::catch_unwind(|| book.close(&[])).is_err(),
+        "lost"
+    );
+    book.delivered("evt_1", "sub_1", 1);
+    book.close(&[]);
+    book.delivered("evt_1", "sub_1", 1);
+    assert!(
+        std::panic::catch_unwind(|| book.close(&[])).is_err(),
+        "twice, nobody was killed"
+    );
+    let book = Book::default();
+    book.accepted(1, "evt_1", &["sub_1"]);
+    book.delivered("evt_1", "sub_1", 1);
+    book.killed("node-0");
+    book.delivered("evt_1", "sub_1", 1);
+    assert_eq!(book.close(&[]).duplicates.len(), 1, "twice, with a reason");
+    book.delivered("evt_2", "sub_1", 1);
+    assert!(
+        std::panic::catch_unwind(|| book.close(&[])).is_err(),
+        "one publish, two events"
+    );
+}
