@@ -1,7 +1,7 @@
 //! Sealing secrets at rest: XChaCha20-Poly1305 (RFC 8439, extended nonce). The
 //! master key seals two kinds of keys, which the store keeps: peppers, under
 //! which API keys' secrets are hashed, and data keys, which seal subscriptions'
-//! secrets. Changing the master key seals those few again and nothing else.
+//! secrets and headers. Changing the master key seals those few again and nothing else.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,11 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::{
-    domain::{key::Hashed, subscription::Sealed},
+    domain::{
+        id::SubscriptionId,
+        key::Hashed,
+        subscription::{Headers, Sealed},
+    },
     settings::MasterKey,
     store::{ConfigStore, SealedKey, StoreError},
 };
@@ -203,6 +207,53 @@ impl Keyring {
             .map(Zeroizing::new)
             .map_err(|_| wrong())
     }
+
+    /// Seals a subscription's headers; where there are none, there is no seal.
+    ///
+    /// # Errors
+    /// Where the operating system gives no random bytes.
+    pub fn seal_headers(
+        &self,
+        id: SubscriptionId,
+        headers: &[(String, String)],
+    ) -> Result<Sealed, SealError> {
+        if headers.is_empty() {
+            return Ok(Sealed(Vec::new()));
+        }
+        let place = headers_place(id);
+        let text = serde_json::to_string(headers)
+            .map(Zeroizing::new)
+            .map_err(|_| SealError::WrongKey(place.clone()))?;
+        self.seal(&place, &text)
+    }
+
+    /// Opens a subscription's headers.
+    ///
+    /// # Errors
+    /// Where they were sealed with another key or for another subscription.
+    pub fn open_headers(&self, id: SubscriptionId, sealed: &Sealed) -> Result<Headers, SealError> {
+        if sealed.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        let place = headers_place(id);
+        let text = if in_clear(sealed) {
+            Zeroizing::new(String::from_utf8_lossy(&sealed.0).into_owned())
+        } else {
+            self.open_secret(&place, sealed)?
+        };
+        serde_json::from_str(&text).map_err(|_| SealError::WrongKey(place))
+    }
+}
+
+fn headers_place(id: SubscriptionId) -> String {
+    format!("{id} headers")
+}
+
+/// Whether these headers are a JSON list as it stands, from before they were
+/// sealed. A seal begins with a key's version, which is never that high.
+#[must_use]
+pub fn in_clear(headers: &Sealed) -> bool {
+    headers.0.first() == Some(&b'[')
 }
 
 /// Seals every key of a store with another master key; how many there are.
@@ -246,5 +297,30 @@ mod tests {
             assert!(open(&key, "sub_1", &changed).is_err(), "byte {i}");
         }
         assert!(open(&key, "sub_1", &sealed[..10]).is_err());
+    }
+
+    // Z1: headers open for their subscription only, and not as its secret.
+    #[test]
+    fn headers_are_sealed() {
+        let ring = Keyring {
+            peppers: HashMap::new(),
+            data: HashMap::from([(1, random_key().unwrap())]),
+            pepper: 0,
+            newest_data: 1,
+        };
+        let part = crate::domain::id::Part::new(0);
+        let [id, other] = [1, 2].map(|n| SubscriptionId::new(n, part));
+        let headers = vec![("authorization".to_owned(), "Bearer abcdef".to_owned())];
+        let sealed = ring.seal_headers(id, &headers).unwrap();
+        assert!(!in_clear(&sealed));
+        assert!(!sealed.0.windows(6).any(|w| w == b"abcdef"));
+        assert_eq!(ring.open_headers(id, &sealed).unwrap(), headers);
+        assert!(ring.open_headers(other, &sealed).is_err());
+        assert!(ring.open_secret(&id.to_string(), &sealed).is_err());
+        let secret = ring.seal(&id.to_string(), "[]").unwrap();
+        assert!(ring.open_headers(id, &secret).is_err());
+        let none = ring.seal_headers(id, &[]).unwrap();
+        assert_eq!(none, Sealed(Vec::new()));
+        assert_eq!(ring.open_headers(id, &none).unwrap(), []);
     }
 }

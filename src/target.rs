@@ -1,4 +1,4 @@
-//! A subscription, ready to be sent to: its secrets opened, its URL and headers
+//! A subscription, ready to be sent to: its secrets and headers opened, its URL
 //! parsed, once and not for each attempt.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
@@ -45,8 +45,11 @@ impl Target {
             )),
             None => None,
         };
-        let mut headers = HeaderMap::with_capacity(s.headers.len());
-        for (name, value) in &s.headers {
+        let own = keyring
+            .open_headers(s.id, &s.headers)
+            .map_err(|e| e.to_string())?;
+        let mut headers = HeaderMap::with_capacity(own.len());
+        for (name, value) in &own {
             let name: HeaderName = name.parse().map_err(|_| format!("bad header {name}"))?;
             let value: HeaderValue = value.parse().map_err(|_| format!("bad value of {name}"))?;
             headers.insert(name, value);

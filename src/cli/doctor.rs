@@ -8,7 +8,7 @@ use super::failed;
 use crate::{
     app,
     domain::signature::Secret,
-    seal::Keyring,
+    seal::{self, Keyring},
     settings::Settings,
     store::{self, Store},
 };
@@ -62,7 +62,8 @@ pub(super) async fn run(args: DoctorArgs) -> ExitCode {
 async fn secrets(store: &dyn Store, keyring: &Keyring) -> store::Result<Vec<String>> {
     let changes = store.changes(0).await?;
     let mut faults = Vec::new();
-    let mut sealed = 0;
+    let (mut sealed, mut headers) = (0, 0);
+    let mut bad_headers = Vec::new();
     for s in changes.subscriptions.iter().flat_map(|l| &l.subscriptions) {
         let place = s.id.to_string();
         for secret in std::iter::once(&s.secret).chain(s.previous.as_ref().map(|p| &p.secret)) {
@@ -78,11 +79,26 @@ async fn secrets(store: &dyn Store, keyring: &Keyring) -> store::Result<Vec<Stri
                 Ok(_) => {}
             }
         }
+        if !s.headers.0.is_empty() {
+            headers += 1;
+            match keyring.open_headers(s.id, &s.headers) {
+                Err(e) => bad_headers.push(e.to_string()),
+                Ok(_) if seal::in_clear(&s.headers) => bad_headers.push(format!(
+                    "{place}: its headers are stored as they are; any change to it seals them"
+                )),
+                Ok(_) => {}
+            }
+        }
     }
     println!(
         "✅ {} of {sealed} subscription secrets are sealed and open",
         sealed - faults.len()
     );
+    println!(
+        "✅ {} of {headers} subscriptions' headers are sealed and open",
+        headers - bad_headers.len()
+    );
+    faults.append(&mut bad_headers);
     println!(
         "✅ {} API keys are stored as HMAC-SHA-256 digests under a sealed pepper",
         changes.keys.len()

@@ -53,6 +53,9 @@ pub enum PayloadFormat {
     CloudEventsBinary,
 }
 
+/// Names and values of headers.
+pub type Headers = Vec<(String, String)>;
+
 /// A subscription as it is stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subscription {
@@ -64,8 +67,9 @@ pub struct Subscription {
     pub url: String,
     /// Which events it wants.
     pub event_types: Vec<String>,
-    /// Headers of its own.
-    pub headers: Vec<(String, String)>,
+    /// Headers of its own, which often let the sender in somewhere; empty where
+    /// there are none.
+    pub headers: Sealed,
     /// A note for people.
     pub description: String,
     /// Set while it is off.

@@ -13,7 +13,8 @@ use crate::{
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, PreviousSecret, Sealed, Subscription,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, PayloadFormat, PreviousSecret, Sealed,
+            Subscription,
         },
     },
     error::{Error, Reason, Result},
@@ -27,6 +28,7 @@ use crate::{
         UpdateSubscriptionRequest, UpdateSubscriptionResponse,
         subscription_service_server::SubscriptionService,
     },
+    seal,
     store::StoreError,
 };
 
@@ -65,6 +67,9 @@ impl Subscriptions {
             let old = self.load(caller, id).await?;
             let now = wall_clock();
             let mut new = old.clone();
+            if seal::in_clear(&new.headers) {
+                new.headers = self.seal_headers(id, &self.headers(&new)?)?;
+            }
             change(&mut new, now)?;
             if new == old {
                 return Ok((old, new));
@@ -89,8 +94,23 @@ impl Subscriptions {
             .map_err(Error::internal)
     }
 
-    fn view(&self, s: &Subscription) -> v1::Subscription {
-        view::view(s, &self.0.directory, wall_clock())
+    fn seal_headers(&self, id: SubscriptionId, headers: &Headers) -> Result<Sealed> {
+        self.0
+            .keyring
+            .seal_headers(id, headers)
+            .map_err(Error::internal)
+    }
+
+    fn headers(&self, s: &Subscription) -> Result<Headers> {
+        self.0
+            .keyring
+            .open_headers(s.id, &s.headers)
+            .map_err(Error::internal)
+    }
+
+    fn view(&self, s: &Subscription) -> Result<v1::Subscription> {
+        let headers = self.headers(s)?;
+        Ok(view::view(s, headers, &self.0.directory, wall_clock()))
     }
 }
 
@@ -113,7 +133,7 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
         tenant,
         url: String::new(),
         event_types: Vec::new(),
-        headers: Vec::new(),
+        headers: Sealed(Vec::new()),
         description: String::new(),
         disabled: None,
         held: 0,
@@ -170,7 +190,16 @@ impl SubscriptionService for Subscriptions {
         let mut new = blank(id, tenant.id, scheme);
         let live = self.0.live.load_full();
         let names = fields::CHANGEABLE.map(|n| if n == "signature_scheme" { "" } else { n });
-        fields::apply(&mut new, &wanted, &names, &live, now, &mut faults);
+        let mut headers = Headers::new();
+        fields::apply(
+            &mut new,
+            &mut headers,
+            &wanted,
+            &names,
+            &live,
+            now,
+            &mut faults,
+        );
         let secret = secret(&brought, scheme);
         if let Err(e) = &secret {
             for v in &e.violations {
@@ -180,6 +209,7 @@ impl SubscriptionService for Subscriptions {
         faults.done()?;
         let secret = secret?;
         new.secret = self.seal(id, &secret)?;
+        new.headers = self.seal_headers(id, &headers)?;
         new.public_key = secret.public_key().unwrap_or_default();
         let quota = live.quota_subscriptions;
         self.0
@@ -197,7 +227,7 @@ impl SubscriptionService for Subscriptions {
         Ok(Response::new(CreateSubscriptionResponse {
             id: id.to_string(),
             secret: secret.expose().to_owned(),
-            subscription: Some(self.view(&new)),
+            subscription: Some(self.view(&new)?),
         }))
     }
 
@@ -209,7 +239,7 @@ impl SubscriptionService for Subscriptions {
         let id = check::id("id", &request.get_ref().id)?;
         let found = self.load(&caller, id).await?;
         Ok(Response::new(GetSubscriptionResponse {
-            subscription: Some(self.view(&found)),
+            subscription: Some(self.view(&found)?),
         }))
     }
 
@@ -225,7 +255,7 @@ impl SubscriptionService for Subscriptions {
         let mut rows = rows.map_err(unavailable)?;
         let next_page_token = page::cut(&page, &mut rows, |s| s.id);
         Ok(Response::new(ListSubscriptionsResponse {
-            subscriptions: rows.iter().map(|s| self.view(s)).collect(),
+            subscriptions: rows.iter().map(|s| self.view(s)).collect::<Result<_>>()?,
             next_page_token,
         }))
     }
@@ -245,17 +275,24 @@ impl SubscriptionService for Subscriptions {
         let (old, new) = self
             .change(&caller, id, |s, now| {
                 let mut faults = Faults::under("subscription.");
-                let shown = view::view(s, &self.0.directory, now);
+                let before = self.headers(s)?;
+                let mut headers = before.clone();
+                let shown = view::view(s, before.clone(), &self.0.directory, now);
                 let names = fields::named(&wanted, &shown, given.update_mask.as_ref(), &mut faults);
-                fields::apply(s, &wanted, &names, &live, now, &mut faults);
-                faults.done()
+                fields::apply(s, &mut headers, &wanted, &names, &live, now, &mut faults);
+                faults.done()?;
+                // The same ones sealed again would look like a change.
+                if headers != before {
+                    s.headers = self.seal_headers(id, &headers)?;
+                }
+                Ok(())
             })
             .await?;
         if old.disabled.is_some() && new.disabled.is_none() {
             self.0.dispatcher.look_around();
         }
         Ok(Response::new(UpdateSubscriptionResponse {
-            subscription: Some(self.view(&new)),
+            subscription: Some(self.view(&new)?),
         }))
     }
 
@@ -301,7 +338,7 @@ impl SubscriptionService for Subscriptions {
         Ok(Response::new(RotateSubscriptionSecretResponse {
             id: id.to_string(),
             secret: secret.expose().to_owned(),
-            subscription: Some(self.view(&new)),
+            subscription: Some(self.view(&new)?),
         }))
     }
 
@@ -314,7 +351,7 @@ impl SubscriptionService for Subscriptions {
         let id = check::id("id", &request.get_ref().id)?;
         let (_, new) = self.change(&caller, id, end_overlap).await?;
         Ok(Response::new(EndSubscriptionSecretOverlapResponse {
-            subscription: Some(self.view(&new)),
+            subscription: Some(self.view(&new)?),
         }))
     }
 

@@ -1,5 +1,6 @@
 //! What both engines write in the same way.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 
 use super::{Finish, Settle};
@@ -8,7 +9,7 @@ use crate::domain::{
     id::Micros,
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
-    subscription::{Disabled, PayloadFormat, PreviousSecret, Sealed, Subscription},
+    subscription::{Disabled, Headers, PayloadFormat, PreviousSecret, Sealed, Subscription},
 };
 
 /// A [`Finish`] in the columns of the finishing statements.
@@ -183,7 +184,11 @@ impl KeyRow {
 pub(super) struct SubscriptionDoc {
     url: String,
     event_types: Vec<String>,
-    headers: Vec<(String, String)>,
+    /// As they stand, in rows from before they were sealed. Empty otherwise.
+    headers: Headers,
+    /// In base64.
+    #[serde(default)]
+    sealed_headers: String,
     description: String,
     disabled: Option<(Micros, String)>,
     held: Micros,
@@ -215,7 +220,8 @@ impl SubscriptionRow {
         let doc = SubscriptionDoc {
             url: s.url.clone(),
             event_types: s.event_types.clone(),
-            headers: s.headers.clone(),
+            headers: Vec::new(),
+            sealed_headers: BASE64.encode(&s.headers.0),
             description: s.description.clone(),
             disabled: s.disabled.as_ref().map(|d| (d.at, d.reason.clone())),
             held: s.held,
@@ -247,12 +253,20 @@ impl SubscriptionRow {
         let id = SubscriptionId(self.id);
         let doc: SubscriptionDoc =
             serde_json::from_str(&self.doc).map_err(|e| format!("subscription {id}: {e}"))?;
+        let headers = if doc.headers.is_empty() {
+            BASE64
+                .decode(&doc.sealed_headers)
+                .map_err(|e| e.to_string())
+        } else {
+            serde_json::to_vec(&doc.headers).map_err(|e| e.to_string())
+        };
+        let headers = headers.map_err(|e| format!("subscription {id}: headers: {e}"))?;
         Ok(Subscription {
             id,
             tenant: TenantId(self.tenant),
             url: doc.url,
             event_types: doc.event_types,
-            headers: doc.headers,
+            headers: Sealed(headers),
             description: doc.description,
             disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
             held: doc.held,
@@ -328,6 +342,12 @@ mod tests {
             "max_in_flight":100,"max_age":0,"metadata":[],"public_key":""}"#;
         let read = row(doc).into_subscription().unwrap();
         assert_eq!(read.format, PayloadFormat::Standard);
+        assert_eq!(read.headers, Sealed(Vec::new()));
+        let clear = doc.replace(r#""headers":[]"#, r#""headers":[["x-a","b"]]"#);
+        let clear = row(&clear).into_subscription().unwrap();
+        assert_eq!(clear.headers, Sealed(br#"[["x-a","b"]]"#.to_vec()));
+        let again = SubscriptionRow::of(&clear).into_subscription().unwrap();
+        assert_eq!(again, clear);
         for format in [
             PayloadFormat::Standard,
             PayloadFormat::CloudEventsStructured,

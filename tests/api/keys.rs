@@ -12,6 +12,7 @@ contract![
     a_key_is_made_and_used,
     a_secret_is_shown_once,
     nothing_stored_opens_a_door,
+    headers_are_stored_sealed,
     a_typo_is_malformed,
     a_bootstrap_key_keeps_its_text,
     a_new_key_has_defaults,
@@ -158,6 +159,55 @@ async fn nothing_stored_opens_a_door(db: Db) {
         .unwrap();
     assert!(!has(&key));
     assert!(!has(hex::encode(&key).as_bytes()));
+}
+
+// Z1: a subscription's headers are sent, and shown to their owner, and are
+// nowhere in what is stored, before a change and after it.
+async fn headers_are_stored_sealed(db: Db) {
+    use base64::Engine as _;
+    use onering::cli::sink::{Sink, SinkConfig};
+    let app = TestApp::start(&db).await;
+    let (_, key) = app.key(json!({})).await;
+    let sink = Sink::start(SinkConfig::default()).await.unwrap();
+    let values = ["Bearer the-first-token-of-all", "Bearer the-second-token"];
+    let hook = json!({"url": sink.url(), "event_types": ["*"], "description": "dumped-hook",
+        "headers": {"Authorization": values[0]}});
+    let made = app.subscribe(&key, hook).await;
+    let path = format!("/v1/external/webhooks/{}", made.id);
+    for (n, value) in values.into_iter().enumerate() {
+        let headers = json!({"headers": {"Authorization": value}});
+        let changed = app.patch(&path, &key, headers.clone()).await.ok();
+        assert_eq!(changed["headers"], headers["headers"]);
+        // The same ones again are no change.
+        let again = app.patch(&path, &key, headers.clone()).await.ok();
+        assert_eq!(again, changed);
+        let note = json!({"description": format!("dumped-hook-{n}")});
+        app.patch(&path, &key, note).await.ok();
+        let shown = app.get(&path, &key).await.ok();
+        assert_eq!(shown["headers"], headers["headers"]);
+        let event = app.publish(&key, "a.b", json!({"n": n})).await;
+        let deliveries = app.deliveries_of(&key, &event).await;
+        app.delivery_is(&key, deliveries[0]["id"].as_str().unwrap(), "DELIVERED")
+            .await;
+        assert_eq!(sink.deliveries()[n].headers["authorization"], value);
+    }
+    app.stop().await;
+
+    let dump = dump(&db).await;
+    let has = |needle: &[u8]| dump.windows(needle.len()).any(|w| w == needle);
+    assert!(has(b"dumped-hook-1"), "the dump has what is stored");
+    for value in values {
+        let token = &value["Bearer ".len()..];
+        assert!(!has(token.as_bytes()), "{token} is stored");
+        assert!(!has(hex::encode(token).as_bytes()), "{token} is stored");
+        // In base64 wherever in a longer text it begins.
+        for at in 0..3 {
+            let text = &token.as_bytes()[at..];
+            let text = &text[..text.len() / 3 * 3];
+            let text = base64::engine::general_purpose::STANDARD.encode(text);
+            assert!(!has(text.as_bytes()), "{token} is stored");
+        }
+    }
 }
 
 /// Every row of every table (bytes in hexadecimal), or the whole file with its log.

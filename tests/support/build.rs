@@ -246,7 +246,7 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
         tenant,
         url: "https://example.com/hook".to_owned(),
         event_types: vec!["invoice.*".to_owned(), "*".to_owned()],
-        headers: vec![("x-team".to_owned(), "billing".to_owned())],
+        headers: Sealed(vec![0, 7, 255]),
         description: "Faktura – 送り状".to_owned(),
         disabled: None,
         held: 17,

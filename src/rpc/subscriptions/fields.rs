@@ -14,7 +14,8 @@ use crate::{
         id::Micros,
         signature::Scheme,
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, PayloadFormat, Subscription, is_pattern,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, PayloadFormat, Subscription,
+            is_pattern,
         },
     },
     error::{Error, Reason},
@@ -102,9 +103,11 @@ pub(super) fn named(
     mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults)
 }
 
-/// Takes these fields over into a subscription.
+/// Takes these fields over into a subscription, and its headers into `own`: they
+/// are sealed when all is right.
 pub(super) fn apply(
     s: &mut Subscription,
+    own: &mut Headers,
     given: &v1::Subscription,
     names: &[&str],
     live: &Live,
@@ -120,7 +123,7 @@ pub(super) fn apply(
                 s.url = url(&given.url, live, faults);
             }
             "event_types" => s.event_types = event_types(&given.event_types, faults),
-            "headers" => s.headers = headers(&given.headers, faults),
+            "headers" => *own = headers(&given.headers, faults),
             "description" => {
                 s.description = faults.text("description", &given.description, 500, true);
             }
@@ -202,7 +205,7 @@ fn event_types(given: &[String], faults: &mut Faults) -> Vec<String> {
     given.to_vec()
 }
 
-fn headers(given: &HashMap<String, String>, faults: &mut Faults) -> Vec<(String, String)> {
+fn headers(given: &HashMap<String, String>, faults: &mut Faults) -> Headers {
     if given.len() > 20 {
         faults.add("headers", "has at most 20 entries");
     }

@@ -6,7 +6,7 @@ use crate::{
         delivery::Schedule,
         id::Micros,
         signature::Scheme,
-        subscription::{PayloadFormat, Subscription},
+        subscription::{Headers, PayloadFormat, Subscription},
     },
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
     rpc::convert::timestamp,
@@ -51,15 +51,20 @@ pub(super) fn schedule(schedule: &Schedule) -> RetrySchedule {
     }
 }
 
-/// Shows a subscription, without its secret.
-pub(super) fn view(s: &Subscription, directory: &Directory, now: Micros) -> v1::Subscription {
+/// Shows a subscription with its headers, without its secret.
+pub(super) fn view(
+    s: &Subscription,
+    headers: Headers,
+    directory: &Directory,
+    now: Micros,
+) -> v1::Subscription {
     let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     v1::Subscription {
         id: s.id.to_string(),
         tenant: directory.tenant_name(s.tenant),
         url: s.url.clone(),
         event_types: s.event_types.clone(),
-        headers: s.headers.iter().cloned().collect(),
+        headers: headers.into_iter().collect(),
         description: s.description.clone(),
         enabled: Some(s.disabled.is_none()),
         signature_scheme: scheme(s.scheme).into(),
