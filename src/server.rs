@@ -34,6 +34,8 @@ use crate::{
 
 /// The largest REST body but for batches.
 const MAX_BODY: usize = 1 << 20;
+/// What may stand around a payload in a publish's body.
+const AROUND_PAYLOAD: usize = 64 << 10;
 /// The largest body of a batch; also gRPC's limit of a message.
 pub const MAX_BATCH: usize = 4 << 20;
 /// How long a client may take to send a request's headers.
@@ -79,7 +81,8 @@ impl Front {
         grpc: Routes,
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, String> {
-        let openapi = serde_json::to_vec_pretty(&openapi::document(&rest)).map_err(|e| e.to_string())?;
+        let openapi =
+            serde_json::to_vec_pretty(&openapi::document(&rest)).map_err(|e| e.to_string())?;
         Ok(Self {
             context,
             gate,
@@ -105,7 +108,9 @@ impl Front {
             let stale = self.context.directory.freshness() == Freshness::Stale;
             let mut response = self.rest(request, &id).await.map(Body::new);
             if stale {
-                response.headers_mut().insert(STALE, HeaderValue::from_static("true"));
+                response
+                    .headers_mut()
+                    .insert(STALE, HeaderValue::from_static("true"));
             }
             response
         };
@@ -119,7 +124,10 @@ impl Front {
         let request = request.map(Body::new);
         let gated = tower::service_fn(move |request: Request<Body>| self.clone().gated(request));
         let answered = if web {
-            tonic_web::GrpcWebLayer::new().layer(gated).oneshot(request).await
+            tonic_web::GrpcWebLayer::new()
+                .layer(gated)
+                .oneshot(request)
+                .await
         } else {
             gated.oneshot(request).await
         };
@@ -131,7 +139,10 @@ impl Front {
 
     /// A gRPC call behind the gate. Health and reflection are not methods of
     /// ours and open to anybody.
-    async fn gated(self: Arc<Self>, mut request: Request<Body>) -> std::result::Result<Response<Body>, Infallible> {
+    async fn gated(
+        self: Arc<Self>,
+        mut request: Request<Body>,
+    ) -> std::result::Result<Response<Body>, Infallible> {
         if let Some(access) = self.gate.access(request.uri().path()) {
             let peer = peer(request.extensions());
             match self.gate.admit(access, request.headers(), peer).await {
@@ -141,7 +152,9 @@ impl Front {
                     }
                     let mut response = self.grpc.clone().oneshot(request).await?;
                     if admitted.stale {
-                        response.headers_mut().insert(STALE, HeaderValue::from_static("true"));
+                        response
+                            .headers_mut()
+                            .insert(STALE, HeaderValue::from_static("true"));
                     }
                     return Ok(response);
                 }
@@ -157,7 +170,11 @@ impl Front {
             .unwrap_or_else(|e| problem::response(&e, Some(id)))
     }
 
-    async fn routed(&self, mut request: Request<Incoming>, id: &str) -> Result<Response<Full<Bytes>>> {
+    async fn routed(
+        &self,
+        mut request: Request<Incoming>,
+        id: &str,
+    ) -> Result<Response<Full<Bytes>>> {
         // What is called most goes the short way.
         let (method, path) = (request.method(), request.uri().path());
         if method == Method::POST && path == "/v1/external/events" {
@@ -183,9 +200,15 @@ impl Front {
                 .gate
                 .admit(access, request.headers(), peer(request.extensions()))
                 .await?;
-            let limit = if route.template.ends_with("/batch") { MAX_BATCH } else { MAX_BODY };
+            let limit = if route.template.ends_with("/batch") {
+                MAX_BATCH
+            } else {
+                MAX_BODY
+            };
             if route.template == "/v1/external/me" && request.uri().query().is_none() {
-                let caller = admitted.caller.ok_or_else(|| Error::internal("no caller"))?;
+                let caller = admitted
+                    .caller
+                    .ok_or_else(|| Error::internal("no caller"))?;
                 let answer = keys::describe(&self.context, &caller);
                 return Ok(transcode::json_response(
                     StatusCode::OK,
@@ -199,7 +222,8 @@ impl Front {
             return Ok(transcode::answer(&self.rest, self.grpc.clone(), request, limit).await);
         }
         // No such route or method: nobody's call, and no key is looked at.
-        let mut response = transcode::answer(&self.rest, self.grpc.clone(), request, MAX_BODY).await;
+        let mut response =
+            transcode::answer(&self.rest, self.grpc.clone(), request, MAX_BODY).await;
         problem::set_request_id(response.headers_mut(), Some(id));
         Ok(response)
     }
@@ -211,9 +235,15 @@ impl Front {
             .access("/onering.v1.EventService/PublishEvent")
             .ok_or_else(|| Error::internal("no PublishEvent"))?;
         let (parts, body) = request.into_parts();
-        let admitted = self.gate.admit(access, &parts.headers, peer(&parts.extensions)).await?;
-        let caller = admitted.caller.ok_or_else(|| Error::internal("no caller"))?;
-        let bytes = transcode::collect(&parts.headers, body, MAX_BODY).await?;
+        let admitted = self
+            .gate
+            .admit(access, &parts.headers, peer(&parts.extensions))
+            .await?;
+        let caller = admitted
+            .caller
+            .ok_or_else(|| Error::internal("no caller"))?;
+        let most = self.context.live.load().event_max_bytes + AROUND_PAYLOAD;
+        let bytes = transcode::collect(&parts.headers, body, most).await?;
         let query = parts.uri.query();
         let new = if cloudevent::is_one(&parts.headers) {
             cloudevent::parse_publish(query, &parts.headers, &bytes)?
@@ -320,7 +350,10 @@ pub async fn serve(
         });
     }
     drop(listener);
-    if tokio::time::timeout(deadline, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(deadline, graceful.shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("connections did not end in time");
     }
 }
@@ -390,7 +423,8 @@ pub fn tls(tls: &Tls) -> std::result::Result<TlsAcceptor, String> {
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certs = crate::connector::read_certificates(&tls.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|e| format!("{}: {e}", tls.key.display()))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key)
+        .map_err(|e| format!("{}: {e}", tls.key.display()))?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?;
@@ -399,7 +433,9 @@ pub fn tls(tls: &Tls) -> std::result::Result<TlsAcceptor, String> {
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for cert in crate::connector::read_certificates(path)? {
-                roots.add(cert).map_err(|e| format!("{}: {e}", path.display()))?;
+                roots
+                    .add(cert)
+                    .map_err(|e| format!("{}: {e}", path.display()))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .build()

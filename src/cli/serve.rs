@@ -11,7 +11,9 @@ use crate::{
 
 /// The environment, for `--help`.
 pub(super) fn help() -> String {
-    let mut text = String::from("Environment (also in the TOML file that ONERING_CONFIG names, without ONERING_ and in lower case):\n");
+    let mut text = String::from(
+        "Environment (also in the TOML file that ONERING_CONFIG names, without ONERING_ and in lower case):\n",
+    );
     for (name, default, what) in NAMES {
         // Writing to a string does not fail.
         let _ = writeln!(text, "  ONERING_{name:<32} {what} [{default}]");
@@ -36,7 +38,7 @@ pub(super) async fn run() -> ExitCode {
         tracing::warn!(setting.name = name, "this variable means nothing here");
     }
     match App::start(settings, Outside::default()).await {
-        Ok(app) => until_stopped(app).await,
+        Ok(app) => until_stopped(app, |_| {}).await,
         Err(e @ (StartError::Settings(_) | StartError::Seal(_) | StartError::Listen(..))) => {
             failed(WRONG, &e)
         }
@@ -44,13 +46,14 @@ pub(super) async fn run() -> ExitCode {
     }
 }
 
-/// Serves until a signal; reloads on SIGHUP and when the file changes.
-pub(super) async fn until_stopped(app: App) -> ExitCode {
+/// Serves until a signal; reloads on SIGHUP and when the file changes, with the
+/// settings adjusted as they were at the start.
+pub(super) async fn until_stopped(app: App, adjust: fn(&mut Settings)) -> ExitCode {
     let broken = app.broken();
     let code = tokio::select! {
         () = stop_signal() => ExitCode::SUCCESS,
         () = broken.cancelled() => ExitCode::FAILURE,
-        () = follow_settings(&app) => ExitCode::FAILURE,
+        () = follow_settings(&app, adjust) => ExitCode::FAILURE,
     };
     // A second signal does not wait.
     tokio::select! {
@@ -62,9 +65,10 @@ pub(super) async fn until_stopped(app: App) -> ExitCode {
 /// The first of the signals that ask a process to stop.
 async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -76,7 +80,7 @@ async fn stop_signal() {
 /// How often the file is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
-async fn follow_settings(app: &App) {
+async fn follow_settings(app: &App, adjust: fn(&mut Settings)) {
     use tokio::signal::unix::{SignalKind, signal};
     let path = std::env::var_os("ONERING_CONFIG");
     let modified = || {
@@ -94,11 +98,14 @@ async fn follow_settings(app: &App) {
         }
         seen = modified();
         match Settings::read() {
-            Ok(settings) => {
+            Ok(mut settings) => {
+                adjust(&mut settings);
                 app.reload(settings.live);
                 tracing::info!("settings read again");
             }
-            Err(e) => tracing::error!(error.message = %e, "settings not read again; the ones before stay"),
+            Err(e) => {
+                tracing::error!(error.message = %e, "settings not read again; the ones before stay")
+            }
         }
     }
 }

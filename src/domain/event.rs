@@ -26,10 +26,8 @@ pub const TYPE_TAKES: &str =
 /// A time as RFC 3339 in UTC, to the microsecond.
 #[must_use]
 pub fn rfc3339(time: Micros) -> String {
-    jiff::Timestamp::from_microsecond(time).map_or_else(
-        |_| "1970-01-01T00:00:00Z".to_owned(),
-        |t| format!("{t:.6}"),
-    )
+    jiff::Timestamp::from_microsecond(time)
+        .map_or_else(|_| "1970-01-01T00:00:00Z".to_owned(), |t| format!("{t:.6}"))
 }
 
 /// The body that every attempt sends: `{"id","type","timestamp","data"}`, with
@@ -160,13 +158,26 @@ mod tests {
         for good in ["a", "invoice.paid", "x-y_z.1.B"] {
             assert!(is_type(good), "{good}");
         }
-        for bad in ["", ".", "a.", ".a", "a..b", "a b", "a\"b", "ü", &"x".repeat(129)] {
+        for bad in [
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "a b",
+            "a\"b",
+            "ü",
+            &"x".repeat(129),
+        ] {
             assert!(!is_type(bad), "{bad}");
         }
     }
 
     #[test]
     fn a_time_reads_as_rfc_3339() {
-        assert_eq!(rfc3339(1_700_000_000_000_001), "2023-11-14T22:13:20.000001Z");
+        assert_eq!(
+            rfc3339(1_700_000_000_000_001),
+            "2023-11-14T22:13:20.000001Z"
+        );
     }
 }

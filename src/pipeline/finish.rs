@@ -1,5 +1,6 @@
 //! Records how attempts ended, in batches. An outcome is kept until it is
-//! recorded: a store that is away delays it and loses nothing.
+//! recorded, or until this node's session is over: then its row is somebody
+//! else's to send, and is sent again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     domain::{
-        delivery::{Outcome, Status},
+        delivery::Outcome,
         id::{SubscriptionId, wall_clock},
     },
     metrics::Metrics,
@@ -22,9 +23,10 @@ use crate::{
 /// The most outcomes of one statement.
 const BATCH: usize = 512;
 /// How long a small batch waits for more: its rows are not waited for by anyone.
-const LINGER: Duration = Duration::from_millis(5);
+/// What a crash within this time leaves unrecorded is sent again.
+const LINGER: Duration = Duration::from_millis(20);
 /// A batch of this size does not wait.
-const FULL: usize = 64;
+const FULL: usize = 256;
 
 /// The HTTP status by which a receiver says that it is gone for good.
 const GONE: u16 = 410;
@@ -40,7 +42,11 @@ pub(super) struct Finisher {
 
 impl Finisher {
     /// Runs until it is cancelled and everything that came is recorded.
-    pub(super) async fn run(self, mut ended: mpsc::UnboundedReceiver<Ended>, cancel: CancellationToken) {
+    pub(super) async fn run(
+        self,
+        mut ended: mpsc::UnboundedReceiver<Ended>,
+        cancel: CancellationToken,
+    ) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -66,7 +72,7 @@ impl Finisher {
     async fn record(&self, batch: &mut [Ended]) {
         let mut wait = Duration::from_millis(50);
         loop {
-            let finishes: Vec<Finish> = batch.iter().map(|e| e.finish.clone()).collect();
+            let finishes: Vec<Finish> = batch.iter().map(Ended::as_of_now).collect();
             match self.store.finish(&finishes).await {
                 Ok(results) => {
                     for (ended, result) in batch.iter().zip(results) {
@@ -140,16 +146,28 @@ impl Finisher {
             Outcome::ReplayExpired => self.metrics.attempts_replay_expired.increment(1),
             Outcome::TooOld | Outcome::SubscriptionGone | Outcome::Released => {}
         }
-        if let Settle::Dead(status) = ended.finish.settle {
+        let dead = matches!(ended.finish.settle, Settle::Dead(_));
+        if dead {
             self.metrics.deliveries_dead.increment(1);
+        }
+        if dead || matches!(ended.finish.settle, Settle::Failed(_)) {
+            let sent = matches!(
+                ended.outcome,
+                Outcome::Retryable { .. } | Outcome::Permanent
+            );
+            let attempts = job.attempts + u16::from(sent);
             tracing::warn!(
                 delivery.id = %job.id, subscription.id = %job.subscription,
-                delivery.attempts = job.attempts + u16::from(status == Status::Dead),
-                delivery.reason = ended.finish.reason,
-                "Webhook delivery failed after {} attempts", job.attempts + 1
+                delivery.attempts = attempts, delivery.reason = ended.finish.reason, delivery.dead = dead,
+                "Webhook delivery failed after {attempts} attempts"
             );
         }
-        if ended.finish.attempt.as_ref().is_some_and(|a| a.response_status == GONE) {
+        if ended
+            .finish
+            .attempt
+            .as_ref()
+            .is_some_and(|a| a.response_status == GONE)
+        {
             let _ = self.gone.send(job.subscription);
         }
     }

@@ -15,9 +15,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::Client,
@@ -31,11 +32,31 @@ use crate::{
         cloudevent::{self, Message},
         delivery::{Outcome, outcome_of_status},
         id::Micros,
-        signature,
     },
     settings::Live,
     target::Target,
 };
+
+/// The names of our headers, made once.
+mod name {
+    use http::HeaderName;
+
+    use crate::domain::signature;
+
+    pub(super) const WEBHOOK_ID: HeaderName = HeaderName::from_static(signature::WEBHOOK_ID);
+    pub(super) const WEBHOOK_TIMESTAMP: HeaderName =
+        HeaderName::from_static(signature::WEBHOOK_TIMESTAMP);
+    pub(super) const WEBHOOK_SIGNATURE: HeaderName =
+        HeaderName::from_static(signature::WEBHOOK_SIGNATURE);
+    pub(super) const SIGNATURE: HeaderName =
+        HeaderName::from_static(signature::X_WEBHOOK_SIGNATURE);
+    pub(super) const TIMESTAMP: HeaderName =
+        HeaderName::from_static(signature::X_WEBHOOK_TIMESTAMP);
+    pub(super) const EVENT_ID: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_EVENT_ID);
+    pub(super) const EVENT: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_EVENT);
+    pub(super) const ID: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_ID);
+    pub(super) const ATTEMPT: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_ATTEMPT);
+}
 
 /// How much of a failure's answer is kept.
 const KEEP_FAILURE: usize = 4096;
@@ -117,7 +138,11 @@ impl Body for SignedBody {
 impl Sender {
     /// A client that connects as these settings allow.
     #[must_use]
-    pub fn new(connector: HttpsConnector<Connector>, live: Arc<ArcSwap<Live>>, clock: Clock) -> Self {
+    pub fn new(
+        connector: HttpsConnector<Connector>,
+        live: Arc<ArcSwap<Live>>,
+        clock: Clock,
+    ) -> Self {
         let client = Client::builder(TokioExecutor::new())
             // As many as there are attempts at once: a lower bound would close
             // connections that the next attempts open again.
@@ -141,54 +166,38 @@ impl Sender {
         let signed_at = (self.clock)();
         let expired = Arc::new(AtomicBool::new(false));
         let patience = Duration::from_secs(target.subscription.timeout.into());
-        let message = cloudevent::message(target.subscription.format, job.tenant, &job.body);
-        let request = match message {
-            Some(message) => self
-                .request(job, target, signed_at, message, expired.clone())
-                .map_err(|e| e.to_string()),
-            None => Err("what is stored is not an event's body".to_owned()),
+        let failed = |error: &str, outcome| Sent {
+            outcome,
+            status: 0,
+            error: error.to_owned(),
+            response: Vec::new(),
+            took: began.elapsed(),
         };
-        let result = match request {
-            Ok(request) => tokio::time::timeout(patience, self.exchange(request)).await,
-            Err(detail) => Ok(Err(Failure {
-                error: "bad_request".into(),
-                detail,
-            })),
+        let retryable = Outcome::Retryable { retry_after: None };
+        let format = target.subscription.format;
+        let Some(message) = cloudevent::message(format, job.tenant, &job.body) else {
+            tracing::error!(delivery.id = %job.id, "what is stored is not an event's body");
+            return failed("bad_request", retryable);
         };
-        let took = began.elapsed();
-        match result {
-            Ok(Ok(answer)) => Sent {
-                outcome: outcome_of_status(answer.status, answer.retry_after),
-                error: if (200..300).contains(&answer.status) {
-                    String::new()
-                } else {
-                    format!("http_{}", answer.status)
-                },
-                status: answer.status,
-                response: answer.body,
-                took,
-            },
-            Ok(Err(_)) if expired.load(Ordering::Acquire) => Sent {
-                outcome: Outcome::ReplayExpired,
-                status: 0,
-                error: "replay_expired".into(),
-                response: Vec::new(),
-                took,
-            },
-            Ok(Err(failure)) => Sent {
-                outcome: Outcome::Retryable { retry_after: None },
-                status: 0,
-                error: failure.error,
-                response: failure.detail.into_bytes(),
-                took,
-            },
-            Err(_) => Sent {
-                outcome: Outcome::Retryable { retry_after: None },
-                status: 0,
-                error: "timeout".into(),
-                response: Vec::new(),
-                took,
-            },
+        let request = match self.request(job, target, signed_at, message, expired.clone()) {
+            Ok(request) => request,
+            Err(e) => {
+                tracing::debug!(delivery.id = %job.id, error.message = %e, "request can't be built");
+                return failed("bad_request", retryable);
+            }
+        };
+        match tokio::time::timeout(patience, self.client.request(request)).await {
+            Ok(Ok(response)) => self.answered(response, began, patience).await,
+            Ok(Err(_)) if expired.load(Ordering::Acquire) => {
+                failed("replay_expired", Outcome::ReplayExpired)
+            }
+            Ok(Err(e)) => {
+                let failure = Failure::of(&e);
+                // For the operator: it may say what an internal name resolves to.
+                tracing::debug!(delivery.id = %job.id, error.message = failure.detail, "attempt failed");
+                failed(failure.error, retryable)
+            }
+            Err(_) => failed("timeout", retryable),
         }
     }
 
@@ -224,65 +233,79 @@ impl Sender {
         headers.insert(header::USER_AGENT, self.agent.clone());
         let seconds: HeaderValue = signed_at.div_euclid(1_000_000).into();
         let id = HeaderValue::try_from(event)?;
-        headers.insert(signature::WEBHOOK_ID, id.clone());
-        headers.insert(signature::WEBHOOK_TIMESTAMP, seconds.clone());
+        headers.insert(name::WEBHOOK_ID, id.clone());
+        headers.insert(name::WEBHOOK_TIMESTAMP, seconds.clone());
         headers.insert(
-            signature::WEBHOOK_SIGNATURE,
+            name::WEBHOOK_SIGNATURE,
             HeaderValue::try_from(signed.webhook_signature)?,
         );
         headers.insert(
-            signature::X_WEBHOOK_SIGNATURE,
+            name::SIGNATURE,
             HeaderValue::try_from(signed.x_webhook_signature)?,
         );
-        headers.insert(signature::X_WEBHOOK_TIMESTAMP, seconds);
-        headers.insert(signature::X_WEBHOOK_EVENT_ID, id);
-        headers.insert(signature::X_WEBHOOK_EVENT, HeaderValue::try_from(&*job.event_type)?);
-        headers.insert(signature::X_WEBHOOK_ID, HeaderValue::try_from(job.id.to_string())?);
+        headers.insert(name::TIMESTAMP, seconds);
+        headers.insert(name::EVENT_ID, id);
+        headers.insert(name::EVENT, HeaderValue::try_from(&*job.event_type)?);
+        headers.insert(name::ID, HeaderValue::try_from(job.id.to_string())?);
         headers.insert(
-            signature::X_WEBHOOK_ATTEMPT,
+            name::ATTEMPT,
             HeaderValue::from(u32::from(job.attempts) + 1),
         );
         *request.version_mut() = Version::HTTP_11;
         Ok(request)
     }
 
-    async fn exchange(&self, request: Request<SignedBody>) -> Result<Answer, Failure> {
-        let response = self.client.request(request).await.map_err(|e| Failure::of(&e))?;
-        let status = response.status().as_u16();
-        let retry_after = retry_after(response.headers(), (self.clock)());
-        let keep = if response.status().is_success() {
+    /// The status decides; what follows it, or does not follow in time, can't
+    /// change what it said.
+    async fn answered(
+        &self,
+        response: Response<Incoming>,
+        began: Instant,
+        patience: Duration,
+    ) -> Sent {
+        let status = response.status();
+        let outcome = outcome_of_status(
+            status.as_u16(),
+            retry_after(response.headers(), (self.clock)()),
+        );
+        let keep = if status.is_success() {
             KEEP_SUCCESS
         } else {
             KEEP_FAILURE
         };
+        let took = began.elapsed();
         let mut incoming = response.into_body();
-        let (mut body, mut read) = (Vec::new(), 0);
-        // What follows the status can no longer change what it said.
-        while read < DRAIN
-            && let Some(Ok(frame)) = incoming.frame().await
-        {
-            if let Some(data) = frame.data_ref() {
-                read += data.len();
-                let room = keep - body.len();
-                body.extend_from_slice(&data[..data.len().min(room)]);
+        let mut kept = Vec::new();
+        let drain = async {
+            let mut read = 0;
+            while read < DRAIN
+                && let Some(Ok(frame)) = incoming.frame().await
+            {
+                if let Some(data) = frame.data_ref() {
+                    read += data.len();
+                    let room = keep - kept.len();
+                    kept.extend_from_slice(&data[..data.len().min(room)]);
+                }
             }
+        };
+        // Late: what came of it is kept, and the connection closed.
+        let _ = tokio::time::timeout(patience.saturating_sub(took), drain).await;
+        Sent {
+            outcome,
+            error: if status.is_success() {
+                String::new()
+            } else {
+                format!("http_{}", status.as_u16())
+            },
+            status: status.as_u16(),
+            response: kept,
+            took,
         }
-        Ok(Answer {
-            status,
-            retry_after,
-            body,
-        })
     }
 }
 
-struct Answer {
-    status: u16,
-    retry_after: Option<Duration>,
-    body: Vec<u8>,
-}
-
 struct Failure {
-    error: String,
+    error: &'static str,
     detail: String,
 }
 
@@ -304,7 +327,9 @@ impl Failure {
             } else if let Some(e) = e.downcast_ref::<io::Error>() {
                 class = match e.kind() {
                     io::ErrorKind::ConnectionRefused => "connection_refused",
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection_reset",
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                        "connection_reset"
+                    }
                     io::ErrorKind::TimedOut => "timeout",
                     _ => class,
                 };
@@ -316,7 +341,7 @@ impl Failure {
             };
         }
         Self {
-            error: class.to_owned(),
+            error: class,
             detail,
         }
     }
@@ -328,8 +353,13 @@ fn retry_after(headers: &HeaderMap, now: Micros) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp().as_microsecond();
-    Some(Duration::from_micros(u64::try_from(date - now).unwrap_or(0)))
+    let date = jiff::fmt::rfc2822::parse(text)
+        .ok()?
+        .timestamp()
+        .as_microsecond();
+    Some(Duration::from_micros(
+        u64::try_from(date - now).unwrap_or(0),
+    ))
 }
 
 #[cfg(test)]
@@ -345,7 +375,10 @@ mod tests {
             retry_after(&headers, 1_700_000_000_000_000)
         };
         assert_eq!(read("120"), Some(Duration::from_secs(120)));
-        assert_eq!(read("Tue, 14 Nov 2023 22:14:20 GMT"), Some(Duration::from_secs(60)));
+        assert_eq!(
+            read("Tue, 14 Nov 2023 22:14:20 GMT"),
+            Some(Duration::from_secs(60))
+        );
         assert_eq!(read("Tue, 14 Nov 2023 22:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(read("soon"), None);
         assert_eq!(read("-5"), None);

@@ -83,10 +83,14 @@ impl Upkeep {
             if sometimes.is_due() {
                 let look = self.dispatcher.take_suspicion() || !unknown.is_empty();
                 if look {
-                    self.told("reconcile leases", self.reconcile(session, &mut unknown).await);
+                    self.told(
+                        "reconcile leases",
+                        self.reconcile(session, &mut unknown).await,
+                    );
                 }
                 if more_to_forget {
-                    more_to_forget = self.told("retention", self.forget().await) == Some(Forgotten::Some);
+                    more_to_forget =
+                        self.told("retention", self.forget().await) == Some(Forgotten::Some);
                 }
             }
             if hourly.is_due() {
@@ -121,7 +125,13 @@ impl Upkeep {
 
     async fn bury(&self) -> crate::store::Result<()> {
         let owned = self.node.owned();
-        while !owned.is_empty() && self.store.bury(&owned, SLICE).await? == SLICE as u64 {}
+        while !owned.is_empty() {
+            let dead = self.store.bury(&owned, SLICE).await?;
+            self.metrics.deliveries_dead.increment(dead);
+            if dead < SLICE as u64 {
+                break;
+            }
+        }
         Ok(())
     }
 
@@ -164,7 +174,10 @@ impl Upkeep {
             self.store.finish(slice).await?;
         }
         if !twice.is_empty() {
-            tracing::warn!(leases.count = twice.len(), "leases freed whose statement's answer was lost");
+            tracing::warn!(
+                leases.count = twice.len(),
+                "leases freed whose statement's answer was lost"
+            );
             self.dispatcher.look_around();
         }
         Ok(())

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::{
         delivery::{Attempt, AttemptKind, Outcome},
-        id::Micros,
+        id::{Micros, wall_clock},
     },
     metrics::Metrics,
     target::Target,
@@ -55,7 +55,11 @@ impl Worker {
                 let mut next = Some((job, target));
                 while let Some((job, target)) = next {
                     worker.send(job, &target).await;
-                    next = if cancel.is_cancelled() { None } else { worker.dispatcher.take() };
+                    next = if cancel.is_cancelled() {
+                        None
+                    } else {
+                        worker.dispatcher.take()
+                    };
                 }
             });
         }
@@ -74,11 +78,12 @@ impl Worker {
             delivery.id = %job.id, event.id = %job.event, subscription.id = %job.subscription,
             delivery.attempt = job.attempts + 1, "processing delivery"
         );
+        let began = wall_clock();
         let sent = self.sender.send(&job, target).await;
-        self.dispatcher.complete(self.completion(job, sent));
+        self.dispatcher.complete(self.completion(job, sent, began));
     }
 
-    fn completion(&self, job: Job, sent: Sent) -> Completion {
+    fn completion(&self, job: Job, sent: Sent, began: Micros) -> Completion {
         self.metrics.attempt_seconds.record(sent.took.as_secs_f64());
         let number = job.attempts + 1;
         Completion {
@@ -86,7 +91,7 @@ impl Worker {
             outcome: sent.outcome,
             attempt: Some(Attempt {
                 number,
-                started_at: 0,
+                started_at: began,
                 took: micros(sent.took),
                 kind: match sent.outcome {
                     Outcome::Delivered => AttemptKind::Delivered,

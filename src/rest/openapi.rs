@@ -259,7 +259,8 @@ fn request_body(rest: &Rest, schemas: &Schemas, route: &Route) -> Value {
 
 /// A CloudEvent in structured mode.
 fn cloud_event() -> Value {
-    let text = |description: &str| json!({"type": "string", "minLength": 1, "description": description});
+    let text =
+        |description: &str| json!({"type": "string", "minLength": 1, "description": description});
     json!({
         "type": "object",
         "description": "A CloudEvent 1.0. Attributes that are not named here are accepted and not kept.",

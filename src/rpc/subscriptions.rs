@@ -12,7 +12,9 @@ use crate::{
     domain::{
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
-        subscription::{DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, PreviousSecret, Sealed, Subscription},
+        subscription::{
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, PreviousSecret, Sealed, Subscription,
+        },
     },
     error::{Error, Reason, Result},
     pipeline::publish::{NewEvent, unavailable},

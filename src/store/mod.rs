@@ -290,7 +290,8 @@ pub struct Leased {
     pub event: EventId,
     /// The event's type.
     pub event_type: String,
-    /// The body to send.
+    /// The body to send; empty where it is gone, which is never so unless rows were
+    /// deleted by hand.
     pub body: Bytes,
     /// The fence: every lease of the row increments it, every completion checks it.
     pub token: i32,
@@ -358,8 +359,8 @@ pub struct Finish {
     pub settle: Settle,
     /// Why it is not delivered; empty where it is.
     pub reason: String,
-    /// The attempt; none where nothing was tried. Its time is given as how long
-    /// it took; that it ended now is the database's.
+    /// The attempt; none where nothing was tried. Its times are its node's, and
+    /// for people to read; nothing is decided by them.
     pub attempt: Option<Attempt>,
 }
 

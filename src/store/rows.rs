@@ -20,6 +20,8 @@ pub(super) struct FinishRow<'a> {
     pub charge: i16,
     pub replay: i16,
     pub status: i16,
+    /// When the attempt began, by its node's clock; 0: nothing was tried.
+    pub started: Micros,
     pub took: Micros,
     pub error: &'a str,
     pub worker: &'a str,
@@ -31,11 +33,20 @@ pub(super) struct FinishRow<'a> {
 
 impl<'a> FinishRow<'a> {
     pub fn of(f: &'a Finish) -> Self {
-        let micros = |d: std::time::Duration| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX / 4);
+        let micros =
+            |d: std::time::Duration| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX / 4);
         let (action, status, wait, charge, replay) = match f.settle {
             Settle::Done(status) => (0, status, 0, status == Status::Delivered, false),
-            Settle::Dead(status) => (1, status, 0, f.attempt.is_some() && status == Status::Dead, false),
-            Settle::Retry { after, charged } => (2, Status::Retrying, micros(after), charged, !charged),
+            Settle::Dead(status) => (
+                1,
+                status,
+                0,
+                f.attempt.is_some() && status == Status::Dead,
+                false,
+            ),
+            Settle::Retry { after, charged } => {
+                (2, Status::Retrying, micros(after), charged, !charged)
+            }
             Settle::Failed(after) => (3, Status::Failed, micros(after), true, false),
             Settle::Release => (4, Status::Pending, 0, false, false),
         };
@@ -47,6 +58,7 @@ impl<'a> FinishRow<'a> {
             charge: charge.into(),
             replay: replay.into(),
             status: attempt.map_or(0, |a| a.response_status as i16),
+            started: attempt.map_or(0, |a| a.started_at),
             took: attempt.map_or(0, |a| a.took),
             error: attempt.map_or("", |a: &Attempt| &a.error),
             worker: attempt.map_or("", |a| &a.worker),
@@ -116,7 +128,9 @@ impl KeyRow {
             pepper: key.secret.pepper,
             digest: key.secret.digest.to_vec(),
             previous_pepper: key.previous.map_or(0, |p| p.hash.pepper),
-            previous_digest: key.previous.map_or_else(Vec::new, |p| p.hash.digest.to_vec()),
+            previous_digest: key
+                .previous
+                .map_or_else(Vec::new, |p| p.hash.digest.to_vec()),
             previous_until: key.previous.map_or(0, |p| p.until),
             updated_at: key.updated_at,
         }
@@ -219,7 +233,10 @@ impl SubscriptionRow {
             tenant: s.tenant.0,
             doc: serde_json::to_string(&doc).unwrap_or_default(),
             secret: s.secret.0.clone(),
-            previous_secret: s.previous.as_ref().map_or_else(Vec::new, |p| p.secret.0.clone()),
+            previous_secret: s
+                .previous
+                .as_ref()
+                .map_or_else(Vec::new, |p| p.secret.0.clone()),
             previous_until: s.previous.as_ref().map_or(0, |p| p.until),
             updated_at: s.updated_at,
         }

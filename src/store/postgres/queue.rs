@@ -59,8 +59,8 @@ with t as materialized (select now_us() as now, today() as today),
 input as materialized (
   select * from unnest($1::smallint[], $2::uuid[], $3::integer[], $4::smallint[], $5::smallint[], $6::bigint[],
                        $7::smallint[], $8::smallint[], $9::smallint[], $10::bigint[], $11::text[], $12::text[],
-                       $13::bytea[], $14::text[], $15::smallint[], $16::smallint[])
-    as i(part, id, token, action, state, wait, charge, replay, status, took, error, worker, response, reason, kind, number)
+                       $13::bytea[], $14::text[], $15::smallint[], $16::smallint[], $17::bigint[])
+    as i(part, id, token, action, state, wait, charge, replay, status, took, error, worker, response, reason, kind, number, started)
 ),
 found as materialized (
   select q.place, i.* from input i cross join lateral (
@@ -88,7 +88,8 @@ kept as (
 history as (
   insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts,
                     status, reason, worker, response)
-  select part, t.today, id, tenant, sub, event, t.now, took, token, state, was + charge,
+  select part, t.today, id, tenant, sub, event, case when started > 0 then started + took else t.now end, took,
+         token, state, was + charge,
          status, reason, worker, response
   from gone, t where action = 0
 ),
@@ -99,12 +100,13 @@ letters as (
   from gone, t where action = 1
 ),
 ended as (
-  select id, part, token, number, took, kind, status, error, worker, response from gone
-  union all select id, part, token, number, took, kind, status, error, worker, response from kept
+  select id, part, token, number, started, took, kind, status, error, worker, response from gone
+  union all select id, part, token, number, started, took, kind, status, error, worker, response from kept
 ),
 tries as (
   insert into attempts (part, day, delivery, token, number, started_at, took, kind, status, error, worker, response)
-  select part, t.today, id, token, number, t.now - took, took, kind, status, error, worker, response
+  select part, t.today, id, token, number,
+         case when started > 0 then started else t.now - took end, took, kind, status, error, worker, response
   from ended, t where kind > 0
 )
 select id, token from ended";
@@ -201,26 +203,22 @@ impl QueueStore for Postgres {
             .fetch_all(&self.pool)
             .await
             .map_err(failed)?;
-        rows.iter()
-            .map(|r| {
-                Ok(Leased {
-                    id: DeliveryId(r.get(0)),
-                    tenant: TenantId(r.get(1)),
-                    subscription: SubscriptionId(r.get(2)),
-                    event: EventId(r.get(3)),
-                    event_type: r.get(4),
-                    body: r
-                        .get::<Option<Vec<u8>>, _>(5)
-                        .ok_or_else(|| crate::store::StoreError::Data("a queued body is gone".into()))?
-                        .into(),
-                    token: r.get(6),
-                    attempts: r.get::<i16, _>(7) as u16,
-                    replays: r.get::<i16, _>(8) as u16,
-                    by_hand: r.get(9),
-                    age: r.get(10),
-                })
+        Ok(rows
+            .iter()
+            .map(|r| Leased {
+                id: DeliveryId(r.get(0)),
+                tenant: TenantId(r.get(1)),
+                subscription: SubscriptionId(r.get(2)),
+                event: EventId(r.get(3)),
+                event_type: r.get(4),
+                body: r.get::<Option<Vec<u8>>, _>(5).unwrap_or_default().into(),
+                token: r.get(6),
+                attempts: r.get::<i16, _>(7) as u16,
+                replays: r.get::<i16, _>(8) as u16,
+                by_hand: r.get(9),
+                age: r.get(10),
             })
-            .collect()
+            .collect())
     }
 
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
@@ -247,7 +245,12 @@ impl QueueStore for Postgres {
         }
         if !missed.is_empty() {
             let before: HashSet<(Uuid, i32)> = sqlx::query(BEFORE)
-                .bind(missed.iter().map(|i| batch[*i].id.part().get()).collect::<Vec<_>>())
+                .bind(
+                    missed
+                        .iter()
+                        .map(|i| batch[*i].id.part().get())
+                        .collect::<Vec<_>>(),
+                )
                 .bind(missed.iter().map(|i| batch[*i].id.0).collect::<Vec<_>>())
                 .bind(missed.iter().map(|i| batch[*i].token).collect::<Vec<_>>())
                 .fetch_all(&self.finishing)
@@ -297,7 +300,8 @@ impl QueueStore for Postgres {
     }
 
     async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
-        self.changed(sqlx::query(FREE_LOST).bind(numbers(parts))).await
+        self.changed(sqlx::query(FREE_LOST).bind(numbers(parts)))
+            .await
     }
 
     async fn bury(&self, parts: &[Part], limit: i64) -> Result<u64> {
@@ -401,6 +405,7 @@ impl Postgres {
         let mut reason = Vec::with_capacity(n);
         let mut kind = Vec::with_capacity(n);
         let mut number = Vec::with_capacity(n);
+        let mut started = Vec::with_capacity(n);
         // Sorted, so that two nodes lock rows in the same order; and each once,
         // for a statement would carry out both of a pair.
         let mut order: Vec<&Finish> = batch.iter().collect();
@@ -424,6 +429,7 @@ impl Postgres {
             reason.push(text(&f.reason));
             kind.push(row.kind);
             number.push(row.number);
+            started.push(row.started);
         }
         sqlx::query(FINISH)
             .bind(part)
@@ -442,6 +448,7 @@ impl Postgres {
             .bind(reason)
             .bind(kind)
             .bind(number)
+            .bind(started)
             .fetch_all(&self.finishing)
             .await
     }

@@ -40,11 +40,11 @@ static TRIES: Batch = Batch::new(
 );
 
 static DONE: Batch = Batch::new(
-    "with i(part, id, token, state, charge, took, status, reason, worker, response) as (values ",
-    "(?,?,?,?,?,?,?,?,?,?)",
+    "with i(part, id, token, state, charge, finished_at, took, status, reason, worker, response) as (values ",
+    "(?,?,?,?,?,?,?,?,?,?,?)",
     ") insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts,
                          status, reason, worker, response)
-       select q.part, ?, q.id, q.tenant, q.sub, q.event, ?, i.took, q.token, i.state, q.attempts + i.charge,
+       select q.part, ?, q.id, q.tenant, q.sub, q.event, i.finished_at, i.took, q.token, i.state, q.attempts + i.charge,
               i.status, i.reason, i.worker, i.response
        from i cross join queue q on q.part = i.part and q.id = i.id and q.token = i.token",
 );
@@ -187,7 +187,11 @@ async fn record_attempts(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micr
                 .bind(f.id.0)
                 .bind(f.token)
                 .bind(row.number)
-                .bind(now - row.took)
+                .bind(if row.started > 0 {
+                    row.started
+                } else {
+                    now - row.took
+                })
                 .bind(row.took)
                 .bind(row.kind)
                 .bind(row.status)
@@ -210,6 +214,11 @@ async fn record_done(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micros) 
                 .bind(f.token)
                 .bind(row.state)
                 .bind(row.charge)
+                .bind(if row.started > 0 {
+                    row.started + row.took
+                } else {
+                    now
+                })
                 .bind(row.took)
                 .bind(row.status)
                 .bind(f.reason.as_str())
@@ -218,7 +227,6 @@ async fn record_done(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micros) 
         }
         query
             .bind(day_of(now))
-            .bind(now)
             .execute(&mut **tx)
             .await
             .map_err(failed)?;

@@ -37,8 +37,16 @@ static SEEN: Batch = Batch::new(
     " on conflict (part, tenant, key_hash, day) do update
         set content_hash = excluded.content_hash, event = excluded.event,
             deliveries = excluded.deliveries, at = excluded.at
-        where old.at <= excluded.at - 86400000000
-      returning event",
+        where old.at <= excluded.at - 86400000000",
+);
+
+/// Which of these events hold their keys.
+static HOLDERS: Batch = Batch::new(
+    "with i(part, day, tenant, key_hash, event) as (values ",
+    "(?,?,?,?,?)",
+    ") select i.event from i cross join idempotency o
+       on o.part = i.part and o.tenant = i.tenant and o.key_hash = i.key_hash and o.day = i.day
+       where o.event = i.event",
 );
 
 static EVENTS: Batch = Batch::new(
@@ -162,7 +170,7 @@ async fn recognise(
         .iter()
         .filter_map(|i| Some((*i, batch[*i].idempotency?)))
         .collect();
-    let mut first = HashSet::with_capacity(keyed.len());
+    let mut taken = 0;
     for piece in pieces(keyed.len()) {
         let mut query = sqlx::query(SEEN.text(&piece));
         for (i, key) in &keyed[piece] {
@@ -177,12 +185,30 @@ async fn recognise(
                 .bind(p.deliveries.len() as i32)
                 .bind(now);
         }
+        taken += query
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?
+            .rows_affected();
+    }
+    if taken == keyed.len() as u64 {
+        return Ok(());
+    }
+    let mut first = HashSet::with_capacity(keyed.len());
+    for piece in pieces(keyed.len()) {
+        let mut query = sqlx::query(HOLDERS.text(&piece));
+        for (i, key) in &keyed[piece] {
+            let p = &batch[*i];
+            query = query
+                .bind(p.event.part().get())
+                .bind(key.day)
+                .bind(p.tenant.0)
+                .bind(Uuid::from_bytes(key.key))
+                .bind(p.event.0);
+        }
         for r in query.fetch_all(&mut **tx).await.map_err(failed)? {
             first.insert(EventId(r.get(0)));
         }
-    }
-    if first.len() == keyed.len() {
-        return Ok(());
     }
     for (i, key) in keyed
         .iter()
