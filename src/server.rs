@@ -24,7 +24,7 @@ use tower::{Layer as _, ServiceExt as _};
 
 use crate::{
     directory::Freshness,
-    error::{Error, Result},
+    error::{Error, Reason, Result},
     metrics::Metrics,
     proto::v1::PublishEventRequest,
     rest::{RequestId, Rest, cloudevent, hot, openapi, problem, routes::Found, transcode},
@@ -48,6 +48,9 @@ const STREAMS: u32 = 1000;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Set on answers that were decided while the database could not be reached.
 const STALE: HeaderName = HeaderName::from_static("x-onering-stale");
+
+/// Paths that stand for no RPC.
+const PLAIN: [&str; 3] = ["/health", "/openapi.json", "/metrics"];
 
 /// What answers calls.
 pub struct Front {
@@ -101,19 +104,18 @@ impl Front {
             .headers()
             .get(header::CONTENT_TYPE)
             .map_or(&[][..], HeaderValue::as_bytes);
+        let stale = self.context.directory.freshness() == Freshness::Stale;
         let mut response = if content.starts_with(b"application/grpc") {
             let web = content.starts_with(b"application/grpc-web");
-            self.grpc(request, web).await
+            self.clone().grpc(request, web).await
         } else {
-            let stale = self.context.directory.freshness() == Freshness::Stale;
-            let mut response = self.rest(request, &id).await.map(Body::new);
-            if stale {
-                response
-                    .headers_mut()
-                    .insert(STALE, HeaderValue::from_static("true"));
-            }
-            response
+            self.rest(request, &id).await.map(Body::new)
         };
+        if stale {
+            response
+                .headers_mut()
+                .insert(STALE, HeaderValue::from_static("true"));
+        }
         if let Ok(value) = HeaderValue::try_from(id) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
@@ -151,17 +153,18 @@ impl Front {
                         request.extensions_mut().insert(caller);
                     }
                     let mut response = self.grpc.clone().oneshot(request).await?;
-                    if admitted.stale {
-                        response
-                            .headers_mut()
-                            .insert(STALE, HeaderValue::from_static("true"));
-                    }
+                    explain(&mut response);
                     return Ok(response);
                 }
                 Err(e) => return Ok(tonic::Status::from(e).into_http()),
             }
         }
-        self.grpc.clone().oneshot(request).await
+        let foreign = request.uri().path().starts_with("/grpc.");
+        let mut response = self.grpc.clone().oneshot(request).await?;
+        if !foreign {
+            explain(&mut response);
+        }
+        Ok(response)
     }
 
     async fn rest(&self, request: Request<Incoming>, id: &str) -> Response<Full<Bytes>> {
@@ -180,19 +183,11 @@ impl Front {
         if method == Method::POST && path == "/v1/external/events" {
             return self.publish(request).await;
         }
-        if method == Method::GET {
-            match path {
-                "/health" => return Ok(json(StatusCode::OK, br#"{"status":"healthy"}"#)),
-                "/openapi.json" => {
-                    return Ok(transcode::json_response(
-                        StatusCode::OK,
-                        self.openapi.clone(),
-                        HeaderMap::new(),
-                    ));
-                }
-                "/metrics" => return self.scrape(&request).await,
-                _ => {}
-            }
+        if PLAIN.contains(&path) {
+            return match *method {
+                Method::GET | Method::HEAD => self.plain(&request).await,
+                _ => Ok(transcode::wrong_method(method, "GET, HEAD, OPTIONS", id)),
+            };
         }
         if let Found::Route(route, _) = self.rest.routes.find(method, path) {
             let access = &route.access;
@@ -226,6 +221,19 @@ impl Front {
             transcode::answer(&self.rest, self.grpc.clone(), request, MAX_BODY).await;
         problem::set_request_id(response.headers_mut(), Some(id));
         Ok(response)
+    }
+
+    /// What is no method of ours.
+    async fn plain(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+        match request.uri().path() {
+            "/metrics" => self.scrape(request).await,
+            "/openapi.json" => Ok(transcode::json_response(
+                StatusCode::OK,
+                self.openapi.clone(),
+                HeaderMap::new(),
+            )),
+            _ => Ok(json(StatusCode::OK, br#"{"status":"healthy"}"#)),
+        }
     }
 
     /// `POST /v1/external/events`: the payload's bytes are taken as they came.
@@ -280,6 +288,40 @@ impl Front {
             HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
         );
         Ok(response)
+    }
+}
+
+/// Gives a refusal of tonic's own, which is about the form of a request, the
+/// details that ours have. What refuses in a handler carries them already.
+fn explain(response: &mut Response<Body>) {
+    use tonic::{Code, Status};
+    if response.headers().contains_key("grpc-status-details-bin") {
+        return;
+    }
+    let Some(status) = Status::from_header_map(response.headers()) else {
+        return;
+    };
+    let told: Status = match status.code() {
+        Code::Ok => return,
+        // No such method, or a compression that we do not speak.
+        Code::Unimplemented => {
+            let error = match status.message() {
+                "" => Error::new(Reason::NotFound, "there is no such method"),
+                why => Error::new(Reason::UnsupportedMediaType, why),
+            };
+            let told = Status::from(error);
+            let details = told.details().to_vec().into();
+            Status::with_details(Code::Unimplemented, told.message(), details)
+        }
+        Code::Internal => Error::new(
+            Reason::InvalidArgument,
+            format!("not a request: {}", status.message()),
+        )
+        .into(),
+        _ => Error::from(&status).into(),
+    };
+    if let Err(e) = told.add_header(response.headers_mut()) {
+        tracing::debug!(error.message = %e, "refusal without details");
     }
 }
 

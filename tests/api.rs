@@ -22,7 +22,19 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
     support::store::run(support::store::Engine::Sqlite, test);
 }
 
+#[path = "api/bad_input.rs"]
+mod bad_input;
 #[path = "api/cloudevents.rs"]
 mod cloudevents;
+#[path = "api/commands.rs"]
+mod commands;
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/nodes.rs"]
+mod nodes;
+#[path = "api/refusals.rs"]
+mod refusals;
+#[path = "api/tenants.rs"]
+mod tenants;
+#[path = "api/wire.rs"]
+mod wire;

@@ -174,16 +174,18 @@ impl Sender {
             took: began.elapsed(),
         };
         let retryable = Outcome::Retryable { retry_after: None };
-        let format = target.subscription.format;
-        let Some(message) = cloudevent::message(format, job.tenant, &job.body) else {
-            tracing::error!(delivery.id = %job.id, "what is stored is not an event's body");
-            return failed("bad_request", retryable);
+        let message = cloudevent::message(target.subscription.format, job.tenant, &job.body);
+        let request = match message {
+            Some(message) => self
+                .request(job, target, signed_at, message, expired.clone())
+                .map_err(|e| e.to_string()),
+            None => Err("what is stored is not an event's body".to_owned()),
         };
-        let request = match self.request(job, target, signed_at, message, expired.clone()) {
+        let request = match request {
             Ok(request) => request,
             Err(e) => {
-                tracing::debug!(delivery.id = %job.id, error.message = %e, "request can't be built");
-                return failed("bad_request", retryable);
+                tracing::error!(delivery.id = %job.id, error.message = e, "request can't be built");
+                return failed("bad_request", Outcome::Permanent);
             }
         };
         match tokio::time::timeout(patience, self.client.request(request)).await {

@@ -78,23 +78,30 @@ where
     let id = request.extensions().get::<RequestId>().cloned();
     let id = id.as_ref().map(|id| id.0.as_str());
     let head = request.method() == Method::HEAD;
-    let mut response = match call(rest, grpc, request, max_body).await {
-        Ok(response) => response,
-        Err(refused) => {
-            let mut response = problem::response(&refused.error, id);
-            for (name, value) in refused.headers.iter() {
-                if !response.headers().contains_key(name) {
-                    response.headers_mut().append(name, value.clone());
-                }
-            }
-            response
-        }
-    };
+    let mut response = told(call(rest, grpc, request, max_body).await, id);
     problem::set_request_id(response.headers_mut(), id);
     if head {
         without_body(&mut response);
     }
     response
+}
+
+/// Answers a method that a path does not take: 405, or for OPTIONS what there is.
+#[must_use]
+pub fn wrong_method(method: &Method, allow: &str, id: &str) -> Response {
+    told(other_method(method, allow), Some(id))
+}
+
+fn told(result: Result<Response, Refused>, id: Option<&str>) -> Response {
+    result.unwrap_or_else(|refused| {
+        let mut response = problem::response(&refused.error, id);
+        for (name, value) in refused.headers.iter() {
+            if !response.headers().contains_key(name) {
+                response.headers_mut().append(name, value.clone());
+            }
+        }
+        response
+    })
 }
 
 /// A JSON answer; `body` is written already.
@@ -206,14 +213,36 @@ where
     let claimed = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let mut body = std::pin::pin!(body);
     if claimed.is_some_and(|claimed| usize::try_from(claimed).map_or(true, |c| c > limit)) {
+        let waits = headers.contains_key(header::EXPECT);
+        if !waits && claimed.is_some_and(|claimed| claimed <= DISCARD) {
+            discard(body).await;
+        }
         return Err(too_large());
     }
-    let body = std::pin::pin!(Limited::new(body, limit));
-    match body.collect().await {
+    match Limited::new(body.as_mut(), limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(e) if e.is::<LengthLimitError>() => Err(too_large()),
+        Err(e) if e.is::<LengthLimitError>() => {
+            discard(body).await;
+            Err(too_large())
+        }
         Err(_) => Err(Error::field("body", "could not be read to its end")),
+    }
+}
+
+/// How much of a body that is refused is read all the same, in bytes: many
+/// clients read no answer before they have sent all of it.
+const DISCARD: u64 = 16 << 20;
+
+/// Reads a body, and keeps nothing of it.
+async fn discard<B: http_body::Body>(mut body: std::pin::Pin<&mut B>) {
+    use bytes::Buf as _;
+    let mut read = 0;
+    while read < DISCARD
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        read += frame.data_ref().map_or(0, |data| data.remaining() as u64);
     }
 }
 

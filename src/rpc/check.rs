@@ -108,14 +108,11 @@ impl Faults {
         let sorted = sorted(given);
         for (name, value) in &sorted {
             if !(1..=64).contains(&name.chars().count()) {
-                let field = format!("metadata.{}", echo(name));
+                let field = entry("metadata", name);
                 self.add(field, "has a name of 1 to 64 characters");
             }
             if value.chars().count() > 512 {
-                self.add(
-                    format!("metadata.{}", echo(name)),
-                    "has at most 512 characters",
-                );
+                self.add(entry("metadata", name), "has at most 512 characters");
             }
         }
         sorted
@@ -127,6 +124,11 @@ pub(super) fn sorted(map: &HashMap<String, String>) -> Vec<(String, String)> {
     let mut list: Vec<_> = map.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     list.sort_unstable();
     list
+}
+
+/// An entry of a map, as a violation names it: the same as for wrong JSON.
+pub(super) fn entry(map: &str, name: &str) -> String {
+    format!("{map}[{:?}]", echo(name))
 }
 
 /// The beginning of a name that the caller made up.

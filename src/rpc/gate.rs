@@ -42,8 +42,6 @@ pub struct Gate {
 pub struct Admitted {
     /// Who makes it; none for a public method.
     pub caller: Option<Caller>,
-    /// Whether it was decided with configuration that can't be renewed.
-    pub stale: bool,
 }
 
 impl Gate {
@@ -123,21 +121,16 @@ impl Gate {
     }
 
     fn decide(&self, access: &Access, headers: &HeaderMap) -> Result<Admitted> {
-        let freshness = self.directory.freshness();
-        if freshness == Freshness::TooOld {
+        if self.directory.freshness() == Freshness::TooOld {
             return Err(Error::new(
                 Reason::StoreUnavailable,
                 "the database has been away for too long to decide on keys",
             )
             .retry_after(Duration::from_secs(1)));
         }
-        let stale = freshness == Freshness::Stale;
         let audience = Audience::try_from(access.audience).unwrap_or(Audience::Unspecified);
         if audience == Audience::Public {
-            return Ok(Admitted {
-                caller: None,
-                stale,
-            });
+            return Ok(Admitted { caller: None });
         }
         let credential = bearer(headers);
         let switches = self.directory.switches();
@@ -178,7 +171,6 @@ impl Gate {
         }
         Ok(Admitted {
             caller: Some(Caller::new(entry)),
-            stale,
         })
     }
 }

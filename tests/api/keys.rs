@@ -329,8 +329,11 @@ async fn bad_fields_are_named(db: Db) {
             "expire_time",
         ),
         (json!({"expire_time": "tomorrow"}), "expire_time"),
-        (json!({"metadata": {"": "x"}}), "metadata."),
-        (json!({"metadata": {"x": "y".repeat(513)}}), "metadata.x"),
+        (json!({"metadata": {"": "x"}}), "metadata[\"\"]"),
+        (
+            json!({"metadata": {"x": "y".repeat(513)}}),
+            "metadata[\"x\"]",
+        ),
         (json!({"canary": true, "canary_enabled": false}), "canary"),
         (json!({"kind": "ADMIN", "tier": "pro"}), "tier"),
         (

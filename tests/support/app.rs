@@ -175,6 +175,11 @@ impl TestApp {
         &self.app
     }
 
+    /// The variables that it was started with.
+    pub fn vars(&self) -> &BTreeMap<String, String> {
+        &self.vars
+    }
+
     pub fn db(&self) -> &Db {
         &self.db
     }

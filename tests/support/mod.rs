@@ -8,4 +8,7 @@
 
 pub mod app;
 pub mod build;
+pub mod call;
+pub mod command;
+pub mod proxy;
 pub mod store;

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Reason},
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
     rpc::{
-        check::{Faults, echo, sorted},
+        check::{Faults, echo, entry, sorted},
         mask::{self, Fixed},
     },
     settings::Live,
@@ -209,7 +209,7 @@ fn headers(given: &HashMap<String, String>, faults: &mut Faults) -> Vec<(String,
     let sorted = sorted(given);
     let mut seen: Vec<String> = Vec::with_capacity(sorted.len());
     for (name, value) in &sorted {
-        let field = format!("headers.{}", echo(name));
+        let field = entry("headers", name);
         let lower = name.to_ascii_lowercase();
         if name.len() > 128 || name.parse::<HeaderName>().is_err() {
             faults.add(&field, "is not the name of a header");
