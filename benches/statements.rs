@@ -4,7 +4,11 @@
 //! Finishing must cost the same with a long queue as with an empty one: a plan
 //! that scans the queue shows as a collapse of the last rows of the table.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark may stop on an error")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark may stop on an error"
+)]
 
 use std::{
     sync::Arc,
@@ -99,7 +103,11 @@ impl Bench {
         let since = Instant::now();
         let answers = self.store.publish(self.session, &batch).await.unwrap();
         rate.add(rows, since);
-        assert!(answers.iter().all(|a| matches!(a, Published::Accepted { leased: true })));
+        assert!(
+            answers
+                .iter()
+                .all(|a| matches!(a, Published::Accepted { leased: true }))
+        );
         batch
             .iter()
             .map(|p| delivered(p.deliveries[0].id, 1))
@@ -212,12 +220,16 @@ async fn run(database: &Database, engine: &str, args: &Args) {
 
 /// A database of its own on the test server, dropped afterwards.
 async fn on_postgres(args: &Args) {
-    let server = std::env::var("ONERING_TEST_POSTGRES_URL")
-        .expect("ONERING_TEST_POSTGRES_URL is not set: run `./test servers` and evaluate what it prints");
+    let server = std::env::var("ONERING_TEST_POSTGRES_URL").expect(
+        "ONERING_TEST_POSTGRES_URL is not set: run `./test servers` and evaluate what it prints",
+    );
     let mut admin = sqlx::PgConnection::connect(&server).await.unwrap();
     let name = format!("onering_bench_{}", std::process::id());
     let execute = async |admin: &mut sqlx::PgConnection, sql: String| {
-        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(admin).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .execute(admin)
+            .await
+            .unwrap();
     };
     execute(&mut admin, format!("create database {name}")).await;
     let mut url = url::Url::parse(&server).unwrap();

@@ -93,10 +93,12 @@ pub fn database(settings: &Settings) -> Database {
 #[must_use]
 pub fn data_dir(settings: &Settings) -> PathBuf {
     settings.data_dir.clone().unwrap_or_else(|| {
-        let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(|| {
-            let home = std::env::var_os("HOME")?;
-            Some(PathBuf::from(home).join(".local/share"))
-        });
+        let base = std::env::var_os("XDG_DATA_HOME")
+            .map(PathBuf::from)
+            .or_else(|| {
+                let home = std::env::var_os("HOME")?;
+                Some(PathBuf::from(home).join(".local/share"))
+            });
         base.unwrap_or_else(|| PathBuf::from(".")).join("onering")
     })
 }
@@ -121,9 +123,18 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let live = Arc::new(ArcSwap::from_pointee(settings.live.clone()));
         bootstrap(&settings, &*store, &keyring).await?;
-        let directory =
-            Directory::load(store.clone(), keyring.clone(), live.clone(), metrics.clone()).await?;
-        let connector = Connector::new(live.clone(), outside.resolver, settings.egress_proxy.clone());
+        let directory = Directory::load(
+            store.clone(),
+            keyring.clone(),
+            live.clone(),
+            metrics.clone(),
+        )
+        .await?;
+        let connector = Connector::new(
+            live.clone(),
+            outside.resolver,
+            settings.egress_proxy.clone(),
+        );
         let https = connector::https(&settings, connector).map_err(StartError::Settings)?;
         let sender = Arc::new(Sender::new(https, live.clone(), outside.clock));
         // The address is taken before the session is begun: of two nodes with
@@ -172,13 +183,26 @@ impl App {
         let grpc = rpc::routes(&context, health).map_err(StartError::Settings)?;
         tasks.spawn(
             "health",
-            report_health(reporter, directory, node, background.clone(), serving.clone()),
+            report_health(
+                reporter,
+                directory,
+                node,
+                background.clone(),
+                serving.clone(),
+            ),
         );
-        let front = Front::new(context.clone(), gate, rest, grpc, metrics).map_err(StartError::Settings)?;
+        let front =
+            Front::new(context.clone(), gate, rest, grpc, metrics).map_err(StartError::Settings)?;
         let server = Tasks::new();
         server.spawn(
             "server",
-            server::serve(Arc::new(front), listener, acceptor, settings.shutdown, serving.clone()),
+            server::serve(
+                Arc::new(front),
+                listener,
+                acceptor,
+                settings.shutdown,
+                serving.clone(),
+            ),
         );
         tracing::info!(
             server.address = %address, server.tls = settings.tls.is_some(),
@@ -212,7 +236,9 @@ impl App {
     /// end or are given back; outcomes are recorded; the session ends.
     pub async fn stop(self) {
         self.serving.cancel();
-        self.server.join(self.shutdown + Duration::from_secs(1)).await;
+        self.server
+            .join(self.shutdown + Duration::from_secs(1))
+            .await;
         self.pipeline.drain(self.shutdown).await;
         self.background.cancel();
         self.tasks.join(Duration::from_secs(5)).await;
@@ -223,7 +249,11 @@ impl App {
 }
 
 /// Makes the first admin key of an empty store, if the settings name one.
-async fn bootstrap(settings: &Settings, store: &dyn Store, keyring: &Keyring) -> Result<(), StartError> {
+async fn bootstrap(
+    settings: &Settings,
+    store: &dyn Store,
+    keyring: &Keyring,
+) -> Result<(), StartError> {
     let Some(text) = &settings.bootstrap_key else {
         return Ok(());
     };
@@ -242,7 +272,11 @@ pub fn first_admin_key(text: &str, keyring: &Keyring) -> Key {
     let now = wall_clock();
     let (id, secret, whole_text) = match key::parse(text) {
         Ok(parsed) if parsed.kind == Kind::Admin => (parsed.id, parsed.secret, false),
-        _ => (KeyId::new(now, Part::new(0)), Zeroizing::new(text.to_owned()), true),
+        _ => (
+            KeyId::new(now, Part::new(0)),
+            Zeroizing::new(text.to_owned()),
+            true,
+        ),
     };
     Key {
         id,
@@ -269,9 +303,9 @@ pub fn first_admin_key(text: &str, keyring: &Keyring) -> Key {
 /// # Errors
 /// With what it takes.
 pub fn check_bootstrap_key(text: &str) -> Result<(), String> {
-    let fits = text
-        .strip_prefix(ADMIN_PREFIX)
-        .is_some_and(|rest| (24..=256).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_graphic()));
+    let fits = text.strip_prefix(ADMIN_PREFIX).is_some_and(|rest| {
+        (24..=256).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_graphic())
+    });
     if fits {
         Ok(())
     } else {
@@ -290,9 +324,8 @@ async fn report_health(
 ) {
     let mut told = None;
     loop {
-        let well = !serving.is_cancelled()
-            && directory.freshness() == Freshness::Fresh
-            && node.is_alive();
+        let well =
+            !serving.is_cancelled() && directory.freshness() == Freshness::Fresh && node.is_alive();
         if told != Some(well) {
             told = Some(well);
             let status = if well {

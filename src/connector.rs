@@ -95,9 +95,15 @@ impl Connector {
         }
     }
 
-    async fn connect(self, uri: Uri) -> Result<TcpStream, Box<dyn std::error::Error + Send + Sync>> {
+    async fn connect(
+        self,
+        uri: Uri,
+    ) -> Result<TcpStream, Box<dyn std::error::Error + Send + Sync>> {
         let host = uri.host().unwrap_or_default();
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         let https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         let addresses = self.allowed(&host).await?;
@@ -212,7 +218,10 @@ impl tower_service::Service<Uri> for Connector {
 ///
 /// # Errors
 /// Where the file can't be read.
-pub fn https(settings: &Settings, connector: Connector) -> Result<HttpsConnector<Connector>, String> {
+pub fn https(
+    settings: &Settings,
+    connector: Connector,
+) -> Result<HttpsConnector<Connector>, String> {
     let mut roots = RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     if let Some(path) = &settings.endpoint_ca {
@@ -222,11 +231,12 @@ pub fn https(settings: &Settings, connector: Connector) -> Result<HttpsConnector
                 .map_err(|e| format!("{}: {e}", path.display()))?;
         }
     }
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
     Ok(HttpsConnectorBuilder::new()
         .with_tls_config(config)
         .https_or_http()

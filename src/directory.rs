@@ -307,7 +307,8 @@ impl Directory {
     pub fn switches(&self) -> Switches {
         let pins = self.live.load().pins;
         let stored = read(&self.stored_switches);
-        let switch = |pin: Option<bool>, name| pin.unwrap_or_else(|| stored.get(name) == Some(&true));
+        let switch =
+            |pin: Option<bool>, name| pin.unwrap_or_else(|| stored.get(name) == Some(&true));
         Switches {
             api: switch(pins.api, "external_api.enabled"),
             canary_only: switch(pins.canary_only, "external_api.canary_only"),
@@ -337,11 +338,16 @@ impl Directory {
             }
         };
         let entry = entry.ok_or_else(|| {
-            Error::new(Reason::KeyInvalid, "there is no such key, or its secret is wrong")
+            Error::new(
+                Reason::KeyInvalid,
+                "there is no such key, or its secret is wrong",
+            )
         })?;
         match entry.key.status_at(now) {
             Status::Active => {}
-            Status::Disabled => return Err(Error::new(Reason::KeyDisabled, "the key is switched off")),
+            Status::Disabled => {
+                return Err(Error::new(Reason::KeyDisabled, "the key is switched off"));
+            }
             Status::Revoked => return Err(Error::new(Reason::KeyRevoked, "the key was revoked")),
             Status::Expired => return Err(Error::new(Reason::KeyExpired, "the key has expired")),
         }
@@ -349,21 +355,33 @@ impl Directory {
         Ok(entry)
     }
 
-    fn prove(&self, id: KeyId, kind: key::Kind, secret: &str, now: Micros) -> Option<Arc<KeyEntry>> {
+    fn prove(
+        &self,
+        id: KeyId,
+        kind: key::Kind,
+        secret: &str,
+        now: Micros,
+    ) -> Option<Arc<KeyEntry>> {
         let entry = self.key(id);
         // Of an unknown key a digest is computed and compared all the same.
-        let nothing = key::Hashed { pepper: 0, digest: [0; 32] };
+        let nothing = key::Hashed {
+            pepper: 0,
+            digest: [0; 32],
+        };
         let stored = entry.as_ref().map_or(nothing, |e| e.key.secret);
         let digest = self.keyring.digest(stored.pepper, secret);
         let current = digest.ct_eq(&stored.digest);
-        let previous = entry.as_ref().and_then(|e| e.key.previous).is_some_and(|p| {
-            let digest = if p.hash.pepper == stored.pepper {
-                digest
-            } else {
-                self.keyring.digest(p.hash.pepper, secret)
-            };
-            p.hash.matches(&digest) && now < p.until
-        });
+        let previous = entry
+            .as_ref()
+            .and_then(|e| e.key.previous)
+            .is_some_and(|p| {
+                let digest = if p.hash.pepper == stored.pepper {
+                    digest
+                } else {
+                    self.keyring.digest(p.hash.pepper, secret)
+                };
+                p.hash.matches(&digest) && now < p.until
+            });
         let entry = entry.filter(|e| e.key.kind == kind && !e.key.whole_text)?;
         if bool::from(current) {
             if entry.key.previous.is_some() {

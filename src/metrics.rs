@@ -76,11 +76,22 @@ impl Metrics {
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
         let r = Register(&recorder);
-        let attempts = |outcome| r.counter("onering_attempts_total", "Attempts, by outcome", outcome);
+        let attempts =
+            |outcome| r.counter("onering_attempts_total", "Attempts, by outcome", outcome);
         let deliveries = |outcome| {
-            r.counter("onering_deliveries_total", "Finished deliveries, by outcome", outcome)
+            r.counter(
+                "onering_deliveries_total",
+                "Finished deliveries, by outcome",
+                outcome,
+            )
         };
-        let events = |outcome| r.counter("onering_events_total", "Published events, by outcome", outcome);
+        let events = |outcome| {
+            r.counter(
+                "onering_events_total",
+                "Published events, by outcome",
+                outcome,
+            )
+        };
         Self {
             events_accepted: events(Some(("outcome", "accepted"))),
             events_repeated: events(Some(("outcome", "repeated"))),
@@ -95,13 +106,22 @@ impl Metrics {
                 "Outcomes that came after their lease was lost",
                 None,
             ),
-            attempt_seconds: r.histogram("onering_attempt_seconds", "Request to response of an attempt"),
+            attempt_seconds: r.histogram(
+                "onering_attempt_seconds",
+                "Request to response of an attempt",
+            ),
             delivery_seconds: r.histogram("onering_delivery_seconds", "Publish to delivered"),
             publish_batch: r.histogram("onering_publish_batch_size", "Events a commit"),
             finish_batch: r.histogram("onering_finish_batch_size", "Outcomes a commit"),
-            jobs_waiting: r.gauge("onering_jobs_waiting", "Leased deliveries that wait for a worker"),
+            jobs_waiting: r.gauge(
+                "onering_jobs_waiting",
+                "Leased deliveries that wait for a worker",
+            ),
             jobs_in_flight: r.gauge("onering_jobs_in_flight", "Attempts under way"),
-            partitions_owned: r.gauge("onering_partitions_owned", "Partitions that this node owns, of 64"),
+            partitions_owned: r.gauge(
+                "onering_partitions_owned",
+                "Partitions that this node owns, of 64",
+            ),
             config_stale: r.gauge(
                 "onering_config_stale",
                 "1 while the node decides with configuration that it can't renew",
@@ -153,8 +173,12 @@ impl Register<'_> {
     ) -> Counter {
         self.0
             .describe_counter(KeyName::from(name), Some(Unit::Count), what.into());
-        let labels = label.map(|(k, v)| Label::new(k, v)).into_iter().collect::<Vec<_>>();
-        self.0.register_counter(&Key::from_parts(name, labels), &META)
+        let labels = label
+            .map(|(k, v)| Label::new(k, v))
+            .into_iter()
+            .collect::<Vec<_>>();
+        self.0
+            .register_counter(&Key::from_parts(name, labels), &META)
     }
 
     fn gauge(&self, name: &'static str, what: &'static str) -> Gauge {

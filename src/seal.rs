@@ -155,10 +155,18 @@ impl Keyring {
     /// costs the same and matches nothing.
     #[must_use]
     pub fn digest(&self, pepper: i32, secret: &str) -> [u8; 32] {
-        let Some(mac) = self.peppers.get(&pepper).or_else(|| self.peppers.values().next()) else {
+        let Some(mac) = self
+            .peppers
+            .get(&pepper)
+            .or_else(|| self.peppers.values().next())
+        else {
             return [0; 32];
         };
-        mac.clone().chain_update(secret.as_bytes()).finalize().into_bytes().into()
+        mac.clone()
+            .chain_update(secret.as_bytes())
+            .finalize()
+            .into_bytes()
+            .into()
     }
 
     /// Seals a subscription's secret; `place` is its id.
@@ -179,12 +187,21 @@ impl Keyring {
     ///
     /// # Errors
     /// Where it was sealed with another key or for another subscription.
-    pub fn open_secret(&self, place: &str, sealed: &Sealed) -> Result<Zeroizing<String>, SealError> {
+    pub fn open_secret(
+        &self,
+        place: &str,
+        sealed: &Sealed,
+    ) -> Result<Zeroizing<String>, SealError> {
         let wrong = || SealError::WrongKey(place.to_owned());
         let (version, text) = sealed.0.split_first_chunk::<4>().ok_or_else(wrong)?;
-        let key = self.data.get(&i32::from_be_bytes(*version)).ok_or_else(wrong)?;
+        let key = self
+            .data
+            .get(&i32::from_be_bytes(*version))
+            .ok_or_else(wrong)?;
         let text = open(key, place, text)?;
-        String::from_utf8(text.to_vec()).map(Zeroizing::new).map_err(|_| wrong())
+        String::from_utf8(text.to_vec())
+            .map(Zeroizing::new)
+            .map_err(|_| wrong())
     }
 }
 
@@ -216,7 +233,10 @@ mod tests {
     fn a_seal_holds() {
         let (key, other) = (random_key().unwrap(), random_key().unwrap());
         let sealed = seal(&key, "sub_1", b"whsec_secret").unwrap();
-        assert_eq!(open(&key, "sub_1", &sealed).unwrap().as_slice(), b"whsec_secret");
+        assert_eq!(
+            open(&key, "sub_1", &sealed).unwrap().as_slice(),
+            b"whsec_secret"
+        );
         assert!(!sealed.windows(6).any(|w| w == b"secret"));
         assert!(open(&other, "sub_1", &sealed).is_err());
         assert!(open(&key, "sub_2", &sealed).is_err());

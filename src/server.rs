@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Reason, Result},
     metrics::Metrics,
     proto::v1::PublishEventRequest,
-    rest::{RequestId, Rest, hot, openapi, problem, routes::Found, transcode},
+    rest::{RequestId, Rest, cloudevent, hot, openapi, problem, routes::Found, transcode},
     rpc::{Context, events, gate::Gate, keys},
     settings::Tls,
 };
@@ -84,7 +84,8 @@ impl Front {
         grpc: Routes,
         metrics: Arc<Metrics>,
     ) -> std::result::Result<Self, String> {
-        let openapi = serde_json::to_vec_pretty(&openapi::document(&rest)).map_err(|e| e.to_string())?;
+        let openapi =
+            serde_json::to_vec_pretty(&openapi::document(&rest)).map_err(|e| e.to_string())?;
         Ok(Self {
             context,
             gate,
@@ -111,7 +112,9 @@ impl Front {
             self.rest(request, &id).await.map(Body::new)
         };
         if stale {
-            response.headers_mut().insert(STALE, HeaderValue::from_static("true"));
+            response
+                .headers_mut()
+                .insert(STALE, HeaderValue::from_static("true"));
         }
         if let Ok(value) = HeaderValue::try_from(id) {
             response.headers_mut().insert(REQUEST_ID, value);
@@ -123,7 +126,10 @@ impl Front {
         let request = request.map(Body::new);
         let gated = tower::service_fn(move |request: Request<Body>| self.clone().gated(request));
         let answered = if web {
-            tonic_web::GrpcWebLayer::new().layer(gated).oneshot(request).await
+            tonic_web::GrpcWebLayer::new()
+                .layer(gated)
+                .oneshot(request)
+                .await
         } else {
             gated.oneshot(request).await
         };
@@ -135,7 +141,10 @@ impl Front {
 
     /// A gRPC call behind the gate. Health and reflection are not methods of
     /// ours and open to anybody.
-    async fn gated(self: Arc<Self>, mut request: Request<Body>) -> std::result::Result<Response<Body>, Infallible> {
+    async fn gated(
+        self: Arc<Self>,
+        mut request: Request<Body>,
+    ) -> std::result::Result<Response<Body>, Infallible> {
         if let Some(access) = self.gate.access(request.uri().path()) {
             let peer = peer(request.extensions());
             match self.gate.admit(access, request.headers(), peer).await {
@@ -164,7 +173,11 @@ impl Front {
             .unwrap_or_else(|e| problem::response(&e, Some(id)))
     }
 
-    async fn routed(&self, mut request: Request<Incoming>, id: &str) -> Result<Response<Full<Bytes>>> {
+    async fn routed(
+        &self,
+        mut request: Request<Incoming>,
+        id: &str,
+    ) -> Result<Response<Full<Bytes>>> {
         // What is called most goes the short way.
         let (method, path) = (request.method(), request.uri().path());
         if method == Method::POST && path == "/v1/external/events" {
@@ -182,9 +195,15 @@ impl Front {
                 .gate
                 .admit(access, request.headers(), peer(request.extensions()))
                 .await?;
-            let limit = if route.template.ends_with("/batch") { MAX_BATCH } else { MAX_BODY };
+            let limit = if route.template.ends_with("/batch") {
+                MAX_BATCH
+            } else {
+                MAX_BODY
+            };
             if route.template == "/v1/external/me" && request.uri().query().is_none() {
-                let caller = admitted.caller.ok_or_else(|| Error::internal("no caller"))?;
+                let caller = admitted
+                    .caller
+                    .ok_or_else(|| Error::internal("no caller"))?;
                 let answer = keys::describe(&self.context, &caller);
                 return Ok(transcode::json_response(
                     StatusCode::OK,
@@ -198,7 +217,8 @@ impl Front {
             return Ok(transcode::answer(&self.rest, self.grpc.clone(), request, limit).await);
         }
         // No such route or method: nobody's call, and no key is looked at.
-        let mut response = transcode::answer(&self.rest, self.grpc.clone(), request, MAX_BODY).await;
+        let mut response =
+            transcode::answer(&self.rest, self.grpc.clone(), request, MAX_BODY).await;
         problem::set_request_id(response.headers_mut(), Some(id));
         Ok(response)
     }
@@ -223,11 +243,21 @@ impl Front {
             .access("/onering.v1.EventService/PublishEvent")
             .ok_or_else(|| Error::internal("no PublishEvent"))?;
         let (parts, body) = request.into_parts();
-        let admitted = self.gate.admit(access, &parts.headers, peer(&parts.extensions)).await?;
-        let caller = admitted.caller.ok_or_else(|| Error::internal("no caller"))?;
+        let admitted = self
+            .gate
+            .admit(access, &parts.headers, peer(&parts.extensions))
+            .await?;
+        let caller = admitted
+            .caller
+            .ok_or_else(|| Error::internal("no caller"))?;
         let most = self.context.live.load().event_max_bytes + AROUND_PAYLOAD;
         let bytes = transcode::collect(&parts.headers, body, most).await?;
-        let new = hot::parse_publish(&self.rest, parts.uri.query(), &parts.headers, &bytes)?;
+        let query = parts.uri.query();
+        let new = if cloudevent::is_one(&parts.headers) {
+            cloudevent::parse_publish(query, &parts.headers, &bytes)?
+        } else {
+            hot::parse_publish(&self.rest, query, &parts.headers, &bytes)?
+        };
         let request = PublishEventRequest {
             tenant: new.tenant.unwrap_or_default(),
             event_type: new.event_type,
@@ -252,6 +282,9 @@ impl Front {
         self.gate
             .admit_monitoring(request.headers(), peer(request.extensions()))
             .await?;
+        // As of now: the poll that sets it may be waiting for the database.
+        let stale = self.context.directory.freshness() != Freshness::Fresh;
+        self.metrics.config_stale.set(f64::from(u8::from(stale)));
         let mut response = Response::new(Full::new(Bytes::from(self.metrics.render())));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
@@ -283,9 +316,11 @@ fn explain(response: &mut Response<Body>) {
             let details = told.details().to_vec().into();
             Status::with_details(Code::Unimplemented, told.message(), details)
         }
-        Code::Internal => {
-            Error::new(Reason::InvalidArgument, format!("not a request: {}", status.message())).into()
-        }
+        Code::Internal => Error::new(
+            Reason::InvalidArgument,
+            format!("not a request: {}", status.message()),
+        )
+        .into(),
         _ => Error::from(&status).into(),
     };
     if let Err(e) = told.add_header(response.headers_mut()) {
@@ -360,7 +395,10 @@ pub async fn serve(
         });
     }
     drop(listener);
-    if tokio::time::timeout(deadline, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(deadline, graceful.shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("connections did not end in time");
     }
 }
@@ -430,7 +468,8 @@ pub fn tls(tls: &Tls) -> std::result::Result<TlsAcceptor, String> {
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let certs = crate::connector::read_certificates(&tls.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|e| format!("{}: {e}", tls.key.display()))?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key)
+        .map_err(|e| format!("{}: {e}", tls.key.display()))?;
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?;
@@ -439,7 +478,9 @@ pub fn tls(tls: &Tls) -> std::result::Result<TlsAcceptor, String> {
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for cert in crate::connector::read_certificates(path)? {
-                roots.add(cert).map_err(|e| format!("{}: {e}", path.display()))?;
+                roots
+                    .add(cert)
+                    .map_err(|e| format!("{}: {e}", path.display()))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .build()

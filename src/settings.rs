@@ -13,40 +13,148 @@ use crate::{domain::delivery::Schedule, store::Database};
 
 /// Every name that can be set, with its default for people and what it is.
 pub const NAMES: &[(&str, &str, &str)] = &[
-    ("EXTERNAL_API_ENABLED", "unset", "pins the switch external_api.enabled"),
-    ("EXTERNAL_API_CANARY_ONLY", "unset", "pins the switch external_api.canary_only"),
-    ("WEBHOOKS_ENABLED", "unset", "pins the switch webhooks.enabled"),
-    ("WEBHOOKS_DELIVERY_ENABLED", "unset", "pins the switch webhooks.delivery.enabled"),
-    ("WEBHOOKS_MAX_ATTEMPTS", "3", "attempts of a delivery, 1 to 20"),
-    ("WEBHOOKS_BACKOFF_SECONDS", "60,300,900", "waits after failed attempts"),
-    ("WEBHOOKS_REPLAY_WINDOW_SECONDS", "300", "the greatest age of a signature that leaves"),
-    ("WEBHOOKS_DELIVERY_LOOP_SECONDS", "5", "upper bound of the poll for due deliveries"),
-    ("WEBHOOKS_CONCURRENCY", "512", "attempts under way on this node"),
-    ("DATABASE_URL", "sqlite:// in the data folder", "sqlite://FILE or postgres://…"),
-    ("MASTER_KEY", "none", "base64 of 32 bytes; seals secrets at rest"),
+    (
+        "EXTERNAL_API_ENABLED",
+        "unset",
+        "pins the switch external_api.enabled",
+    ),
+    (
+        "EXTERNAL_API_CANARY_ONLY",
+        "unset",
+        "pins the switch external_api.canary_only",
+    ),
+    (
+        "WEBHOOKS_ENABLED",
+        "unset",
+        "pins the switch webhooks.enabled",
+    ),
+    (
+        "WEBHOOKS_DELIVERY_ENABLED",
+        "unset",
+        "pins the switch webhooks.delivery.enabled",
+    ),
+    (
+        "WEBHOOKS_MAX_ATTEMPTS",
+        "3",
+        "attempts of a delivery, 1 to 20",
+    ),
+    (
+        "WEBHOOKS_BACKOFF_SECONDS",
+        "60,300,900",
+        "waits after failed attempts",
+    ),
+    (
+        "WEBHOOKS_REPLAY_WINDOW_SECONDS",
+        "300",
+        "the greatest age of a signature that leaves",
+    ),
+    (
+        "WEBHOOKS_DELIVERY_LOOP_SECONDS",
+        "5",
+        "upper bound of the poll for due deliveries",
+    ),
+    (
+        "WEBHOOKS_CONCURRENCY",
+        "512",
+        "attempts under way on this node",
+    ),
+    (
+        "DATABASE_URL",
+        "sqlite:// in the data folder",
+        "sqlite://FILE or postgres://…",
+    ),
+    (
+        "MASTER_KEY",
+        "none",
+        "base64 of 32 bytes; seals secrets at rest",
+    ),
     ("MASTER_KEY_FILE", "none", "a file that holds it"),
-    ("DATA_DIR", "see docs", "the embedded database and made keys"),
-    ("BOOTSTRAP_ADMIN_KEY", "none", "the first admin key of an empty store"),
-    ("MONITORING_OPEN", "0 (1 in dev)", "whether monitoring takes no key"),
-    ("REQUIRE_OWN_SCOPES", "0", "whether consumers must name OneRing's own scopes"),
-    ("STALE_SECONDS", "10", "how long to go on without the database"),
-    ("ALLOWED_ENDPOINT_CIDRS", "none", "addresses that receivers may have beyond public ones"),
-    ("ALLOW_HTTP_ENDPOINTS", "0", "whether receivers may be http://"),
-    ("ENDPOINT_CA_FILE", "none", "certificates (PEM) that receivers may use beyond public ones"),
-    ("EGRESS_PROXY", "none", "http://HOST:PORT through which deliveries go"),
+    (
+        "DATA_DIR",
+        "see docs",
+        "the embedded database and made keys",
+    ),
+    (
+        "BOOTSTRAP_ADMIN_KEY",
+        "none",
+        "the first admin key of an empty store",
+    ),
+    (
+        "MONITORING_OPEN",
+        "0 (1 in dev)",
+        "whether monitoring takes no key",
+    ),
+    (
+        "REQUIRE_OWN_SCOPES",
+        "0",
+        "whether consumers must name OneRing's own scopes",
+    ),
+    (
+        "STALE_SECONDS",
+        "10",
+        "how long to go on without the database",
+    ),
+    (
+        "ALLOWED_ENDPOINT_CIDRS",
+        "none",
+        "addresses that receivers may have beyond public ones",
+    ),
+    (
+        "ALLOW_HTTP_ENDPOINTS",
+        "0",
+        "whether receivers may be http://",
+    ),
+    (
+        "ENDPOINT_CA_FILE",
+        "none",
+        "certificates (PEM) that receivers may use beyond public ones",
+    ),
+    (
+        "EGRESS_PROXY",
+        "none",
+        "http://HOST:PORT through which deliveries go",
+    ),
     ("LISTEN", "127.0.0.1:8000", "the address to listen on"),
     ("TLS_CERT", "none", "certificate chain (PEM)"),
     ("TLS_KEY", "none", "its key (PEM)"),
-    ("TLS_CLIENT_CA", "none", "asks clients for a certificate of this authority (PEM)"),
-    ("TIERS", "free=100,pro=1000,enterprise=10000", "tiers and their calls an hour"),
-    ("EVENT_MAX_BYTES", "262144", "the greatest payload of an event"),
+    (
+        "TLS_CLIENT_CA",
+        "none",
+        "asks clients for a certificate of this authority (PEM)",
+    ),
+    (
+        "TIERS",
+        "free=100,pro=1000,enterprise=10000",
+        "tiers and their calls an hour",
+    ),
+    (
+        "EVENT_MAX_BYTES",
+        "262144",
+        "the greatest payload of an event",
+    ),
     ("FAN_OUT_MAX", "1000", "the most deliveries of one event"),
     ("QUOTA_SUBSCRIPTIONS", "1000", "subscriptions of a tenant"),
-    ("QUOTA_STORED_BYTES", "107374182400", "bytes of stored events of a tenant"),
+    (
+        "QUOTA_STORED_BYTES",
+        "107374182400",
+        "bytes of stored events of a tenant",
+    ),
     ("RETENTION_DAYS", "30", "how long history is kept"),
-    ("SESSION_SECONDS", "10", "how long a node lives without the database, 2 to 20"),
-    ("SHUTDOWN_SECONDS", "10", "how long a stop waits for what is under way"),
-    ("NODE_NAME", "the host's", "this node's name in logs and attempts"),
+    (
+        "SESSION_SECONDS",
+        "10",
+        "how long a node lives without the database, 2 to 20",
+    ),
+    (
+        "SHUTDOWN_SECONDS",
+        "10",
+        "how long a stop waits for what is under way",
+    ),
+    (
+        "NODE_NAME",
+        "the host's",
+        "this node's name in logs and attempts",
+    ),
     ("LOG", "info", "log levels, such as `info,onering=debug`"),
     ("LOG_FORMAT", "text", "`text` or `json`"),
 ];
@@ -295,7 +403,11 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
         require_own_scopes: source.flag("REQUIRE_OWN_SCOPES")?.unwrap_or(false),
         stale: Duration::from_secs(source.number("STALE_SECONDS", 10, 0, 86_400)?),
         tiers: source
-            .get("TIERS", "names with calls an hour, such as free=100,pro=1000", tiers)?
+            .get(
+                "TIERS",
+                "names with calls an hour, such as free=100,pro=1000",
+                tiers,
+            )?
             .unwrap_or_else(|| tiers("free=100,pro=1000,enterprise=10000").unwrap_or_default()),
         event_max_bytes: source.number("EVENT_MAX_BYTES", 262_144, 1, 4_194_304)?,
         fan_out_max: source.number("FAN_OUT_MAX", 1000, 1, 10_000)?,
@@ -335,7 +447,11 @@ fn master_key(source: &Source) -> Result<Option<MasterKey>, BadSetting> {
     );
     match text.parse() {
         Ok(key) => Ok(Some(key)),
-        Err(_) => Err(bad("MASTER_KEY_FILE", path, &format!("a file that holds {takes}"))),
+        Err(_) => Err(bad(
+            "MASTER_KEY_FILE",
+            path,
+            &format!("a file that holds {takes}"),
+        )),
     }
 }
 
@@ -399,9 +515,11 @@ impl Settings {
     /// # Errors
     /// The first value that can't be used.
     pub fn read() -> Result<Self, BadSetting> {
-        Self::from_vars(env::vars_os().filter_map(|(k, v)| {
-            Some((k.to_str()?.to_owned(), v.to_string_lossy().into_owned()))
-        }))
+        Self::from_vars(
+            env::vars_os().filter_map(|(k, v)| {
+                Some((k.to_str()?.to_owned(), v.to_string_lossy().into_owned()))
+            }),
+        )
     }
 
     /// Reads these variables as [`read`](Self::read) does the environment.
@@ -436,7 +554,11 @@ impl Settings {
                 .text("BOOTSTRAP_ADMIN_KEY")
                 .map(|v| Zeroizing::new(v.trim().to_owned())),
             listen: source
-                .get("LISTEN", "an address and port, such as 127.0.0.1:8000", |v| v.parse().ok())?
+                .get(
+                    "LISTEN",
+                    "an address and port, such as 127.0.0.1:8000",
+                    |v| v.parse().ok(),
+                )?
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8000))),
             tls: tls(&source)?,
             delivery_loop: Duration::from_secs(source.number(
@@ -454,7 +576,9 @@ impl Settings {
             })?,
             session: Duration::from_secs(source.number("SESSION_SECONDS", 10, 2, 20)?),
             shutdown: Duration::from_secs(source.number("SHUTDOWN_SECONDS", 10, 0, 600)?),
-            node_name: source.text("NODE_NAME").map_or_else(host_name, str::to_owned),
+            node_name: source
+                .text("NODE_NAME")
+                .map_or_else(host_name, str::to_owned),
             log: source.text("LOG").unwrap_or("info").to_owned(),
             log_json: source
                 .get("LOG_FORMAT", "text or json", |v| match v {
@@ -500,9 +624,21 @@ mod tests {
     fn a_bad_value_is_named_with_what_is_allowed() {
         for (name, value, takes) in [
             ("ONERING_WEBHOOKS_ENABLED", "yes", "0, 1, true or false"),
-            ("ONERING_WEBHOOKS_MAX_ATTEMPTS", "0", "a number from 1 to 20"),
-            ("ONERING_LISTEN", "8000", "an address and port, such as 127.0.0.1:8000"),
-            ("ONERING_DATABASE_URL", "mysql://x", "sqlite://FILE or postgres://USER@HOST/DATABASE"),
+            (
+                "ONERING_WEBHOOKS_MAX_ATTEMPTS",
+                "0",
+                "a number from 1 to 20",
+            ),
+            (
+                "ONERING_LISTEN",
+                "8000",
+                "an address and port, such as 127.0.0.1:8000",
+            ),
+            (
+                "ONERING_DATABASE_URL",
+                "mysql://x",
+                "sqlite://FILE or postgres://USER@HOST/DATABASE",
+            ),
         ] {
             let bad = read(&[(name, value)]).unwrap_err();
             assert_eq!((bad.name.as_str(), bad.read.as_str()), (name, value));

@@ -32,12 +32,17 @@ impl Target {
     pub fn new(s: Subscription, keyring: &Keyring) -> Result<Self, String> {
         let place = s.id.to_string();
         let open = |sealed| -> Result<Secret, String> {
-            let text = keyring.open_secret(&place, sealed).map_err(|e| e.to_string())?;
+            let text = keyring
+                .open_secret(&place, sealed)
+                .map_err(|e| e.to_string())?;
             Secret::parse_any(&text).map_err(|e| e.to_string())
         };
         let secret = open(&s.secret)?;
         let overlap = match &s.previous {
-            Some(p) => Some((Signer::new(s.scheme, &secret, Some(&open(&p.secret)?)), p.until)),
+            Some(p) => Some((
+                Signer::new(s.scheme, &secret, Some(&open(&p.secret)?)),
+                p.until,
+            )),
             None => None,
         };
         let mut headers = HeaderMap::with_capacity(s.headers.len());

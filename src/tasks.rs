@@ -29,7 +29,11 @@ impl Tasks {
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let broken = self.broken.clone();
         let guarded = async move {
-            if std::panic::AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            if std::panic::AssertUnwindSafe(task)
+                .catch_unwind()
+                .await
+                .is_err()
+            {
                 tracing::error!(task.name = name, "task panicked; the node stops");
                 broken.cancel();
             }

@@ -17,7 +17,9 @@ pub fn init(levels: &str, json: bool) -> Result<(), String> {
         registry.with(layer.json().flatten_event(true)).try_init()
     } else {
         use std::io::IsTerminal as _;
-        registry.with(layer.with_ansi(std::io::stderr().is_terminal())).try_init()
+        registry
+            .with(layer.with_ansi(std::io::stderr().is_terminal()))
+            .try_init()
     };
     begun.map_err(|e| e.to_string())
 }

@@ -16,7 +16,12 @@ use crate::error::{self, Error};
 #[derive(Args, Clone)]
 pub(super) struct Server {
     /// The server's address
-    #[arg(long, env = "ONERING_URL", default_value = "http://127.0.0.1:8000", global = true)]
+    #[arg(
+        long,
+        env = "ONERING_URL",
+        default_value = "http://127.0.0.1:8000",
+        global = true
+    )]
     url: String,
     /// An admin key
     #[arg(long, env = "ONERING_ADMIN_KEY", hide_env_values = true, global = true)]
@@ -69,7 +74,9 @@ impl Connection {
     /// A request with the admin key.
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", self.key.clone());
+        request
+            .metadata_mut()
+            .insert("authorization", self.key.clone());
         request
     }
 
@@ -82,11 +89,14 @@ impl Connection {
                 .tls_config(ClientTlsConfig::new().with_webpki_roots())
                 .map_err(|e| wrong(&e))?;
         }
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|_| CallError::Unreached(format!("{url} can't be reached; is `onering serve` running there?")))?;
-        let key = format!("Bearer {key}").parse().map_err(|_| CallError::Wrong("the admin key has characters that no key has".into()))?;
+        let channel = endpoint.connect().await.map_err(|_| {
+            CallError::Unreached(format!(
+                "{url} can't be reached; is `onering serve` running there?"
+            ))
+        })?;
+        let key = format!("Bearer {key}")
+            .parse()
+            .map_err(|_| CallError::Wrong("the admin key has characters that no key has".into()))?;
         Ok(Self { channel, key })
     }
 }

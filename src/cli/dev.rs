@@ -121,11 +121,21 @@ fn io(path: &Path) -> impl Fn(std::io::Error) -> Stop {
 async fn start(args: &DevArgs) -> Result<(App, RunningSink), Stop> {
     let mut settings = Settings::read().map_err(|e| Stop::Wrong(e.to_string()))?;
     if settings.tls.is_some() {
-        return Err(Stop::Wrong("`onering dev` serves without TLS: unset ONERING_TLS_CERT, or use `onering serve`".into()));
+        return Err(Stop::Wrong(
+            "`onering dev` serves without TLS: unset ONERING_TLS_CERT, or use `onering serve`"
+                .into(),
+        ));
     }
-    let levels = if settings.log == "info" { "warn" } else { &settings.log };
+    let levels = if settings.log == "info" {
+        "warn"
+    } else {
+        &settings.log
+    };
     telemetry::init(levels, settings.log_json).map_err(Stop::Wrong)?;
-    let dir = settings.data_dir.clone().unwrap_or_else(|| PathBuf::from("onering-data"));
+    let dir = settings
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("onering-data"));
     settings.data_dir = Some(dir.clone());
     if args.fresh {
         clear(&dir)?;
@@ -169,7 +179,8 @@ fn configure(settings: &mut Settings, kept: &mut Kept) -> Result<(), Stop> {
             kept.master_key = seal::new_master_key().map_err(|e| random(&e))?.to_string();
         }
         let key = kept.master_key.parse();
-        settings.master_key = Some(key.map_err(|e| Stop::Failed(format!("{FILE}: master_key takes {e}")))?);
+        settings.master_key =
+            Some(key.map_err(|e| Stop::Failed(format!("{FILE}: master_key takes {e}")))?);
     }
     if let Some(key) = &settings.bootstrap_key {
         key.as_str().clone_into(&mut kept.admin_key);
@@ -185,7 +196,13 @@ fn configure(settings: &mut Settings, kept: &mut Kept) -> Result<(), Stop> {
 }
 
 fn clear(dir: &Path) -> Result<(), Stop> {
-    for name in [FILE, "onering.db", "onering.db-wal", "onering.db-shm", "onering.db.lock"] {
+    for name in [
+        FILE,
+        "onering.db",
+        "onering.db-wal",
+        "onering.db-shm",
+        "onering.db.lock",
+    ] {
         let path = dir.join(name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&path)(e)),
@@ -198,8 +215,12 @@ fn clear(dir: &Path) -> Result<(), Stop> {
 fn read_kept(dir: &Path) -> Result<Kept, Stop> {
     let path = dir.join(FILE);
     match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|e| Stop::Failed(format!("{}: {e}; `onering dev --fresh` begins anew", path.display()))),
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+            Stop::Failed(format!(
+                "{}: {e}; `onering dev --fresh` begins anew",
+                path.display()
+            ))
+        }),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Kept::default()),
         Err(e) => Err(io(&path)(e)),
     }
@@ -221,11 +242,13 @@ fn write_kept(dir: &Path, kept: &Kept) -> Result<(), Stop> {
 
 async fn start_sink(kept: &mut Kept) -> Result<RunningSink, Stop> {
     if kept.secret.is_empty() {
-        let secret = crate::domain::signature::Secret::generate(crate::domain::signature::Scheme::V1)
-            .map_err(|e| Stop::Failed(e.to_string()))?;
+        let secret =
+            crate::domain::signature::Secret::generate(crate::domain::signature::Scheme::V1)
+                .map_err(|e| Stop::Failed(e.to_string()))?;
         secret.expose().clone_into(&mut kept.secret);
     }
-    let key = VerifyingKey::parse(&kept.secret).map_err(|e| Stop::Failed(format!("{FILE}: secret: {e}")))?;
+    let key = VerifyingKey::parse(&kept.secret)
+        .map_err(|e| Stop::Failed(format!("{FILE}: secret: {e}")))?;
     let config = SinkConfig {
         keys: vec![key],
         ..SinkConfig::default()
@@ -278,17 +301,28 @@ async fn introduce(app: &App, sink: &RunningSink, kept: &mut Kept) -> Result<(),
         secret: kept.secret.clone(),
         ..Default::default()
     });
-    kept.subscription = subscriptions.create_subscription(request).await?.into_inner().id;
+    kept.subscription = subscriptions
+        .create_subscription(request)
+        .await?
+        .into_inner()
+        .id;
     Ok(())
 }
 
 fn tell(address: SocketAddr, sink: &RunningSink, kept: &Kept, dir: &Path) {
-    println!("OneRing is running at http://{address}, its data in {}", dir.display());
+    println!(
+        "OneRing is running at http://{address}, its data in {}",
+        dir.display()
+    );
     println!();
     println!("  admin key      {}", kept.admin_key);
     println!("  consumer key   {}", kept.consumer_key);
     println!("  canary key     {}", kept.canary_key);
-    println!("  subscription   {} for * to {}", kept.subscription, sink.url());
+    println!(
+        "  subscription   {} for * to {}",
+        kept.subscription,
+        sink.url()
+    );
     println!("  its secret     {}", kept.secret);
 }
 
@@ -297,7 +331,9 @@ async fn first_delivery(address: SocketAddr, sink: &RunningSink, kept: &Kept) ->
     let mut events = EventServiceClient::new(connection.channel.clone());
     let request = connection.request(v1::PublishEventRequest {
         event_type: "invoice.paid".into(),
-        payload: Some(Payload::DataJson(br#"{"invoice":"inv_1","amount":4200}"#.as_slice().into())),
+        payload: Some(Payload::DataJson(
+            br#"{"invoice":"inv_1","amount":4200}"#.as_slice().into(),
+        )),
         ..Default::default()
     });
     let began = Instant::now();
@@ -309,17 +345,30 @@ async fn first_delivery(address: SocketAddr, sink: &RunningSink, kept: &Kept) ->
             break delivery;
         }
         if began.elapsed() > Duration::from_secs(15) {
-            return Err(Stop::Failed(format!("{id} did not arrive within 15 seconds")));
+            return Err(Stop::Failed(format!(
+                "{id} did not arrive within 15 seconds"
+            )));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     };
     let verdict = match (delivery.verified, &delivery.reason) {
         (Some(true), _) => "✅ its signature holds".to_owned(),
-        (_, reason) => format!("❌ its signature does not hold: {}", reason.as_deref().unwrap_or("not checked")),
+        (_, reason) => format!(
+            "❌ its signature does not hold: {}",
+            reason.as_deref().unwrap_or("not checked")
+        ),
     };
-    println!("and arrived {} ms later; {verdict}:\n", began.elapsed().as_millis());
+    println!(
+        "and arrived {} ms later; {verdict}:\n",
+        began.elapsed().as_millis()
+    );
     println!("  POST {}", delivery.path);
-    for name in ["x-webhook-id", "x-webhook-event", "x-webhook-signature", "webhook-signature"] {
+    for name in [
+        "x-webhook-id",
+        "x-webhook-event",
+        "x-webhook-signature",
+        "webhook-signature",
+    ] {
         if let Some(value) = delivery.headers.get(name) {
             println!("  {name}: {value}");
         }

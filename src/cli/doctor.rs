@@ -79,7 +79,13 @@ async fn secrets(store: &dyn Store, keyring: &Keyring) -> store::Result<Vec<Stri
             }
         }
     }
-    println!("✅ {} of {sealed} subscription secrets are sealed and open", sealed - faults.len());
-    println!("✅ {} API keys are stored as HMAC-SHA-256 digests under a sealed pepper", changes.keys.len());
+    println!(
+        "✅ {} of {sealed} subscription secrets are sealed and open",
+        sealed - faults.len()
+    );
+    println!(
+        "✅ {} API keys are stored as HMAC-SHA-256 digests under a sealed pepper",
+        changes.keys.len()
+    );
     Ok(faults)
 }

@@ -172,17 +172,24 @@ fn settings() -> Result<(Settings, MasterKey), (u8, String)> {
 async fn bootstrap() -> Result<String, (u8, String)> {
     let failed = |e: &dyn std::fmt::Display| (1, e.to_string());
     let (settings, master) = settings()?;
-    let store = store::connect(&app::database(&settings)).await.map_err(|e| failed(&e))?;
-    let keyring = Keyring::open(&*store, &master).await.map_err(|e| failed(&e))?;
+    let store = store::connect(&app::database(&settings))
+        .await
+        .map_err(|e| failed(&e))?;
+    let keyring = Keyring::open(&*store, &master)
+        .await
+        .map_err(|e| failed(&e))?;
     let secret = key::generate_secret().map_err(|e| failed(&e))?;
     let text = key::format(Kind::Admin, KeyId::new(wall_clock(), Part::new(0)), &secret);
-    let made = store.create_first_admin_key(&app::first_admin_key(&text, &keyring)).await;
+    let made = store
+        .create_first_admin_key(&app::first_admin_key(&text, &keyring))
+        .await;
     store.close().await;
     match made {
         Ok(()) => Ok(text.to_string()),
         Err(store::StoreError::Exists(_)) => Err((
             1,
-            "the store has an admin key already: make others with `onering keys create --admin`".into(),
+            "the store has an admin key already: make others with `onering keys create --admin`"
+                .into(),
         )),
         Err(e) => Err(failed(&e)),
     }
@@ -197,11 +204,15 @@ async fn rewrap(path: &std::path::Path) -> Result<String, (u8, String)> {
     let new: MasterKey = text
         .parse()
         .map_err(|e| (2, format!("{}: takes {e}", path.display())))?;
-    let store = store::connect(&app::database(&settings)).await.map_err(|e| failed(&e))?;
+    let store = store::connect(&app::database(&settings))
+        .await
+        .map_err(|e| failed(&e))?;
     let done = seal::reseal(&*store, &old, &new).await;
     store.close().await;
     let n = done.map_err(|e| failed(&e))?;
-    Ok(format!("{n} keys sealed with the new master key; start every node with it from now on"))
+    Ok(format!(
+        "{n} keys sealed with the new master key; start every node with it from now on"
+    ))
 }
 
 async fn remote(action: Action, server: &Server, output: Output) -> Result<(), CallError> {
@@ -245,7 +256,14 @@ async fn remote(action: Action, server: &Server, output: Output) -> Result<(), C
         Action::Delete { key_id } => {
             let request = connection.request(v1::DeleteKeyRequest { key_id });
             client.delete_key(request).await?;
-            println!("{}", if output == Output::Json { "{}" } else { "deleted" });
+            println!(
+                "{}",
+                if output == Output::Json {
+                    "{}"
+                } else {
+                    "deleted"
+                }
+            );
             Ok(())
         }
         Action::Master | Action::Bootstrap | Action::Rewrap { .. } => Ok(()),
@@ -258,7 +276,11 @@ async fn create(
     new: Create,
     output: Output,
 ) -> Result<(), CallError> {
-    let kind = if new.admin { KeyKind::Admin } else { KeyKind::Consumer };
+    let kind = if new.admin {
+        KeyKind::Admin
+    } else {
+        KeyKind::Consumer
+    };
     let request = connection.request(v1::CreateKeyRequest {
         tenant: new.tenant,
         name: new.name,
@@ -319,12 +341,16 @@ async fn list(
 }
 
 fn status(key: &Key) -> String {
-    let text = KeyStatus::try_from(key.status).unwrap_or_default().as_str_name();
+    let text = KeyStatus::try_from(key.status)
+        .unwrap_or_default()
+        .as_str_name();
     text.trim_start_matches("KEY_STATUS_").to_owned()
 }
 
 fn kind(key: &Key) -> String {
-    let text = KeyKind::try_from(key.kind).unwrap_or_default().as_str_name();
+    let text = KeyKind::try_from(key.kind)
+        .unwrap_or_default()
+        .as_str_name();
     text.trim_start_matches("KEY_KIND_").to_lowercase()
 }
 
@@ -374,19 +400,30 @@ fn show(key: Option<Key>, output: Output) {
     line("canary", key.canary_enabled.to_string());
     line(
         "limit an hour",
-        key.effective_rate_limit_per_hour.map(|n| n.to_string()).unwrap_or_default(),
+        key.effective_rate_limit_per_hour
+            .map(|n| n.to_string())
+            .unwrap_or_default(),
     );
     line("made", time(key.create_time).unwrap_or_default());
     line("expires", time(key.expire_time).unwrap_or_default());
     line("last used", time(key.last_used_time).unwrap_or_default());
-    line("old secret until", time(key.previous_secret_expire_time).unwrap_or_default());
-    line("new secret first used", time(key.new_secret_first_used_time).unwrap_or_default());
+    line(
+        "old secret until",
+        time(key.previous_secret_expire_time).unwrap_or_default(),
+    );
+    line(
+        "new secret first used",
+        time(key.new_secret_first_used_time).unwrap_or_default(),
+    );
 }
 
 fn show_secret(key_id: &str, secret: &str, key: Option<Key>, output: Output) {
     if output == Output::Json {
         let key = key.as_ref().map(json);
-        println!("{}", serde_json::json!({ "key_id": key_id, "secret": secret, "key": key }));
+        println!(
+            "{}",
+            serde_json::json!({ "key_id": key_id, "secret": secret, "key": key })
+        );
         return;
     }
     show(key, output);

@@ -13,7 +13,9 @@ use crate::{
 
 /// The environment, for `--help`.
 pub(super) fn help() -> String {
-    let mut text = String::from("Environment (also in the TOML file that ONERING_CONFIG names, without ONERING_ and in lower case):\n");
+    let mut text = String::from(
+        "Environment (also in the TOML file that ONERING_CONFIG names, without ONERING_ and in lower case):\n",
+    );
     for (name, default, what) in NAMES {
         // Writing to a string does not fail.
         let _ = writeln!(text, "  ONERING_{name:<32} {what} [{default}]");
@@ -135,7 +137,9 @@ async fn follow_settings(app: &App, hangup: &mut Signal, adjust: fn(&mut Setting
                 app.reload(settings.live);
                 tracing::info!("settings read again");
             }
-            Err(e) => tracing::error!(error.message = %e, "settings not read again; the ones before stay"),
+            Err(e) => {
+                tracing::error!(error.message = %e, "settings not read again; the ones before stay")
+            }
         }
     }
 }

@@ -110,12 +110,20 @@ impl Schedule {
             return None;
         }
         let entry = usize::from(attempt.max(1)) - 1;
-        Some(self.backoff.get(entry).or(self.backoff.last()).copied().unwrap_or(0))
+        Some(
+            self.backoff
+                .get(entry)
+                .or(self.backoff.last())
+                .copied()
+                .unwrap_or(0),
+        )
     }
 
     /// The wait between the last attempt's failure and the delivery's death.
     fn wait_before_dead(&self) -> Option<u32> {
-        self.backoff.get(usize::from(self.max_attempts) - 1).copied()
+        self.backoff
+            .get(usize::from(self.max_attempts) - 1)
+            .copied()
     }
 }
 
@@ -332,7 +340,12 @@ mod tests {
 
     fn failed(attempts: u16, schedule: &Schedule) -> Next {
         let progress = Progress { attempts, ..FRESH };
-        decide(progress, Outcome::Retryable { retry_after: None }, schedule, 0.0)
+        decide(
+            progress,
+            Outcome::Retryable { retry_after: None },
+            schedule,
+            0.0,
+        )
     }
 
     // A2: 60 and 300 lie between three attempts, 900 before DEAD.
@@ -374,7 +387,10 @@ mod tests {
             ..FRESH
         };
         let outcome = Outcome::Retryable { retry_after: None };
-        assert_eq!(decide(progress, outcome, &Schedule::standard(), 0.0), Next::Dead);
+        assert_eq!(
+            decide(progress, outcome, &Schedule::standard(), 0.0),
+            Next::Dead
+        );
     }
 
     // A3: which statuses are retried, and Retry-After on 429 and 503 alone.
@@ -385,10 +401,16 @@ mod tests {
             assert_eq!(outcome_of_status(status, wait), Outcome::Delivered);
         }
         for status in [429, 503] {
-            assert_eq!(outcome_of_status(status, wait), Outcome::Retryable { retry_after: wait });
+            assert_eq!(
+                outcome_of_status(status, wait),
+                Outcome::Retryable { retry_after: wait }
+            );
         }
         for status in [408, 425, 500, 502, 504, 599] {
-            assert_eq!(outcome_of_status(status, wait), Outcome::Retryable { retry_after: None });
+            assert_eq!(
+                outcome_of_status(status, wait),
+                Outcome::Retryable { retry_after: None }
+            );
         }
         for status in [100, 301, 302, 307, 308, 400, 401, 404, 410, 422] {
             assert_eq!(outcome_of_status(status, wait), Outcome::Permanent);
@@ -399,7 +421,11 @@ mod tests {
     #[test]
     fn a_stale_signature_charges_no_attempt() {
         let s = Schedule::standard();
-        for (replays, next) in [(0, Next::SignAgain), (1, Next::SignAgain), (2, Next::ReplayExpired)] {
+        for (replays, next) in [
+            (0, Next::SignAgain),
+            (1, Next::SignAgain),
+            (2, Next::ReplayExpired),
+        ] {
             let progress = Progress { replays, ..FRESH };
             assert_eq!(decide(progress, Outcome::ReplayExpired, &s, 0.5), next);
         }
@@ -417,8 +443,12 @@ mod tests {
     }
 
     fn any_schedule() -> impl Strategy<Value = Schedule> {
-        (1u16..=20, prop::collection::vec(1u32..=86_400, 0..20))
-            .prop_map(|(max_attempts, backoff)| Schedule { max_attempts, backoff })
+        (1u16..=20, prop::collection::vec(1u32..=86_400, 0..20)).prop_map(
+            |(max_attempts, backoff)| Schedule {
+                max_attempts,
+                backoff,
+            },
+        )
     }
 
     proptest! {

@@ -19,13 +19,15 @@ pub fn is_type(text: &str) -> bool {
         })
 }
 
+/// What [`is_type`] takes, for those who gave something else.
+pub const TYPE_TAKES: &str =
+    "takes 1 to 128 characters: words of a-z, A-Z, 0-9, _ and -, joined by dots";
+
 /// A time as RFC 3339 in UTC, to the microsecond.
 #[must_use]
 pub fn rfc3339(time: Micros) -> String {
-    jiff::Timestamp::from_microsecond(time).map_or_else(
-        |_| "1970-01-01T00:00:00Z".to_owned(),
-        |t| format!("{t:.6}"),
-    )
+    jiff::Timestamp::from_microsecond(time)
+        .map_or_else(|_| "1970-01-01T00:00:00Z".to_owned(), |t| format!("{t:.6}"))
 }
 
 /// The body that every attempt sends: `{"id","type","timestamp","data"}`, with
@@ -53,6 +55,39 @@ pub fn data_of(body: &[u8]) -> &[u8] {
     body.windows(MARK.len())
         .position(|w| w == MARK)
         .map_or(b"null", |at| &body[at + MARK.len()..body.len() - 1])
+}
+
+/// What a [`body`] is made of. All but the data are ASCII that needs no escaping
+/// in JSON or in a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts<'b> {
+    /// The event's id.
+    pub id: &'b str,
+    /// Its type.
+    pub event_type: &'b str,
+    /// When it was accepted, RFC 3339.
+    pub timestamp: &'b str,
+    /// Its data's JSON text.
+    pub data: &'b [u8],
+}
+
+/// The parts of a [`body`]; `None` of anything else.
+#[must_use]
+pub fn parts(body: &[u8]) -> Option<Parts<'_>> {
+    // As far as the data no field holds a quote, so that each mark ends one.
+    fn text<'b>(rest: &mut &'b [u8], mark: &[u8]) -> Option<&'b str> {
+        let at = rest.windows(mark.len()).position(|w| w == mark)?;
+        let found = std::str::from_utf8(&rest[..at]).ok()?;
+        *rest = &rest[at + mark.len()..];
+        Some(found)
+    }
+    let mut rest = body.strip_prefix(br#"{"id":""#)?.strip_suffix(b"}")?;
+    Some(Parts {
+        id: text(&mut rest, br#"","type":""#)?,
+        event_type: text(&mut rest, br#"","timestamp":""#)?,
+        timestamp: text(&mut rest, br#"","data":"#)?,
+        data: rest,
+    })
 }
 
 /// What tells two publishes with one idempotency key apart.
@@ -112,6 +147,7 @@ mod tests {
             let json = serde_json::to_string(&data).unwrap();
             let body = body(EventId::new(time, Part::new(3)), "a.b", time, json.as_bytes());
             prop_assert_eq!(data_of(&body), json.as_bytes());
+            prop_assert_eq!(parts(&body).unwrap().data, json.as_bytes());
             let parsed: serde_json::Value = serde_json::from_slice(&body).unwrap();
             prop_assert_eq!(parsed["data"].as_str(), Some(data.as_str()));
         }
@@ -122,13 +158,26 @@ mod tests {
         for good in ["a", "invoice.paid", "x-y_z.1.B"] {
             assert!(is_type(good), "{good}");
         }
-        for bad in ["", ".", "a.", ".a", "a..b", "a b", "a\"b", "ü", &"x".repeat(129)] {
+        for bad in [
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "a b",
+            "a\"b",
+            "ü",
+            &"x".repeat(129),
+        ] {
             assert!(!is_type(bad), "{bad}");
         }
     }
 
     #[test]
     fn a_time_reads_as_rfc_3339() {
-        assert_eq!(rfc3339(1_700_000_000_000_001), "2023-11-14T22:13:20.000001Z");
+        assert_eq!(
+            rfc3339(1_700_000_000_000_001),
+            "2023-11-14T22:13:20.000001Z"
+        );
     }
 }

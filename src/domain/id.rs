@@ -74,9 +74,9 @@ pub fn decode(text: &str) -> Option<Uuid> {
 /// The time on this machine's clock.
 #[must_use]
 pub fn wall_clock() -> Micros {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| {
+        Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX)
+    })
 }
 
 /// Random bytes from the operating system, buffered so that an id costs no
@@ -142,7 +142,10 @@ pub fn day_of(time: Micros) -> i32 {
 pub fn same_instant(uuid: Uuid) -> (Uuid, Uuid) {
     let n = uuid.as_u128();
     let low = n >> 64 << 64;
-    (Uuid::from_u128(low), Uuid::from_u128(low | u128::from(u64::MAX)))
+    (
+        Uuid::from_u128(low),
+        Uuid::from_u128(low | u128::from(u64::MAX)),
+    )
 }
 
 /// A UUID below every UUIDv7 of that time or later.

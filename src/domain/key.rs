@@ -153,7 +153,12 @@ pub struct Key {
 pub const SCOPE_ADMIN: &str = "external:admin";
 
 /// The scopes that OneRing's own outside routes know.
-const OWN_SCOPES: [&str; 4] = ["webhooks:read", "webhooks:write", "events:read", "events:write"];
+const OWN_SCOPES: [&str; 4] = [
+    "webhooks:read",
+    "webhooks:write",
+    "events:read",
+    "events:write",
+];
 
 /// The most calls an hour that a canary key ever gets.
 pub const CANARY_LIMIT: i64 = 10;

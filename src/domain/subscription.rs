@@ -41,6 +41,18 @@ pub struct Disabled {
     pub reason: String,
 }
 
+/// In which form events are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PayloadFormat {
+    /// `{"id","type","timestamp","data"}`.
+    #[default]
+    Standard,
+    /// A CloudEvent that is the body.
+    CloudEventsStructured,
+    /// A CloudEvent whose attributes are headers and whose data is the body.
+    CloudEventsBinary,
+}
+
 /// A subscription as it is stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subscription {
@@ -61,6 +73,8 @@ pub struct Subscription {
     /// For how long it was off in all, in microseconds: a delivery's age does
     /// not count it.
     pub held: Micros,
+    /// In which form events are sent.
+    pub format: PayloadFormat,
     /// How deliveries are signed.
     pub scheme: Scheme,
     /// When failed attempts are repeated; none: as the server is configured.

@@ -62,7 +62,8 @@ impl Claimer {
                 looked = None;
                 Duration::from_millis(500)
             } else {
-                self.poll.saturating_sub(looked.map_or(Duration::ZERO, |at| at.elapsed()))
+                self.poll
+                    .saturating_sub(looked.map_or(Duration::ZERO, |at| at.elapsed()))
             };
             tokio::select! {
                 () = cancel.cancelled() => {}
@@ -125,7 +126,10 @@ impl Claimer {
         }
         let age = Duration::from_micros(PARKED_LIFETIME as u64);
         loop {
-            let dead = self.store.give_up(w.part, w.subscription, age, SLICE).await?;
+            let dead = self
+                .store
+                .give_up(w.part, w.subscription, age, SLICE)
+                .await?;
             self.metrics.deliveries_dead.increment(dead);
             if dead == 0 {
                 return Ok(());

@@ -288,7 +288,8 @@ impl Dispatcher {
         let schedule = subscription
             .and_then(|s| s.schedule.as_ref())
             .unwrap_or(&live.schedule);
-        let age = job.age + Micros::try_from(job.since.elapsed().as_micros()).unwrap_or(Micros::MAX / 2);
+        let age =
+            job.age + Micros::try_from(job.since.elapsed().as_micros()).unwrap_or(Micros::MAX / 2);
         let life_left = subscription.filter(|s| s.max_age > 0).map(|s| {
             let left = s.max_age.saturating_mul(1_000_000).saturating_sub(age);
             Duration::from_micros(u64::try_from(left).unwrap_or(0))
@@ -305,7 +306,10 @@ impl Dispatcher {
             token: job.token,
             settle: match next {
                 Next::Delivered => Settle::Done(Status::Delivered),
-                Next::Retry(after) => Settle::Retry { after, charged: true },
+                Next::Retry(after) => Settle::Retry {
+                    after,
+                    charged: true,
+                },
                 Next::Failed(after) => Settle::Failed(after),
                 Next::Dead => Settle::Dead(Status::Dead),
                 Next::SignAgain => Settle::Retry {
@@ -389,7 +393,9 @@ impl Dispatcher {
 
     pub(super) async fn wait_for_fetch(&self, most: Duration) {
         let due = self.lanes().next_wake();
-        let wait = due.map_or(most, |at| at.saturating_duration_since(Instant::now()).min(most));
+        let wait = due.map_or(most, |at| {
+            at.saturating_duration_since(Instant::now()).min(most)
+        });
         tokio::select! {
             () = self.fetch.notified() => {}
             () = tokio::time::sleep(wait) => {}
@@ -413,6 +419,15 @@ impl Dispatcher {
                 let mut counts = std::collections::HashMap::new();
                 for row in rows {
                     *counts.entry(row.subscription).or_insert(0) += 1;
+                    if row.body.is_empty() {
+                        self.end(Completion {
+                            job: Job::of(row, 0),
+                            outcome: Outcome::Permanent,
+                            reason: "body_missing".into(),
+                            attempt: None,
+                        });
+                        continue;
+                    }
                     let target = self.directory.target(row.subscription);
                     let held = target.map_or(0, |t| t.subscription.held);
                     let limit = self.limit(row.subscription).unwrap_or(1);

@@ -42,7 +42,11 @@ pub(super) struct Finisher {
 
 impl Finisher {
     /// Runs until it is cancelled and everything that came is recorded.
-    pub(super) async fn run(self, mut ended: mpsc::UnboundedReceiver<Ended>, cancel: CancellationToken) {
+    pub(super) async fn run(
+        self,
+        mut ended: mpsc::UnboundedReceiver<Ended>,
+        cancel: CancellationToken,
+    ) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -147,7 +151,10 @@ impl Finisher {
             self.metrics.deliveries_dead.increment(1);
         }
         if dead || matches!(ended.finish.settle, Settle::Failed(_)) {
-            let sent = matches!(ended.outcome, Outcome::Retryable { .. } | Outcome::Permanent);
+            let sent = matches!(
+                ended.outcome,
+                Outcome::Retryable { .. } | Outcome::Permanent
+            );
             let attempts = job.attempts + u16::from(sent);
             tracing::warn!(
                 delivery.id = %job.id, subscription.id = %job.subscription,
@@ -155,7 +162,12 @@ impl Finisher {
                 "Webhook delivery failed after {attempts} attempts"
             );
         }
-        if ended.finish.attempt.as_ref().is_some_and(|a| a.response_status == GONE) {
+        if ended
+            .finish
+            .attempt
+            .as_ref()
+            .is_some_and(|a| a.response_status == GONE)
+        {
             let _ = self.gone.send(job.subscription);
         }
     }

@@ -45,7 +45,10 @@ impl Follower {
     ) {
         tasks.spawn("hints out", self.clone().send_hints(hinted, cancel.clone()));
         tasks.spawn("hints in", self.clone().hear_hints(cancel.clone()));
-        tasks.spawn("gone receivers", self.clone().disable_gone(gone, cancel.clone()));
+        tasks.spawn(
+            "gone receivers",
+            self.clone().disable_gone(gone, cancel.clone()),
+        );
         tasks.spawn("configuration", self.follow_configuration(cancel.clone()));
     }
 

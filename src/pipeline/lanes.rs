@@ -404,13 +404,19 @@ mod tests {
         let (b, lone) = ids(2);
         let mut lanes = Lanes::default();
         for n in 0..9 {
-            let s = if n % 3 == 0 { first } else { SubscriptionId::new(n, Part::new(1)) };
+            let s = if n % 3 == 0 {
+                first
+            } else {
+                SubscriptionId::new(n, Part::new(1))
+            };
             lanes.push(job(a, s), 100, true);
         }
         for _ in 0..9 {
             lanes.push(job(b, lone), 100, true);
         }
-        let order: Vec<TenantId> = std::iter::from_fn(|| lanes.take()).map(|j| j.tenant).collect();
+        let order: Vec<TenantId> = std::iter::from_fn(|| lanes.take())
+            .map(|j| j.tenant)
+            .collect();
         let early = order[..10].iter().filter(|t| **t == b).count();
         assert_eq!((order.len(), early), (18, 5));
     }
@@ -425,7 +431,10 @@ mod tests {
             j.attempts = u16::from(n < 20);
             lanes.push(j, 100, n >= 20);
         }
-        let first: Vec<u16> = (0..20).filter_map(|_| lanes.take()).map(|j| j.attempts).collect();
+        let first: Vec<u16> = (0..20)
+            .filter_map(|_| lanes.take())
+            .map(|j| j.attempts)
+            .collect();
         assert_eq!(first.iter().filter(|a| **a == 1).count(), 10);
     }
 

@@ -91,8 +91,12 @@ impl Pipeline {
             metrics: metrics.clone(),
             hints,
         };
-        let (publisher, queue) =
-            publish::Publisher::new(directory.clone(), live.clone(), metrics.clone(), ledger.clone());
+        let (publisher, queue) = publish::Publisher::new(
+            directory.clone(),
+            live.clone(),
+            metrics.clone(),
+            ledger.clone(),
+        );
         let publisher = Arc::new(publisher);
         tasks.spawn("publish", writer.run(queue, recording.clone()));
 
@@ -160,7 +164,10 @@ impl Pipeline {
     pub async fn drain(&self, deadline: Duration) {
         self.sending.cancel();
         self.attempts.close();
-        if tokio::time::timeout(deadline, self.attempts.wait()).await.is_err() {
+        if tokio::time::timeout(deadline, self.attempts.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!(
                 jobs.in_flight = self.dispatcher.in_flight(),
                 "attempts did not end in time; they are sent again by whoever is next"

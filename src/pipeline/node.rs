@@ -119,7 +119,9 @@ impl Node {
         let parts = self.store.take_partitions(self.session()).await?;
         let mask = parts.iter().fold(0u64, |m, p| m | 1 << p.get());
         if self.owned.swap(mask, Ordering::AcqRel) != mask {
-            self.metrics.partitions_owned.set(f64::from(mask.count_ones()));
+            self.metrics
+                .partitions_owned
+                .set(f64::from(mask.count_ones()));
             tracing::info!(node.partitions = mask.count_ones(), "partitions owned");
             self.changed.send_modify(|n| *n += 1);
         }

@@ -159,7 +159,9 @@ impl Publisher {
                         "this idempotency key came before with another type or payload",
                     ));
                 }
-                Published::Duplicate { event, deliveries, .. } => {
+                Published::Duplicate {
+                    event, deliveries, ..
+                } => {
                     self.metrics.events_repeated.increment(1);
                     return Ok(Receipt {
                         id: event,
@@ -211,7 +213,10 @@ impl Publisher {
         if deliveries.len() > most {
             return Err(Error::new(
                 Reason::QuotaExceeded,
-                format!("the event matches {} subscriptions, at most {most} are allowed", deliveries.len()),
+                format!(
+                    "the event matches {} subscriptions, at most {most} are allowed",
+                    deliveries.len()
+                ),
             ));
         }
         Ok((subscriptions.revision, deliveries))
@@ -222,8 +227,11 @@ impl Publisher {
         self.queue
             .try_send(Pending { publish, answer })
             .map_err(|_| {
-                Error::new(Reason::StoreUnavailable, "too many events wait for the database")
-                    .retry_after(Duration::from_secs(1))
+                Error::new(
+                    Reason::StoreUnavailable,
+                    "too many events wait for the database",
+                )
+                .retry_after(Duration::from_secs(1))
             })?;
         answered
             .await
@@ -241,15 +249,22 @@ pub(crate) fn unavailable(error: StoreError) -> Error {
             Error::new(Reason::StoreUnavailable, "the database can't be reached")
                 .retry_after(Duration::from_secs(1))
         }
-        StoreError::Exists(what) => Error::new(Reason::AlreadyExists, format!("there is {what} already")),
+        StoreError::Exists(what) => {
+            Error::new(Reason::AlreadyExists, format!("there is {what} already"))
+        }
         StoreError::Conflict => Error::new(
             Reason::FailedPrecondition,
             "it was changed by another call at the same time: read it and try again",
         ),
-        StoreError::Quota(n) => Error::new(Reason::QuotaExceeded, format!("at most {n} are allowed")),
+        StoreError::Quota(n) => {
+            Error::new(Reason::QuotaExceeded, format!("at most {n} are allowed"))
+        }
         StoreError::Data(e) => {
             tracing::warn!(error.message = e, "the database refused a value");
-            Error::new(Reason::InvalidArgument, "the database can't store one of the values")
+            Error::new(
+                Reason::InvalidArgument,
+                "the database can't store one of the values",
+            )
         }
         StoreError::Unfit(e) => Error::internal(e),
     }
@@ -401,7 +416,10 @@ impl Ledger {
 
     /// A new session counts from nothing; what the one before counted is stored.
     pub(super) fn new_session(&self) {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.own
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// What is stored by all sessions, with this one's included.

@@ -29,13 +29,34 @@ use super::dispatch::Job;
 use crate::{
     connector::{Connector, RefusedEndpoint},
     domain::{
+        cloudevent::{self, Message},
         delivery::{Outcome, outcome_of_status},
         id::Micros,
-        signature,
     },
     settings::Live,
     target::Target,
 };
+
+/// The names of our headers, made once.
+mod name {
+    use http::HeaderName;
+
+    use crate::domain::signature;
+
+    pub(super) const WEBHOOK_ID: HeaderName = HeaderName::from_static(signature::WEBHOOK_ID);
+    pub(super) const WEBHOOK_TIMESTAMP: HeaderName =
+        HeaderName::from_static(signature::WEBHOOK_TIMESTAMP);
+    pub(super) const WEBHOOK_SIGNATURE: HeaderName =
+        HeaderName::from_static(signature::WEBHOOK_SIGNATURE);
+    pub(super) const SIGNATURE: HeaderName =
+        HeaderName::from_static(signature::X_WEBHOOK_SIGNATURE);
+    pub(super) const TIMESTAMP: HeaderName =
+        HeaderName::from_static(signature::X_WEBHOOK_TIMESTAMP);
+    pub(super) const EVENT_ID: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_EVENT_ID);
+    pub(super) const EVENT: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_EVENT);
+    pub(super) const ID: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_ID);
+    pub(super) const ATTEMPT: HeaderName = HeaderName::from_static(signature::X_WEBHOOK_ATTEMPT);
+}
 
 /// How much of a failure's answer is kept.
 const KEEP_FAILURE: usize = 4096;
@@ -117,7 +138,11 @@ impl Body for SignedBody {
 impl Sender {
     /// A client that connects as these settings allow.
     #[must_use]
-    pub fn new(connector: HttpsConnector<Connector>, live: Arc<ArcSwap<Live>>, clock: Clock) -> Self {
+    pub fn new(
+        connector: HttpsConnector<Connector>,
+        live: Arc<ArcSwap<Live>>,
+        clock: Clock,
+    ) -> Self {
         let client = Client::builder(TokioExecutor::new())
             // As many as there are attempts at once: a lower bound would close
             // connections that the next attempts open again.
@@ -140,13 +165,6 @@ impl Sender {
         let began = Instant::now();
         let signed_at = (self.clock)();
         let expired = Arc::new(AtomicBool::new(false));
-        let body = SignedBody {
-            data: Some(job.body.clone()),
-            signed_at,
-            window: self.live.load().replay_window,
-            clock: self.clock.clone(),
-            expired: expired.clone(),
-        };
         let patience = Duration::from_secs(target.subscription.timeout.into());
         let failed = |error: &str, outcome| Sent {
             outcome,
@@ -156,16 +174,25 @@ impl Sender {
             took: began.elapsed(),
         };
         let retryable = Outcome::Retryable { retry_after: None };
-        let request = match self.request(job, target, signed_at, body) {
+        let message = cloudevent::message(target.subscription.format, job.tenant, &job.body);
+        let request = match message {
+            Some(message) => self
+                .request(job, target, signed_at, message, expired.clone())
+                .map_err(|e| e.to_string()),
+            None => Err("what is stored is not an event's body".to_owned()),
+        };
+        let request = match request {
             Ok(request) => request,
             Err(e) => {
-                tracing::debug!(delivery.id = %job.id, error.message = %e, "request can't be built");
-                return failed("bad_request", retryable);
+                tracing::error!(delivery.id = %job.id, error.message = e, "request can't be built");
+                return failed("bad_request", Outcome::Permanent);
             }
         };
         match tokio::time::timeout(patience, self.client.request(request)).await {
             Ok(Ok(response)) => self.answered(response, began, patience).await,
-            Ok(Err(_)) if expired.load(Ordering::Acquire) => failed("replay_expired", Outcome::ReplayExpired),
+            Ok(Err(_)) if expired.load(Ordering::Acquire) => {
+                failed("replay_expired", Outcome::ReplayExpired)
+            }
             Ok(Err(e)) => {
                 let failure = Failure::of(&e);
                 // For the operator: it may say what an internal name resolves to.
@@ -181,36 +208,49 @@ impl Sender {
         job: &Job,
         target: &Target,
         signed_at: Micros,
-        body: SignedBody,
+        message: Message,
+        expired: Arc<AtomicBool>,
     ) -> Result<Request<SignedBody>, http::Error> {
         let event = job.event.to_string();
-        let signed = target.sign(signed_at, &event, &job.body);
-        let mut request = Request::new(body);
+        let signed = target.sign(signed_at, &event, &message.body);
+        let mut request = Request::new(SignedBody {
+            data: Some(message.body),
+            signed_at,
+            window: self.live.load().replay_window,
+            clock: self.clock.clone(),
+            expired,
+        });
         *request.method_mut() = Method::POST;
         *request.uri_mut() = target.uri.clone();
         let headers = request.headers_mut();
         headers.reserve(16);
         headers.extend(target.headers.clone());
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(message.content_type),
+        );
+        for (name, value) in message.headers {
+            headers.insert(name, HeaderValue::try_from(value)?);
+        }
         headers.insert(header::USER_AGENT, self.agent.clone());
         let seconds: HeaderValue = signed_at.div_euclid(1_000_000).into();
         let id = HeaderValue::try_from(event)?;
-        headers.insert(signature::WEBHOOK_ID, id.clone());
-        headers.insert(signature::WEBHOOK_TIMESTAMP, seconds.clone());
+        headers.insert(name::WEBHOOK_ID, id.clone());
+        headers.insert(name::WEBHOOK_TIMESTAMP, seconds.clone());
         headers.insert(
-            signature::WEBHOOK_SIGNATURE,
+            name::WEBHOOK_SIGNATURE,
             HeaderValue::try_from(signed.webhook_signature)?,
         );
         headers.insert(
-            signature::X_WEBHOOK_SIGNATURE,
+            name::SIGNATURE,
             HeaderValue::try_from(signed.x_webhook_signature)?,
         );
-        headers.insert(signature::X_WEBHOOK_TIMESTAMP, seconds);
-        headers.insert(signature::X_WEBHOOK_EVENT_ID, id);
-        headers.insert(signature::X_WEBHOOK_EVENT, HeaderValue::try_from(&*job.event_type)?);
-        headers.insert(signature::X_WEBHOOK_ID, HeaderValue::try_from(job.id.to_string())?);
+        headers.insert(name::TIMESTAMP, seconds);
+        headers.insert(name::EVENT_ID, id);
+        headers.insert(name::EVENT, HeaderValue::try_from(&*job.event_type)?);
+        headers.insert(name::ID, HeaderValue::try_from(job.id.to_string())?);
         headers.insert(
-            signature::X_WEBHOOK_ATTEMPT,
+            name::ATTEMPT,
             HeaderValue::from(u32::from(job.attempts) + 1),
         );
         *request.version_mut() = Version::HTTP_11;
@@ -219,13 +259,22 @@ impl Sender {
 
     /// The status decides; what follows it, or does not follow in time, can't
     /// change what it said.
-    async fn answered(&self, response: Response<Incoming>, began: Instant, patience: Duration) -> Sent {
+    async fn answered(
+        &self,
+        response: Response<Incoming>,
+        began: Instant,
+        patience: Duration,
+    ) -> Sent {
         let status = response.status();
         let outcome = outcome_of_status(
             status.as_u16(),
             retry_after(response.headers(), (self.clock)()),
         );
-        let keep = if status.is_success() { KEEP_SUCCESS } else { KEEP_FAILURE };
+        let keep = if status.is_success() {
+            KEEP_SUCCESS
+        } else {
+            KEEP_FAILURE
+        };
         let took = began.elapsed();
         let mut incoming = response.into_body();
         let mut kept = Vec::new();
@@ -280,7 +329,9 @@ impl Failure {
             } else if let Some(e) = e.downcast_ref::<io::Error>() {
                 class = match e.kind() {
                     io::ErrorKind::ConnectionRefused => "connection_refused",
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection_reset",
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                        "connection_reset"
+                    }
                     io::ErrorKind::TimedOut => "timeout",
                     _ => class,
                 };
@@ -304,8 +355,13 @@ fn retry_after(headers: &HeaderMap, now: Micros) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp().as_microsecond();
-    Some(Duration::from_micros(u64::try_from(date - now).unwrap_or(0)))
+    let date = jiff::fmt::rfc2822::parse(text)
+        .ok()?
+        .timestamp()
+        .as_microsecond();
+    Some(Duration::from_micros(
+        u64::try_from(date - now).unwrap_or(0),
+    ))
 }
 
 #[cfg(test)]
@@ -321,7 +377,10 @@ mod tests {
             retry_after(&headers, 1_700_000_000_000_000)
         };
         assert_eq!(read("120"), Some(Duration::from_secs(120)));
-        assert_eq!(read("Tue, 14 Nov 2023 22:14:20 GMT"), Some(Duration::from_secs(60)));
+        assert_eq!(
+            read("Tue, 14 Nov 2023 22:14:20 GMT"),
+            Some(Duration::from_secs(60))
+        );
         assert_eq!(read("Tue, 14 Nov 2023 22:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(read("soon"), None);
         assert_eq!(read("-5"), None);

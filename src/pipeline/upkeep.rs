@@ -83,10 +83,14 @@ impl Upkeep {
             if sometimes.is_due() {
                 let look = self.dispatcher.take_suspicion() || !unknown.is_empty();
                 if look {
-                    self.told("reconcile leases", self.reconcile(session, &mut unknown).await);
+                    self.told(
+                        "reconcile leases",
+                        self.reconcile(session, &mut unknown).await,
+                    );
                 }
                 if more_to_forget {
-                    more_to_forget = self.told("retention", self.forget().await) == Some(Forgotten::Some);
+                    more_to_forget =
+                        self.told("retention", self.forget().await) == Some(Forgotten::Some);
                 }
             }
             if hourly.is_due() {
@@ -170,7 +174,10 @@ impl Upkeep {
             self.store.finish(slice).await?;
         }
         if !twice.is_empty() {
-            tracing::warn!(leases.count = twice.len(), "leases freed whose statement's answer was lost");
+            tracing::warn!(
+                leases.count = twice.len(),
+                "leases freed whose statement's answer was lost"
+            );
             self.dispatcher.look_around();
         }
         Ok(())

@@ -55,7 +55,11 @@ impl Worker {
                 let mut next = Some((job, target));
                 while let Some((job, target)) = next {
                     worker.send(job, &target).await;
-                    next = if cancel.is_cancelled() { None } else { worker.dispatcher.take() };
+                    next = if cancel.is_cancelled() {
+                        None
+                    } else {
+                        worker.dispatcher.take()
+                    };
                 }
             });
         }

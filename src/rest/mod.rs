@@ -4,9 +4,10 @@
 //! In the order in which a call passes: [`routes`] finds the method,
 //! [`request`] and [`json`] build its message, [`transcode`] makes the call
 //! and the answer, [`problem`] the refusal. [`hot`] is the short way for
-//! what is called most, [`openapi`] the description of it all.
+//! what is called most, [`cloudevent`] another form of it, [`openapi`] the description of it all.
 
 pub mod annotations;
+pub mod cloudevent;
 pub mod hot;
 pub mod json;
 pub mod openapi;

@@ -9,11 +9,11 @@ use serde_json::{Map, Value, json};
 
 use self::{comments::Comments, schemas::Schemas};
 use super::{
-    Rest, request,
+    Rest, hot, request,
     routes::{Body, Route},
     schema::{Field, ValueKind},
 };
-use crate::proto::v1::Audience;
+use crate::{domain::cloudevent::STRUCTURED_JSON, proto::v1::Audience};
 
 /// The whole document.
 #[must_use]
@@ -250,5 +250,29 @@ fn request_body(rest: &Rest, schemas: &Schemas, route: &Route) -> Value {
         _ if route.variables.is_empty() => schemas.reference(route.input),
         _ => schemas.object(route.input, &route.variables),
     };
-    json!({"content": {"application/json": {"schema": schema}}})
+    let mut content = json!({"application/json": {"schema": schema}});
+    if route.template == hot::PUBLISH {
+        content[STRUCTURED_JSON] = json!({"schema": cloud_event()});
+    }
+    json!({ "content": content })
+}
+
+/// A CloudEvent in structured mode.
+fn cloud_event() -> Value {
+    let text =
+        |description: &str| json!({"type": "string", "minLength": 1, "description": description});
+    json!({
+        "type": "object",
+        "description": "A CloudEvent 1.0. Attributes that are not named here are accepted and not kept.",
+        "required": ["specversion", "id", "source", "type"],
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "id": text("Its id, unique within its source."),
+            "source": text("Where it comes from, a URI reference."),
+            "type": text("The event's type."),
+            "datacontenttype": text("A media type of JSON; `application/json` where it is not there."),
+            "data": {"description": "The payload: any JSON."},
+        },
+        "additionalProperties": true,
+    })
 }

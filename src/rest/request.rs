@@ -303,6 +303,14 @@ pub fn check_content(headers: &HeaderMap, body: &[u8]) -> Result<(), Error> {
     if body.is_empty() {
         return Ok(());
     }
+    check_media(headers)
+}
+
+/// What [`check_content`] checks of a body that is there.
+///
+/// # Errors
+/// `UNSUPPORTED_MEDIA_TYPE`.
+pub fn check_media(headers: &HeaderMap) -> Result<(), Error> {
     let refuse = |what: &str| Err(Error::new(Reason::UnsupportedMediaType, what));
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")

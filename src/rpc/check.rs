@@ -112,10 +112,7 @@ impl Faults {
                 self.add(field, "has a name of 1 to 64 characters");
             }
             if value.chars().count() > 512 {
-                self.add(
-                    entry("metadata", name),
-                    "has at most 512 characters",
-                );
+                self.add(entry("metadata", name), "has at most 512 characters");
             }
         }
         sorted

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     caller::Caller,
     domain::{
-        event::{data_of, is_type},
+        event::{TYPE_TAKES, data_of, is_type},
         id::EventId,
     },
     error::{Error, Result},
@@ -45,10 +45,7 @@ pub async fn publish(
     context.webhooks_on()?;
     let mut faults = Faults::default();
     if !is_type(&given.event_type) {
-        faults.add(
-            "event_type",
-            "takes 1 to 128 characters: words of a-z, A-Z, 0-9, _ and -, joined by dots",
-        );
+        faults.add("event_type", TYPE_TAKES);
     }
     let key = given.idempotency_key;
     if key.len() > 255 || !key.bytes().all(|b| (b' '..=b'~').contains(&b)) {

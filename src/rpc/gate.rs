@@ -79,7 +79,12 @@ impl Gate {
     ///
     /// # Errors
     /// The reason for which the call is refused.
-    pub async fn admit(&self, access: &Access, headers: &HeaderMap, peer: IpAddr) -> Result<Admitted> {
+    pub async fn admit(
+        &self,
+        access: &Access,
+        headers: &HeaderMap,
+        peer: IpAddr,
+    ) -> Result<Admitted> {
         let result = self.decide(access, headers);
         if let Err(e) = &result {
             self.metrics.refused(e.reason);
@@ -129,21 +134,36 @@ impl Gate {
         }
         let credential = bearer(headers);
         let switches = self.directory.switches();
-        let outside = !credential.as_ref().is_ok_and(|c| c.starts_with(ADMIN_PREFIX));
+        let outside = !credential
+            .as_ref()
+            .is_ok_and(|c| c.starts_with(ADMIN_PREFIX));
         if outside && audience == Audience::Consumer && !switches.api {
-            return Err(Error::new(Reason::ExternalApiDisabled, "the outside API is switched off"));
+            return Err(Error::new(
+                Reason::ExternalApiDisabled,
+                "the outside API is switched off",
+            ));
         }
         let entry = self.directory.authenticate(credential?, wall_clock())?;
         let key = &entry.key;
         if key.kind == Kind::Consumer && switches.canary_only && !key.canary {
-            return Err(Error::new(Reason::CanaryOnlyMode, "only canary keys are admitted at the moment"));
+            return Err(Error::new(
+                Reason::CanaryOnlyMode,
+                "only canary keys are admitted at the moment",
+            ));
         }
         let strict = self.live.load().require_own_scopes;
         if audience == Audience::Admin && key.kind != Kind::Admin {
-            return Err(Error::new(Reason::ScopeMissing, "this call takes an admin key (sk_admin_…)"));
+            return Err(Error::new(
+                Reason::ScopeMissing,
+                "this call takes an admin key (sk_admin_…)",
+            ));
         }
         if !key.holds(&access.scope, strict) {
-            let scope = if access.scope.is_empty() { SCOPE_ADMIN } else { &access.scope };
+            let scope = if access.scope.is_empty() {
+                SCOPE_ADMIN
+            } else {
+                &access.scope
+            };
             return Err(Error::new(
                 Reason::ScopeMissing,
                 format!("the key does not hold the scope {scope}"),
@@ -158,9 +178,17 @@ impl Gate {
 /// The credential of a call (RFC 6750).
 fn bearer(headers: &HeaderMap) -> Result<&str> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
-        return Err(Error::new(Reason::KeyMissing, "the call came without a credential"));
+        return Err(Error::new(
+            Reason::KeyMissing,
+            "the call came without a credential",
+        ));
     };
-    let malformed = || Error::new(Reason::KeyMalformed, "`Authorization` takes `Bearer` and a key");
+    let malformed = || {
+        Error::new(
+            Reason::KeyMalformed,
+            "`Authorization` takes `Bearer` and a key",
+        )
+    };
     let text = value.to_str().map_err(|_| malformed())?;
     let (scheme, key) = text.split_once(' ').ok_or_else(malformed)?;
     if !scheme.eq_ignore_ascii_case("bearer") || key.len() > 512 {
@@ -237,6 +265,9 @@ mod tests {
         assert_eq!(read("bearer osk_1"), Ok("osk_1".into()));
         assert_eq!(read("Basic x"), Err(Reason::KeyMalformed));
         assert_eq!(read("osk_1"), Err(Reason::KeyMalformed));
-        assert_eq!(bearer(&HeaderMap::new()).unwrap_err().reason, Reason::KeyMissing);
+        assert_eq!(
+            bearer(&HeaderMap::new()).unwrap_err().reason,
+            Reason::KeyMissing
+        );
     }
 }

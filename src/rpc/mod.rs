@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic::{Request, Response, Status, service::Routes};
+use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::{
     caller::Caller,
@@ -91,7 +91,10 @@ pub const SERVICES: [&str; 5] = [
 ///
 /// # Errors
 /// Where the descriptors can't be served.
-pub fn routes<H: Health>(context: &Context, health: HealthServer<H>) -> std::result::Result<Routes, String> {
+pub fn routes<H: Health>(
+    context: &Context,
+    health: HealthServer<H>,
+) -> std::result::Result<Routes, String> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)

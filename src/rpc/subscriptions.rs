@@ -12,7 +12,9 @@ use crate::{
     domain::{
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
-        subscription::{DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PreviousSecret, Sealed, Subscription},
+        subscription::{
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, PreviousSecret, Sealed, Subscription,
+        },
     },
     error::{Error, Reason, Result},
     pipeline::publish::{NewEvent, unavailable},
@@ -115,6 +117,7 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
         description: String::new(),
         disabled: None,
         held: 0,
+        format: PayloadFormat::Standard,
         scheme,
         schedule: None,
         timeout: DEFAULT_TIMEOUT,
@@ -143,6 +146,7 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         max_in_flight: given.max_in_flight,
         max_age_seconds: given.max_age_seconds,
         metadata: given.metadata,
+        payload_format: given.payload_format,
         ..v1::Subscription::default()
     }
 }

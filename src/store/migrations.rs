@@ -31,7 +31,9 @@ pub(super) fn migrator(files: &[(&'static str, &'static str)]) -> Migrator {
 pub(super) fn failed(error: sqlx::migrate::MigrateError) -> StoreError {
     StoreError::Unfit(match error {
         sqlx::migrate::MigrateError::VersionMissing(v) => {
-            format!("the database has migration {v}, which this build does not know: run a newer one")
+            format!(
+                "the database has migration {v}, which this build does not know: run a newer one"
+            )
         }
         other => format!("the database's migration failed: {other}"),
     })

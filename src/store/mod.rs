@@ -290,7 +290,8 @@ pub struct Leased {
     pub event: EventId,
     /// The event's type.
     pub event_type: String,
-    /// The body to send.
+    /// The body to send; empty where it is gone, which is never so unless rows were
+    /// deleted by hand.
     pub body: Bytes,
     /// The fence: every lease of the row increments it, every completion checks it.
     pub token: i32,

@@ -8,7 +8,7 @@ use crate::domain::{
     id::Micros,
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
-    subscription::{Disabled, PreviousSecret, Sealed, Subscription},
+    subscription::{Disabled, PayloadFormat, PreviousSecret, Sealed, Subscription},
 };
 
 /// A [`Finish`] in the columns of the finishing statements.
@@ -33,11 +33,20 @@ pub(super) struct FinishRow<'a> {
 
 impl<'a> FinishRow<'a> {
     pub fn of(f: &'a Finish) -> Self {
-        let micros = |d: std::time::Duration| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX / 4);
+        let micros =
+            |d: std::time::Duration| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX / 4);
         let (action, status, wait, charge, replay) = match f.settle {
             Settle::Done(status) => (0, status, 0, status == Status::Delivered, false),
-            Settle::Dead(status) => (1, status, 0, f.attempt.is_some() && status == Status::Dead, false),
-            Settle::Retry { after, charged } => (2, Status::Retrying, micros(after), charged, !charged),
+            Settle::Dead(status) => (
+                1,
+                status,
+                0,
+                f.attempt.is_some() && status == Status::Dead,
+                false,
+            ),
+            Settle::Retry { after, charged } => {
+                (2, Status::Retrying, micros(after), charged, !charged)
+            }
             Settle::Failed(after) => (3, Status::Failed, micros(after), true, false),
             Settle::Release => (4, Status::Pending, 0, false, false),
         };
@@ -119,7 +128,9 @@ impl KeyRow {
             pepper: key.secret.pepper,
             digest: key.secret.digest.to_vec(),
             previous_pepper: key.previous.map_or(0, |p| p.hash.pepper),
-            previous_digest: key.previous.map_or_else(Vec::new, |p| p.hash.digest.to_vec()),
+            previous_digest: key
+                .previous
+                .map_or_else(Vec::new, |p| p.hash.digest.to_vec()),
             previous_until: key.previous.map_or(0, |p| p.until),
             updated_at: key.updated_at,
         }
@@ -176,6 +187,9 @@ pub(super) struct SubscriptionDoc {
     description: String,
     disabled: Option<(Micros, String)>,
     held: Micros,
+    /// 0 in rows from before there was a choice.
+    #[serde(default)]
+    format: i16,
     scheme: i16,
     schedule: Option<Schedule>,
     timeout: u32,
@@ -205,6 +219,7 @@ impl SubscriptionRow {
             description: s.description.clone(),
             disabled: s.disabled.as_ref().map(|d| (d.at, d.reason.clone())),
             held: s.held,
+            format: format_number(s.format),
             scheme: scheme_number(s.scheme),
             schedule: s.schedule.clone(),
             timeout: s.timeout,
@@ -218,7 +233,10 @@ impl SubscriptionRow {
             tenant: s.tenant.0,
             doc: serde_json::to_string(&doc).unwrap_or_default(),
             secret: s.secret.0.clone(),
-            previous_secret: s.previous.as_ref().map_or_else(Vec::new, |p| p.secret.0.clone()),
+            previous_secret: s
+                .previous
+                .as_ref()
+                .map_or_else(Vec::new, |p| p.secret.0.clone()),
             previous_until: s.previous.as_ref().map_or(0, |p| p.until),
             updated_at: s.updated_at,
         }
@@ -238,6 +256,7 @@ impl SubscriptionRow {
             description: doc.description,
             disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
             held: doc.held,
+            format: format_of(doc.format),
             scheme: scheme_of(doc.scheme),
             schedule: doc.schedule,
             timeout: doc.timeout,
@@ -256,6 +275,22 @@ impl SubscriptionRow {
     }
 }
 
+const fn format_number(format: PayloadFormat) -> i16 {
+    match format {
+        PayloadFormat::Standard => 1,
+        PayloadFormat::CloudEventsStructured => 2,
+        PayloadFormat::CloudEventsBinary => 3,
+    }
+}
+
+const fn format_of(n: i16) -> PayloadFormat {
+    match n {
+        2 => PayloadFormat::CloudEventsStructured,
+        3 => PayloadFormat::CloudEventsBinary,
+        _ => PayloadFormat::Standard,
+    }
+}
+
 const fn scheme_number(scheme: Scheme) -> i16 {
     match scheme {
         Scheme::V1 => 1,
@@ -269,5 +304,41 @@ const fn scheme_of(n: i16) -> Scheme {
         2 => Scheme::Plain,
         3 => Scheme::Ed25519,
         _ => Scheme::V1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // N6: a row of the version before, without what it did not know.
+    #[test]
+    fn a_row_without_a_format_is_read() {
+        let row = |doc: &str| SubscriptionRow {
+            id: uuid::Uuid::nil(),
+            tenant: uuid::Uuid::nil(),
+            doc: doc.to_owned(),
+            secret: vec![1],
+            previous_secret: Vec::new(),
+            previous_until: 0,
+            updated_at: 1,
+        };
+        let doc = r#"{"url":"https://a.example/","event_types":["*"],"headers":[],
+            "description":"","disabled":null,"held":0,"scheme":1,"schedule":null,"timeout":15,
+            "max_in_flight":100,"max_age":0,"metadata":[],"public_key":""}"#;
+        let read = row(doc).into_subscription().unwrap();
+        assert_eq!(read.format, PayloadFormat::Standard);
+        for format in [
+            PayloadFormat::Standard,
+            PayloadFormat::CloudEventsStructured,
+            PayloadFormat::CloudEventsBinary,
+        ] {
+            let kept = Subscription {
+                format,
+                ..read.clone()
+            };
+            let again = SubscriptionRow::of(&kept).into_subscription().unwrap();
+            assert_eq!(again, kept);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use onering::{
     domain::{
         id::TenantId,
-        subscription::{Disabled, PreviousSecret, Sealed, Subscription},
+        subscription::{Disabled, PayloadFormat, PreviousSecret, Sealed, Subscription},
     },
     store::{Changes, SealedKey, Store, StoreError},
 };
@@ -223,6 +223,7 @@ fn other_settings(sub: &Subscription) -> Subscription {
             reason: "gone".to_owned(),
         }),
         schedule: None,
+        format: PayloadFormat::CloudEventsStructured,
         previous: Some(PreviousSecret {
             secret: Sealed(vec![9]),
             until: 77,

@@ -191,7 +191,7 @@ proptest! {
         survives("Subscription", &Subscription {
             url: text, event_types: list, headers: map, timeout_seconds: small,
             max_age_seconds: number.unwrap_or_default(), enabled: number.map(|n| n > 0),
-            signature_scheme: value.min(3), update_time: time, ..Subscription::default()
+            signature_scheme: value.min(3), payload_format: value.min(3), update_time: time, ..Subscription::default()
         })?;
     }
 

@@ -59,6 +59,8 @@ fn publishing_is_described_as_it_is() {
     assert_eq!(publish["operationId"], "EventService_PublishEvent");
     assert_eq!(publish["parameters"][0]["name"], "Idempotency-Key");
     assert!(publish["responses"]["202"].is_object());
+    let cloud_event = &publish["requestBody"]["content"]["application/cloudevents+json"];
+    assert_eq!(cloud_event["schema"]["required"][3], "type");
     let request = &document["components"]["schemas"]["PublishEventRequest"];
     assert_eq!(request["additionalProperties"], false);
     // D5: any JSON, under its REST name.

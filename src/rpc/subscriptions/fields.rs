@@ -9,10 +9,13 @@ use crate::{
     connector,
     domain::{
         address::MAX_URL_LENGTH,
+        cloudevent,
         delivery::Schedule,
         id::Micros,
         signature::Scheme,
-        subscription::{DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Subscription, is_pattern},
+        subscription::{
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, PayloadFormat, Subscription, is_pattern,
+        },
     },
     error::{Error, Reason},
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
@@ -24,7 +27,7 @@ use crate::{
 };
 
 /// What can be changed of a subscription.
-pub(super) const CHANGEABLE: [&str; 11] = [
+pub(super) const CHANGEABLE: [&str; 12] = [
     "url",
     "event_types",
     "headers",
@@ -36,10 +39,16 @@ pub(super) const CHANGEABLE: [&str; 11] = [
     "max_in_flight",
     "max_age_seconds",
     "metadata",
+    "payload_format",
 ];
 
 /// Headers that are of the connection, of the message or of ours.
-const NOT_THEIRS: [&str; 12] = [
+const NOT_THEIRS: [&str; 17] = [
+    cloudevent::header::ID,
+    cloudevent::header::SOURCE,
+    cloudevent::header::SPECVERSION,
+    cloudevent::header::TIME,
+    cloudevent::header::TYPE,
     "connection",
     "expect",
     "host",
@@ -87,6 +96,7 @@ pub(super) fn named(
         "max_in_flight" => given.max_in_flight != 0,
         "max_age_seconds" => given.max_age_seconds != 0,
         "metadata" => !given.metadata.is_empty(),
+        "payload_format" => given.payload_format != 0,
         _ => false,
     };
     mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults)
@@ -132,6 +142,7 @@ pub(super) fn apply(
                     faults.number("max_age_seconds", given.max_age_seconds, 0, 2_592_000, 0);
             }
             "metadata" => s.metadata = faults.metadata(&given.metadata),
+            "payload_format" => s.format = format(given.payload_format, faults),
             _ => {}
         }
     }
@@ -242,6 +253,22 @@ fn enable(s: &mut Subscription, on: bool, now: Micros) {
             });
         }
         _ => {}
+    }
+}
+
+/// In which form events are sent; `STANDARD` where it is not said.
+fn format(number: i32, faults: &mut Faults) -> PayloadFormat {
+    match v1::PayloadFormat::try_from(number) {
+        Ok(v1::PayloadFormat::Standard | v1::PayloadFormat::Unspecified) => PayloadFormat::Standard,
+        Ok(v1::PayloadFormat::CloudeventsStructured) => PayloadFormat::CloudEventsStructured,
+        Ok(v1::PayloadFormat::CloudeventsBinary) => PayloadFormat::CloudEventsBinary,
+        Err(_) => {
+            faults.add(
+                "payload_format",
+                "takes STANDARD, CLOUDEVENTS_STRUCTURED or CLOUDEVENTS_BINARY",
+            );
+            PayloadFormat::Standard
+        }
     }
 }
 

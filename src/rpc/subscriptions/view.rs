@@ -2,7 +2,12 @@
 
 use crate::{
     directory::Directory,
-    domain::{delivery::Schedule, id::Micros, signature::Scheme, subscription::Subscription},
+    domain::{
+        delivery::Schedule,
+        id::Micros,
+        signature::Scheme,
+        subscription::{PayloadFormat, Subscription},
+    },
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
     rpc::convert::timestamp,
 };
@@ -12,6 +17,14 @@ pub(super) const fn scheme(scheme: Scheme) -> SignatureScheme {
         Scheme::V1 => SignatureScheme::V1,
         Scheme::Plain => SignatureScheme::Plain,
         Scheme::Ed25519 => SignatureScheme::Ed25519,
+    }
+}
+
+pub(super) const fn format(format: PayloadFormat) -> v1::PayloadFormat {
+    match format {
+        PayloadFormat::Standard => v1::PayloadFormat::Standard,
+        PayloadFormat::CloudEventsStructured => v1::PayloadFormat::CloudeventsStructured,
+        PayloadFormat::CloudEventsBinary => v1::PayloadFormat::CloudeventsBinary,
     }
 }
 
@@ -55,6 +68,7 @@ pub(super) fn view(s: &Subscription, directory: &Directory, now: Micros) -> v1::
         max_in_flight: number(s.max_in_flight),
         max_age_seconds: s.max_age,
         metadata: s.metadata.iter().cloned().collect(),
+        payload_format: format(s.format).into(),
         disabled_reason: s
             .disabled
             .as_ref()

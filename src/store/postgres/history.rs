@@ -188,7 +188,9 @@ impl Postgres {
         }
         .map(|how| format!("alter table {table} detach partition {child} {how}"));
         for sql in detach.into_iter().chain([format!("drop table {child}")]) {
-            let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.pool).await;
+            let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+                .execute(&self.pool)
+                .await;
             match done {
                 Err(e) if is_gone(&e) => return Ok(false),
                 other => other.map_err(failed)?,
@@ -209,6 +211,8 @@ enum Stage {
 /// Whether a statement came too late: another node detached or dropped the table.
 fn is_gone(error: &sqlx::Error) -> bool {
     // Undefined table, not in the prerequisite state, concurrently changed.
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    let code = error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code);
     matches!(code.as_deref(), Some("42P01" | "55000" | "XX000"))
 }

@@ -131,7 +131,9 @@ async fn migrate(pool: &PgPool) -> Result<()> {
         .execute(&mut connection)
         .await
         .map_err(failed)?;
-    let applied = super::migrations::migrator(&MIGRATIONS).run(&mut connection).await;
+    let applied = super::migrations::migrator(&MIGRATIONS)
+        .run(&mut connection)
+        .await;
     if let Err(e) = connection.close().await {
         tracing::debug!(error.message = %e, "closing the migration's connection failed");
     }
@@ -203,7 +205,7 @@ fn failed(error: sqlx::Error) -> StoreError {
 
 /// Whether the database has no partition for a row's day.
 fn lacks_day(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .is_some_and(|e| e.code().as_deref() == Some("23514") && e.message().contains("no partition"))
+    error.as_database_error().is_some_and(|e| {
+        e.code().as_deref() == Some("23514") && e.message().contains("no partition")
+    })
 }

@@ -196,13 +196,14 @@ impl Hints for Listener {
             if note.channel() == "onering_config" {
                 return Ok(Hint::Config);
             }
-            self.pending.extend(note.payload().split(' ').filter_map(|entry| {
-                let (part, sub) = entry.split_once(':')?;
-                Some(Hint::Due(
-                    Part::new(part.parse().ok()?),
-                    SubscriptionId(sub.parse().ok()?),
-                ))
-            }));
+            self.pending
+                .extend(note.payload().split(' ').filter_map(|entry| {
+                    let (part, sub) = entry.split_once(':')?;
+                    Some(Hint::Due(
+                        Part::new(part.parse().ok()?),
+                        SubscriptionId(sub.parse().ok()?),
+                    ))
+                }));
         }
     }
 }

@@ -231,18 +231,32 @@ impl Postgres {
         let idempotency = |i: &usize| batch[*i].idempotency;
         let keys: Vec<_> = repeated.iter().filter_map(idempotency).collect();
         let rows = sqlx::query(WINNERS)
-            .bind(repeated.iter().map(|i| batch[*i].event.part().get()).collect::<Vec<_>>())
+            .bind(
+                repeated
+                    .iter()
+                    .map(|i| batch[*i].event.part().get())
+                    .collect::<Vec<_>>(),
+            )
             .bind(keys.iter().map(|k| bucket_of(*k)).collect::<Vec<_>>())
-            .bind(repeated.iter().map(|i| batch[*i].tenant.0).collect::<Vec<_>>())
-            .bind(keys.iter().map(|k| Uuid::from_bytes(k.key)).collect::<Vec<_>>())
+            .bind(
+                repeated
+                    .iter()
+                    .map(|i| batch[*i].tenant.0)
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                keys.iter()
+                    .map(|k| Uuid::from_bytes(k.key))
+                    .collect::<Vec<_>>(),
+            )
             .fetch_all(&self.publishing)
             .await
             .map_err(failed)?;
         let winners: HashMap<i64, _> = rows.iter().map(|r| (r.get::<i64, _>(0), r)).collect();
         for (n, i) in repeated.iter().enumerate() {
-            let row = winners
-                .get(&(n as i64 + 1))
-                .ok_or_else(|| StoreError::Unavailable("an idempotency key's first use is gone".into()))?;
+            let row = winners.get(&(n as i64 + 1)).ok_or_else(|| {
+                StoreError::Unavailable("an idempotency key's first use is gone".into())
+            })?;
             results[*i] = Published::Duplicate {
                 event: EventId(row.get(1)),
                 deliveries: row.get(2),

@@ -105,7 +105,8 @@ ended as (
 ),
 tries as (
   insert into attempts (part, day, delivery, token, number, started_at, took, kind, status, error, worker, response)
-  select part, t.today, id, token, number, started, took, kind, status, error, worker, response
+  select part, t.today, id, token, number,
+         case when started > 0 then started else t.now - took end, took, kind, status, error, worker, response
   from ended, t where kind > 0
 )
 select id, token from ended";
@@ -202,26 +203,22 @@ impl QueueStore for Postgres {
             .fetch_all(&self.pool)
             .await
             .map_err(failed)?;
-        rows.iter()
-            .map(|r| {
-                Ok(Leased {
-                    id: DeliveryId(r.get(0)),
-                    tenant: TenantId(r.get(1)),
-                    subscription: SubscriptionId(r.get(2)),
-                    event: EventId(r.get(3)),
-                    event_type: r.get(4),
-                    body: r
-                        .get::<Option<Vec<u8>>, _>(5)
-                        .ok_or_else(|| crate::store::StoreError::Data("a queued body is gone".into()))?
-                        .into(),
-                    token: r.get(6),
-                    attempts: r.get::<i16, _>(7) as u16,
-                    replays: r.get::<i16, _>(8) as u16,
-                    by_hand: r.get(9),
-                    age: r.get(10),
-                })
+        Ok(rows
+            .iter()
+            .map(|r| Leased {
+                id: DeliveryId(r.get(0)),
+                tenant: TenantId(r.get(1)),
+                subscription: SubscriptionId(r.get(2)),
+                event: EventId(r.get(3)),
+                event_type: r.get(4),
+                body: r.get::<Option<Vec<u8>>, _>(5).unwrap_or_default().into(),
+                token: r.get(6),
+                attempts: r.get::<i16, _>(7) as u16,
+                replays: r.get::<i16, _>(8) as u16,
+                by_hand: r.get(9),
+                age: r.get(10),
             })
-            .collect()
+            .collect())
     }
 
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
@@ -248,7 +245,12 @@ impl QueueStore for Postgres {
         }
         if !missed.is_empty() {
             let before: HashSet<(Uuid, i32)> = sqlx::query(BEFORE)
-                .bind(missed.iter().map(|i| batch[*i].id.part().get()).collect::<Vec<_>>())
+                .bind(
+                    missed
+                        .iter()
+                        .map(|i| batch[*i].id.part().get())
+                        .collect::<Vec<_>>(),
+                )
                 .bind(missed.iter().map(|i| batch[*i].id.0).collect::<Vec<_>>())
                 .bind(missed.iter().map(|i| batch[*i].token).collect::<Vec<_>>())
                 .fetch_all(&self.finishing)
@@ -298,7 +300,8 @@ impl QueueStore for Postgres {
     }
 
     async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
-        self.changed(sqlx::query(FREE_LOST).bind(numbers(parts))).await
+        self.changed(sqlx::query(FREE_LOST).bind(numbers(parts)))
+            .await
     }
 
     async fn bury(&self, parts: &[Part], limit: i64) -> Result<u64> {

@@ -53,10 +53,12 @@ impl ConfigStore for Engine {
     }
 
     async fn sealed_keys(&self) -> Result<Vec<SealedKey>> {
-        let rows = sqlx::query("select purpose, version, sealed from sealed_keys order by purpose, version")
-            .fetch_all(self.reader())
-            .await
-            .map_err(failed)?;
+        let rows = sqlx::query(
+            "select purpose, version, sealed from sealed_keys order by purpose, version",
+        )
+        .fetch_all(self.reader())
+        .await
+        .map_err(failed)?;
         Ok(rows
             .iter()
             .map(|r| SealedKey {

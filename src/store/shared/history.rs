@@ -114,7 +114,14 @@ impl HistoryStore for Engine {
 
     async fn get_delivery(&self, id: DeliveryId) -> Result<Option<Delivery>> {
         let found = self
-            .list("part = $1 and id = $2 and id < $3", id.part().get(), id.0, Uuid::max(), 1, None)
+            .list(
+                "part = $1 and id = $2 and id < $3",
+                id.part().get(),
+                id.0,
+                Uuid::max(),
+                1,
+                None,
+            )
             .await?;
         Ok(found.into_iter().next())
     }
@@ -151,8 +158,15 @@ impl HistoryStore for Engine {
             "part = $1 and event = $2 and id < $3 and id >= {}",
             Self::uuid_literal(low)
         );
-        self.list(&condition, id.part().get(), id.0, before, page.limit, status)
-            .await
+        self.list(
+            &condition,
+            id.part().get(),
+            id.0,
+            before,
+            page.limit,
+            status,
+        )
+        .await
     }
 
     async fn attempts(&self, id: DeliveryId) -> Result<Vec<Attempt>> {

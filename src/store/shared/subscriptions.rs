@@ -8,7 +8,9 @@ use crate::{
         id::{Micros, SubscriptionId, TenantId},
         subscription::Subscription,
     },
-    store::{Page, Result, StoreError, SubscriptionStore, TenantSubscriptions, rows::SubscriptionRow},
+    store::{
+        Page, Result, StoreError, SubscriptionStore, TenantSubscriptions, rows::SubscriptionRow,
+    },
 };
 
 fn subscription(r: &Row) -> Result<Subscription> {
@@ -30,11 +32,12 @@ pub(super) async fn changed(
     since: i64,
 ) -> Result<Vec<TenantSubscriptions>> {
     let mut lists = Vec::new();
-    let tenants = sqlx::query("select tenant, rev from tenant_rev where config_rev > $1 order by tenant")
-        .bind(since)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(failed)?;
+    let tenants =
+        sqlx::query("select tenant, rev from tenant_rev where config_rev > $1 order by tenant")
+            .bind(since)
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(failed)?;
     let mut at = std::collections::HashMap::new();
     for r in &tenants {
         let tenant: Uuid = r.get(0);
@@ -65,12 +68,13 @@ pub(super) async fn changed(
 /// Increments the tenant's revision, and with it the configuration's.
 async fn bump_tenant(tx: &mut Transaction<'_>, tenant: TenantId) -> Result<i64> {
     let rev = bump(tx).await?;
-    let done = sqlx::query("update tenant_rev set rev = rev + 1, config_rev = $2 where tenant = $1")
-        .bind(tenant.0)
-        .bind(rev)
-        .execute(&mut **tx)
-        .await
-        .map_err(failed)?;
+    let done =
+        sqlx::query("update tenant_rev set rev = rev + 1, config_rev = $2 where tenant = $1")
+            .bind(tenant.0)
+            .bind(rev)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
     if done.rows_affected() == 0 {
         return Err(StoreError::Conflict);
     }
@@ -177,11 +181,12 @@ impl SubscriptionStore for Engine {
 
     async fn delete_subscription(&self, id: SubscriptionId) -> Result<bool> {
         let mut tx = self.begin().await?;
-        let tenant: Option<Uuid> = sqlx::query_scalar("select tenant from subscriptions where id = $1")
-            .bind(id.0)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed)?;
+        let tenant: Option<Uuid> =
+            sqlx::query_scalar("select tenant from subscriptions where id = $1")
+                .bind(id.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
         let Some(tenant) = tenant else {
             return Ok(false);
         };

@@ -11,7 +11,9 @@ const SIZES: [usize; 20] = [
 
 /// Which size is the largest for so many rows.
 fn largest(rows: usize) -> usize {
-    SIZES.partition_point(|size| *size <= rows).saturating_sub(1)
+    SIZES
+        .partition_point(|size| *size <= rows)
+        .saturating_sub(1)
 }
 
 /// A statement whose text repeats a part for each of its rows. Parameters are

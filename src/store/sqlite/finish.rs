@@ -187,7 +187,11 @@ async fn record_attempts(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micr
                 .bind(f.id.0)
                 .bind(f.token)
                 .bind(row.number)
-                .bind(row.started)
+                .bind(if row.started > 0 {
+                    row.started
+                } else {
+                    now - row.took
+                })
                 .bind(row.took)
                 .bind(row.kind)
                 .bind(row.status)
@@ -210,7 +214,11 @@ async fn record_done(tx: &mut Transaction<'_>, rows: &[&Item<'_>], now: Micros) 
                 .bind(f.token)
                 .bind(row.state)
                 .bind(row.charge)
-                .bind(if row.started > 0 { row.started + row.took } else { now })
+                .bind(if row.started > 0 {
+                    row.started + row.took
+                } else {
+                    now
+                })
                 .bind(row.took)
                 .bind(row.status)
                 .bind(f.reason.as_str())

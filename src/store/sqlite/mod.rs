@@ -209,7 +209,7 @@ impl Store for Sqlite {
     }
 
     async fn shift_clock(&self, by: Micros) -> Result<()> {
-        self.shift.store(by, Ordering::Relaxed);
+        self.shift.fetch_add(by, Ordering::Relaxed);
         Ok(())
     }
 }

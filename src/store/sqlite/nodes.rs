@@ -90,8 +90,12 @@ impl NodeStore for Sqlite {
             .map_err(failed)?
             .rows_affected();
         let owned: Vec<Part> =
-            sqlx::query("select part from part_owner where sid = $1 order by part")
+            sqlx::query(
+                "select part from part_owner where sid = $1
+                   and exists (select 1 from nodes where sid = $1 and expires_at > $2) order by part",
+            )
                 .bind(session.0)
+                .bind(now)
                 .fetch_all(&mut *tx)
                 .await
                 .map_err(failed)?

@@ -185,7 +185,11 @@ async fn recognise(
                 .bind(p.deliveries.len() as i32)
                 .bind(now);
         }
-        taken += query.execute(&mut **tx).await.map_err(failed)?.rows_affected();
+        taken += query
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?
+            .rows_affected();
     }
     if taken == keyed.len() as u64 {
         return Ok(());

@@ -82,13 +82,14 @@ select part, id, tenant, sub, event, event_day";
 
 const RETRY_WAITING: &str = "
 update queue set due_at = $3, dead_at = 0, token = token + 1,
-  by_hand = by_hand or state = 5, state = case when state = 5 then 3 else state end
+  by_hand = by_hand or state = 5, state = case when state = 5 then 3 else state end,
+  age_from = case when state = 5 then $4 else age_from end
 where part = $1 and id = $2";
 
 const RETRY_DEAD: &str = "
 insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
                    state, attempts, replays, by_hand, status, reason)
-select part, id, tenant, sub, event, event_day, $3, 0, $3, 0, token + 1, 3, attempts, 0, 1, status, reason
+select part, id, tenant, sub, event, event_day, $3, 0, $4, 0, token + 1, 3, attempts, 0, 1, status, reason
 from dead where part = $1 and id = $2";
 
 #[async_trait]
@@ -249,9 +250,13 @@ impl QueueStore for Sqlite {
     async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>> {
         let mut tx = self.begin().await?;
         let now = self.now();
+        // Its age begins again, on the clock that leaves out what is held.
+        let own = owned(&mut tx, Session(0), std::iter::once(id.part()), now).await?;
+        let active = own.get(&id.part().get()).map_or(now, |o| o.active);
         for (find, write, delete) in [
             (
-                "select state from queue where part = $1 and id = $2 and lease_sid = 0",
+                "select case when state = 5 and dead_at <= $3 then 6 else state end
+                 from queue where part = $1 and id = $2 and lease_sid = 0",
                 RETRY_WAITING,
                 None,
             ),
@@ -261,19 +266,24 @@ impl QueueStore for Sqlite {
                 Some("delete from dead where part = $1 and id = $2"),
             ),
         ] {
-            let state: Option<i16> = sqlx::query_scalar(find)
+            let state: Option<i64> = sqlx::query_scalar(find)
                 .bind(id.part().get())
                 .bind(id.0)
+                .bind(now)
                 .fetch_optional(&mut *tx)
                 .await
                 .map_err(failed)?;
             let Some(state) = state else { continue };
             for sql in [Some(write), delete].into_iter().flatten() {
-                let query = sqlx::query(sql).bind(id.part().get()).bind(id.0).bind(now);
+                let query = sqlx::query(sql)
+                    .bind(id.part().get())
+                    .bind(id.0)
+                    .bind(now)
+                    .bind(active);
                 changed(&mut tx, query).await?;
             }
             tx.commit().await.map_err(failed)?;
-            return Ok(Some(Status::from_i16(state)));
+            return Ok(Some(Status::from_i16(state as i16)));
         }
         drop(tx);
         Ok(self.get_delivery(id).await?.map(|d| d.status))
@@ -289,10 +299,7 @@ fn leased(r: &Row, own: &HashMap<i16, Own>) -> Result<Leased> {
         subscription: SubscriptionId(r.get(2)),
         event: EventId(r.get(3)),
         event_type: r.get(4),
-        body: r
-            .get::<Option<Vec<u8>>, _>(5)
-            .ok_or_else(|| StoreError::Data("a queued body is gone".into()))?
-            .into(),
+        body: r.get::<Option<Vec<u8>>, _>(5).unwrap_or_default().into(),
         token: r.get(6),
         attempts: r.get::<i16, _>(7) as u16,
         replays: r.get::<i16, _>(8) as u16,

@@ -39,6 +39,8 @@ fn bad_fields_are_named() {
     let headers = [
         ("X-Webhook-Id", "a"),
         ("content-type", "a"),
+        ("CE-Type", "a"),
+        ("ce-comexample", "a"),
         ("a b", "a"),
         ("x-ok", "a\u{1}"),
         ("authorization", "Bearer x"),
@@ -52,6 +54,7 @@ fn bad_fields_are_named() {
         timeout_seconds: 61,
         max_in_flight: -1,
         max_age_seconds: 2_592_001,
+        payload_format: 4,
         ..v1::Subscription::default()
     };
     let error = run(&mut subscription(), &given, &CHANGEABLE).unwrap_err();
@@ -59,6 +62,7 @@ fn bad_fields_are_named() {
         "url",
         "event_types[1]",
         "event_types[2]",
+        r#"headers["CE-Type"]"#,
         r#"headers["X-Webhook-Id"]"#,
         r#"headers["a b"]"#,
         r#"headers["content-type"]"#,
@@ -68,6 +72,7 @@ fn bad_fields_are_named() {
         "timeout_seconds",
         "max_in_flight",
         "max_age_seconds",
+        "payload_format",
     ];
     assert_eq!(fields(&error), wrong);
 }
@@ -78,6 +83,7 @@ fn what_is_named_and_not_set_goes_back_to_its_default() {
     s.timeout = 5;
     s.max_in_flight = 3;
     s.max_age = 7;
+    s.format = PayloadFormat::CloudEventsBinary;
     s.event_types = vec!["a".into()];
     s.schedule = Some(Schedule::burst());
     s.disabled = Some(Disabled {
@@ -88,6 +94,7 @@ fn what_is_named_and_not_set_goes_back_to_its_default() {
     run(&mut s, &v1::Subscription::default(), &names).unwrap();
     assert_eq!((s.timeout, s.max_in_flight, s.max_age), (15, 100, 0));
     assert_eq!(s.event_types, ["*"]);
+    assert_eq!(s.format, PayloadFormat::Standard);
     assert_eq!((s.schedule, s.disabled, s.held), (None, None, 10));
     let error = run(&mut subscription(), &v1::Subscription::default(), &["url"]).unwrap_err();
     assert_eq!(fields(&error), ["url"]);
