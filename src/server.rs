@@ -282,6 +282,9 @@ impl Front {
         self.gate
             .admit_monitoring(request.headers(), peer(request.extensions()))
             .await?;
+        // As of now: the poll that sets it may be waiting for the database.
+        let stale = self.context.directory.freshness() != Freshness::Fresh;
+        self.metrics.config_stale.set(f64::from(u8::from(stale)));
         let mut response = Response::new(Full::new(Bytes::from(self.metrics.render())));
         response.headers_mut().insert(
             header::CONTENT_TYPE,

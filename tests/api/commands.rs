@@ -136,7 +136,7 @@ async fn dev_shows_a_delivery(db: Db) {
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
 }
 
-// X1: in production nothing is open until it is switched on; an admin is let in.
+// In production nothing is open until it is switched on; an admin is let in.
 async fn serve_opens_nothing(db: Db) {
     let mut vars = variables(&db);
     vars.retain(|name, _| !name.ends_with("_ENABLED") && !name.ends_with("_CANARY_ONLY"));

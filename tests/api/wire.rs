@@ -341,7 +341,7 @@ async fn grpc_works(app: &TestApp, channel: Channel) -> bool {
     keys.get_caller(v1::GetCallerRequest {}).await.is_ok()
 }
 
-// Z5: TLS, with both protocols on the one port.
+// TLS, with both protocols on the one port.
 async fn tls_for_grpc_and_rest(db: Db) {
     let pki = pki();
     let app = TestApp::builder(&db)
@@ -356,7 +356,7 @@ async fn tls_for_grpc_and_rest(db: Db) {
     app.stop().await;
 }
 
-// Z5: mTLS: a certificate of the authority's, or no connection.
+// mTLS: a certificate of the authority's, or no connection.
 async fn clients_show_a_certificate(db: Db) {
     let pki = pki();
     let app = TestApp::builder(&db)

@@ -113,6 +113,10 @@ pub fn variables(db: &Db) -> BTreeMap<String, String> {
 
 impl Builder {
     /// Sets a variable, named without `ONERING_`.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "reads better where it is called"
+    )]
     pub fn set(mut self, name: &str, value: impl ToString) -> Self {
         self.vars
             .insert(format!("ONERING_{name}"), value.to_string());

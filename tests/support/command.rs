@@ -59,7 +59,7 @@ pub async fn run(program: &Path, args: &[&str], vars: &[(&str, &str)]) -> Done {
     let output = command(program, args, vars).output();
     let output = tokio::time::timeout(PATIENCE, output)
         .await
-        .unwrap_or_else(|_| panic!("{program:?} {args:?} does not end"))
+        .unwrap_or_else(|_| panic!("{} {args:?} does not end", program.display()))
         .unwrap();
     Done {
         code: output.status.code().unwrap_or(-1),
