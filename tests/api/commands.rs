@@ -1,6 +1,6 @@
 //! The `onering` command, as a child process.
 
-use std::path::Path;
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ async fn get(url: &str, path: &str, key: &str) -> crate::support::app::Answer {
         request = request.header("authorization", format!("Bearer {key}"));
     }
     Http::new()
-        .send(request.body(Default::default()).unwrap())
+        .send(request.body(http_body_util::Full::default()).unwrap())
         .await
 }
 
@@ -131,7 +131,6 @@ async fn dev_shows_a_delivery(db: Db) {
         assert!(done.stdout.ends_with("Stopped.\n"), "{}", done.stdout);
         assert_eq!(done.stderr, "");
     }
-    use std::os::unix::fs::PermissionsExt as _;
     let file = std::fs::metadata(dir.path().join("onering-data/dev.json")).unwrap();
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
 }

@@ -1,5 +1,6 @@
 //! API keys: their text, their fields, their life.
 
+use base64::Engine as _;
 use onering::proto::v1;
 use serde_json::{Value, json};
 
@@ -153,7 +154,6 @@ async fn nothing_stored_opens_a_door(db: Db) {
         assert!(!has(secret.as_bytes()), "{secret} is stored");
         assert!(!has(hex::encode(secret).as_bytes()), "{secret} is stored");
     }
-    use base64::Engine as _;
     let key = base64::engine::general_purpose::STANDARD
         .decode(&subscription.secret["whsec_".len()..])
         .unwrap();
@@ -779,7 +779,9 @@ async fn both_faces_decide_alike(db: Db) {
         ("Bearer ".to_owned(), 401),
     ] {
         let request = app.request("GET", ME, "").header("authorization", &value);
-        let answer = app.send(request.body(Default::default()).unwrap()).await;
+        let answer = app
+            .send(request.body(http_body_util::Full::default()).unwrap())
+            .await;
         assert_eq!(answer.status, status, "{value}");
         if status == 401 {
             assert_eq!(answer.header("www-authenticate"), "Bearer");

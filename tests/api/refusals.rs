@@ -389,7 +389,9 @@ async fn every_answer_has_a_request_id(db: Db) {
             if let Some(id) = id {
                 request = request.header("x-request-id", id);
             }
-            let answer = app.send(request.body(Default::default()).unwrap()).await;
+            let answer = app
+                .send(request.body(http_body_util::Full::default()).unwrap())
+                .await;
             answer.header("x-request-id").to_owned()
         };
         assert_eq!(send(Some("my-own.id/1")).await, "my-own.id/1", "{path}");
@@ -470,7 +472,7 @@ async fn guessing_is_slowed(db: Db) {
     tokio::select! {
         biased;
         me = app.get("/v1/external/me", &app.admin) => { me.ok(); }
-        _ = async { for _ in 0..20 { guess().await; } } => panic!("held up by guesses"),
+        () = async { for _ in 0..20 { guess().await; } } => panic!("held up by guesses"),
     }
     app.stop().await;
 }

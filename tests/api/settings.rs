@@ -23,7 +23,7 @@ fn pairs(vars: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
 async fn me(url: &str) -> Answer {
     let request = http::Request::get(format!("{url}/v1/external/me"));
     Http::new()
-        .send(request.body(Default::default()).unwrap())
+        .send(request.body(http_body_util::Full::default()).unwrap())
         .await
 }
 
