@@ -2,6 +2,7 @@
 //!
 //! `ONERING_WRITE_VECTORS=1 cargo test --test signature` writes them; without
 //! it the test fails where the committed files are not what the code makes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "signature/vectors.rs"]
 mod vectors;

@@ -1,4 +1,5 @@
 //! `onering sink` over HTTP, and `onering verify` as a command.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
     net::SocketAddr,

@@ -138,7 +138,7 @@ async fn follow_settings(app: &App, hangup: &mut Signal, adjust: fn(&mut Setting
                 tracing::info!("settings read again");
             }
             Err(e) => {
-                tracing::error!(error.message = %e, "settings not read again; the ones before stay")
+                tracing::error!(error.message = %e, "settings not read again; the ones before stay");
             }
         }
     }

@@ -17,6 +17,12 @@ pub type Micros = i64;
 /// Microseconds in a day.
 pub const DAY: Micros = 86_400_000_000;
 
+/// A duration in microseconds.
+#[must_use]
+pub fn micros(duration: std::time::Duration) -> Micros {
+    Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX / 2)
+}
+
 /// A logical partition, 0 to 63. Every tenant is in one, and all that belongs
 /// to the tenant with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

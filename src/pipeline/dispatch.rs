@@ -566,6 +566,6 @@ impl Dispatcher {
 
 /// A number from 0 to 1 that differs between deliveries.
 fn jitter(id: DeliveryId) -> f64 {
-    let bits = (id.0.as_u128() >> 8) as u32;
-    f64::from(bits) / f64::from(u32::MAX)
+    let [.., a, b, _] = id.0.into_bytes();
+    f64::from(u16::from_be_bytes([a, b])) / f64::from(u16::MAX)
 }

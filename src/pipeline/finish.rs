@@ -88,7 +88,7 @@ impl Finisher {
                     self.metrics.store_errors.increment(1);
                     tracing::warn!(
                         error.message = %e, batch.size = batch.len(),
-                        retry_in_ms = wait.as_millis() as u64, "outcomes not recorded yet"
+                        retry_in = ?wait, "outcomes not recorded yet"
                     );
                     if !self.node.is_alive() && self.node.session().0 == 0 {
                         // The rows are another's by now, or free.

@@ -90,7 +90,7 @@ pub(super) struct Lanes {
     capacity: usize,
     /// Lanes that had their share of the capacity when their turn came.
     sated: VecDeque<SubscriptionId>,
-    lanes: HashMap<SubscriptionId, Lane>,
+    by_id: HashMap<SubscriptionId, Lane>,
     tenants: VecDeque<TenantId>,
     turns: HashMap<TenantId, VecDeque<SubscriptionId>>,
     /// Every row that this node has leased, with its token.
@@ -110,7 +110,7 @@ impl Lanes {
         Self {
             capacity,
             sated: VecDeque::new(),
-            lanes: HashMap::new(),
+            by_id: HashMap::new(),
             tenants: VecDeque::new(),
             turns: HashMap::new(),
             held: HashMap::new(),
@@ -140,7 +140,7 @@ impl Lanes {
     /// Whether a publish may lease one more row of this lane.
     pub(super) fn plan(&mut self, subscription: SubscriptionId) -> bool {
         let room = self.room();
-        let lane = self.lanes.entry(subscription).or_default();
+        let lane = self.by_id.entry(subscription).or_default();
         let fits = lane.waiting() + lane.planned < room;
         if fits {
             lane.planned += 1;
@@ -151,7 +151,7 @@ impl Lanes {
 
     /// Takes a plan back.
     pub(super) fn unplan(&mut self, subscription: SubscriptionId) {
-        if let Some(lane) = self.lanes.get_mut(&subscription) {
+        if let Some(lane) = self.by_id.get_mut(&subscription) {
             lane.planned = lane.planned.saturating_sub(1);
             self.planned = self.planned.saturating_sub(1);
         }
@@ -163,7 +163,7 @@ impl Lanes {
         self.bytes += job.body.len();
         self.waiting += 1;
         let (tenant, subscription) = (job.tenant, job.subscription);
-        let lane = self.lanes.entry(subscription).or_default();
+        let lane = self.by_id.entry(subscription).or_default();
         lane.tenant = Some(tenant);
         lane.limit = limit;
         if fresh {
@@ -175,7 +175,7 @@ impl Lanes {
     }
 
     fn enter_ring(&mut self, subscription: SubscriptionId) {
-        let Some(lane) = self.lanes.get_mut(&subscription) else {
+        let Some(lane) = self.by_id.get_mut(&subscription) else {
             return;
         };
         let Some(tenant) = lane.tenant.filter(|_| lane.may_send() && !lane.in_ring) else {
@@ -207,7 +207,7 @@ impl Lanes {
             let Some(subscription) = subscription else {
                 continue;
             };
-            let Some(lane) = self.lanes.get_mut(&subscription) else {
+            let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
             if !lane.may_send() {
@@ -237,7 +237,7 @@ impl Lanes {
     /// A job is no longer in flight; its row stays held until its outcome is
     /// recorded.
     pub(super) fn landed(&mut self, subscription: SubscriptionId) {
-        if let Some(lane) = self.lanes.get_mut(&subscription) {
+        if let Some(lane) = self.by_id.get_mut(&subscription) {
             lane.in_flight = lane.in_flight.saturating_sub(1);
             self.in_flight = self.in_flight.saturating_sub(1);
             self.enter_ring(subscription);
@@ -251,7 +251,7 @@ impl Lanes {
         };
         for _ in 0..most {
             if let Some(subscription) = self.sated.pop_front() {
-                if let Some(lane) = self.lanes.get_mut(&subscription) {
+                if let Some(lane) = self.by_id.get_mut(&subscription) {
                     lane.in_ring = false;
                 }
                 self.enter_ring(subscription);
@@ -273,12 +273,12 @@ impl Lanes {
 
     /// The store has or may have due rows of this lane.
     pub(super) fn sign(&mut self, subscription: SubscriptionId) {
-        self.lanes.entry(subscription).or_default().signs += 1;
+        self.by_id.entry(subscription).or_default().signs += 1;
         self.want_fetch(subscription);
     }
 
     fn want_fetch(&mut self, subscription: SubscriptionId) {
-        let Some(lane) = self.lanes.get_mut(&subscription) else {
+        let Some(lane) = self.by_id.get_mut(&subscription) else {
             return;
         };
         // Of what waits only the stored ones count: fresh ones must not keep older
@@ -303,7 +303,7 @@ impl Lanes {
             let Some(subscription) = self.fetches.pop_front() else {
                 break;
             };
-            let Some(lane) = self.lanes.get_mut(&subscription) else {
+            let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
             lane.wants_fetch = false;
@@ -326,7 +326,7 @@ impl Lanes {
     /// A fetch ended with so many rows; fewer than asked for means that the
     /// store has no more for now.
     pub(super) fn fetched(&mut self, fetch: Fetch, rows: Option<usize>) {
-        if let Some(lane) = self.lanes.get_mut(&fetch.subscription) {
+        if let Some(lane) = self.by_id.get_mut(&fetch.subscription) {
             lane.fetching = false;
             if rows.is_some_and(|n| n < fetch.limit) {
                 lane.seen = fetch.signs;
@@ -338,7 +338,7 @@ impl Lanes {
     /// Looks at a lane again at that time.
     pub(super) fn wake_at(&mut self, at: Instant, subscription: SubscriptionId) {
         let tick = self.tick_of(at);
-        let lane = self.lanes.entry(subscription).or_default();
+        let lane = self.by_id.entry(subscription).or_default();
         if lane.wakes.insert(tick) {
             self.timers.push(Reverse((tick, subscription)));
         }
@@ -363,7 +363,7 @@ impl Lanes {
             let Some(Reverse((tick, subscription))) = self.timers.pop() else {
                 return;
             };
-            if let Some(lane) = self.lanes.get_mut(&subscription)
+            if let Some(lane) = self.by_id.get_mut(&subscription)
                 && lane.wakes.remove(&tick)
             {
                 self.sign(subscription);
@@ -375,10 +375,10 @@ impl Lanes {
     /// the others to their limits. `limit` gives none for a lane to stop.
     pub(super) fn adjust(&mut self, limit: impl Fn(SubscriptionId) -> Option<u32>) -> Vec<Job> {
         let mut out = Vec::new();
-        let all: Vec<SubscriptionId> = self.lanes.keys().copied().collect();
+        let all: Vec<SubscriptionId> = self.by_id.keys().copied().collect();
         for subscription in all {
             let limit = limit(subscription);
-            let Some(lane) = self.lanes.get_mut(&subscription) else {
+            let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
             if let Some(limit) = limit {
@@ -398,7 +398,7 @@ impl Lanes {
 
     /// Forgets every lease in a partition that is no longer this node's.
     pub(super) fn forget(&mut self, lost: impl Fn(Part) -> bool) {
-        for lane in self.lanes.values_mut() {
+        for lane in self.by_id.values_mut() {
             for jobs in [&mut lane.fresh, &mut lane.stored] {
                 jobs.retain(|job| {
                     let gone = lost(job.id.part());
@@ -411,7 +411,7 @@ impl Lanes {
             }
         }
         self.held.retain(|id, _| !lost(id.part()));
-        self.lanes.retain(|_, lane| !lane.is_idle() || lane.in_ring);
+        self.by_id.retain(|_, lane| !lane.is_idle() || lane.in_ring);
     }
 
     /// Jobs that wait.
@@ -426,7 +426,7 @@ impl Lanes {
 
     /// Drops lanes with nothing in them.
     pub(super) fn tidy(&mut self) {
-        self.lanes
+        self.by_id
             .retain(|_, lane| !lane.is_idle() || lane.in_ring || lane.wants_fetch);
     }
 }

@@ -108,7 +108,7 @@ impl Node {
     }
 
     fn lives_from(&self, sent: Duration) {
-        let until = sent + self.ttl - self.ttl / MARGIN;
+        let until = sent + self.ttl.saturating_sub(self.ttl / MARGIN);
         self.valid_until.store(
             u64::try_from(until.as_micros()).unwrap_or(u64::MAX),
             Ordering::Release,

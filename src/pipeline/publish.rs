@@ -241,7 +241,6 @@ impl Publisher {
 }
 
 /// What a caller is told of the store's failures.
-#[expect(clippy::needless_pass_by_value, reason = "used in map_err")]
 pub(crate) fn unavailable(error: StoreError) -> Error {
     match error {
         StoreError::Unavailable(_) => {

@@ -92,11 +92,11 @@ fn fast(headers: &HeaderMap, body: &Bytes) -> Option<PublishBody> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return None;
     }
-    let read: Fast = serde_json::from_slice(body).ok()?;
+    let read: Fast<'_> = serde_json::from_slice(body).ok()?;
     if depth(body) > MAX_DEPTH {
         return None;
     }
-    let set = |text: Option<Text>| {
+    let set = |text: Option<Text<'_>>| {
         let text = text.map(|Text(text)| text.into_owned());
         text.filter(|text| !text.is_empty())
     };

@@ -126,7 +126,7 @@ fn tags(rest: &Rest, comments: &Comments) -> Vec<Value> {
     tags
 }
 
-fn operation(rest: &Rest, comments: &Comments, schemas: &Schemas, route: &Route) -> Value {
+fn operation(rest: &Rest, comments: &Comments, schemas: &Schemas<'_>, route: &Route) -> Value {
     let service = route.rpc.parent_service();
     let description = comments.get(&service.parent_file(), route.rpc.path());
     let public = route.access.audience == Audience::Public as i32;
@@ -204,7 +204,7 @@ fn response_field<'r>(rest: &'r Rest, route: &Route) -> Option<&'r Field> {
         .get(route.response_body?)
 }
 
-fn parameters(rest: &Rest, schemas: &Schemas, route: &Route) -> Vec<Value> {
+fn parameters(rest: &Rest, schemas: &Schemas<'_>, route: &Route) -> Vec<Value> {
     let fields = &rest.schema.message(route.input).fields;
     let mut parameters = Vec::new();
     for field in route.variables.iter().filter_map(|i| fields.get(*i)) {
@@ -238,7 +238,7 @@ fn parameters(rest: &Rest, schemas: &Schemas, route: &Route) -> Vec<Value> {
     parameters
 }
 
-fn request_body(rest: &Rest, schemas: &Schemas, route: &Route) -> Value {
+fn request_body(rest: &Rest, schemas: &Schemas<'_>, route: &Route) -> Value {
     let input = rest.schema.message(route.input);
     let field = match route.body {
         Body::Field(index) => input.fields.get(index),

@@ -36,7 +36,7 @@ pub struct Parts<'a> {
 ///
 /// # Errors
 /// `UNSUPPORTED_MEDIA_TYPE`, or `INVALID_ARGUMENT` that names what is wrong.
-pub fn build(schema: &Schema, route: &Route, parts: Parts) -> Result<DynamicMessage, Error> {
+pub fn build(schema: &Schema, route: &Route, parts: Parts<'_>) -> Result<DynamicMessage, Error> {
     check_content(parts.headers, parts.body)?;
     let mut build = Build {
         schema,
@@ -105,7 +105,7 @@ impl<'s> Build<'s> {
 
     fn names(
         &self,
-        entries: &[(Cow<str>, &RawValue)],
+        entries: &[(Cow<'_, str>, &RawValue)],
         id: super::schema::MessageId,
     ) -> Vec<String> {
         let message = self.schema.message(id);

@@ -27,7 +27,6 @@ pub(super) fn migrator(files: &[(&'static str, &'static str)]) -> Migrator {
 }
 
 /// What a failed migration means.
-#[expect(clippy::needless_pass_by_value, reason = "used in map_err")]
 pub(super) fn failed(error: sqlx::migrate::MigrateError) -> StoreError {
     StoreError::Unfit(match error {
         sqlx::migrate::MigrateError::VersionMissing(v) => {

@@ -33,7 +33,7 @@ pub(super) struct FinishRow<'a> {
 }
 
 impl<'a> FinishRow<'a> {
-    pub fn of(f: &'a Finish) -> Self {
+    pub(super) fn of(f: &'a Finish) -> Self {
         let micros =
             |d: std::time::Duration| Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX / 4);
         let (action, status, wait, charge, replay) = match f.settle {
@@ -88,7 +88,7 @@ pub(super) struct KeyDoc {
 }
 
 impl KeyDoc {
-    pub fn of(key: &Key) -> String {
+    pub(super) fn of(key: &Key) -> String {
         let doc = Self {
             name: key.name.clone(),
             tier: key.tier.clone(),
@@ -119,7 +119,7 @@ pub(super) struct KeyRow {
 }
 
 impl KeyRow {
-    pub fn of(key: &Key) -> Self {
+    pub(super) fn of(key: &Key) -> Self {
         Self {
             id: key.id.0,
             tenant: key.tenant.map(|t| t.0),
@@ -137,7 +137,7 @@ impl KeyRow {
         }
     }
 
-    pub fn into_key(self) -> Result<Key, String> {
+    pub(super) fn into_key(self) -> Result<Key, String> {
         use crate::domain::id::{KeyId, TenantId};
         let doc: KeyDoc =
             serde_json::from_str(&self.doc).map_err(|e| format!("key {}: {e}", KeyId(self.id)))?;
@@ -216,7 +216,7 @@ pub(super) struct SubscriptionRow {
 }
 
 impl SubscriptionRow {
-    pub fn of(s: &Subscription) -> Self {
+    pub(super) fn of(s: &Subscription) -> Self {
         let doc = SubscriptionDoc {
             url: s.url.clone(),
             event_types: s.event_types.clone(),
@@ -248,7 +248,7 @@ impl SubscriptionRow {
         }
     }
 
-    pub fn into_subscription(self) -> Result<Subscription, String> {
+    pub(super) fn into_subscription(self) -> Result<Subscription, String> {
         use crate::domain::id::{SubscriptionId, TenantId};
         let id = SubscriptionId(self.id);
         let doc: SubscriptionDoc =

@@ -269,7 +269,7 @@ async fn what_is_not_taken_is_refused(db: Db) {
     app.stop().await;
 }
 
-// D5, K9: no key or a key without the scope is told so, whatever it sends.
+// D5, K11: no key or a key without the scope is told so, whatever it sends.
 async fn the_gate_is_before_a_cloudevent(db: Db) {
     let app = TestApp::start(&db).await;
     app.tenant("acme").await;

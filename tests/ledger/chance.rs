@@ -28,7 +28,7 @@ impl Chance {
     }
 
     pub(crate) fn between(&mut self, least: Duration, most: Duration) -> Duration {
-        let span = u64::try_from((most - least).as_millis()).unwrap();
+        let span = u64::try_from(most.checked_sub(least).unwrap().as_millis()).unwrap();
         least + Duration::from_millis(self.next() % (span + 1))
     }
 }

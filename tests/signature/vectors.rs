@@ -7,13 +7,13 @@ use onering::domain::signature::{Scheme, Secret, Signer};
 use serde::Serialize;
 
 #[derive(Serialize)]
-pub struct Signatures {
+pub(crate) struct Signatures {
     about: &'static str,
     pub vectors: Vec<Vector>,
 }
 
 #[derive(Serialize, Clone)]
-pub struct Vector {
+pub(crate) struct Vector {
     pub name: String,
     /// What the receiver insists on; absent: whatever the headers show.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,13 +34,13 @@ pub struct Vector {
 }
 
 #[derive(Serialize, Clone)]
-pub struct Said {
+pub(crate) struct Said {
     pub event_id: String,
     pub timestamp: i64,
 }
 
 #[derive(Serialize, Clone)]
-pub struct SignedWith {
+pub(crate) struct SignedWith {
     scheme: &'static str,
     secret: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,7 +50,7 @@ pub struct SignedWith {
 }
 
 #[derive(Serialize, Clone)]
-pub enum Body {
+pub(crate) enum Body {
     #[serde(rename = "body")]
     Text(String),
     #[serde(rename = "body_base64")]
@@ -58,7 +58,7 @@ pub enum Body {
 }
 
 impl Body {
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         match self {
             Self::Text(text) => text.clone().into_bytes(),
             Self::Base64(text) => STANDARD.decode(text).unwrap(),
@@ -67,19 +67,19 @@ impl Body {
 }
 
 #[derive(Serialize)]
-pub struct Duplicates {
+pub(crate) struct Duplicates {
     about: &'static str,
     pub sequences: Vec<Sequence>,
 }
 
 #[derive(Serialize)]
-pub struct Sequence {
+pub(crate) struct Sequence {
     pub name: &'static str,
     pub steps: Vec<Step>,
 }
 
 #[derive(Serialize)]
-pub struct Step {
+pub(crate) struct Step {
     pub at: i64,
     pub event_id: String,
     pub handler: &'static str,
@@ -166,7 +166,7 @@ impl Vector {
     }
 
     fn fails(mut self, code: &str) -> Self {
-        self.expect = code.to_owned();
+        code.clone_into(&mut self.expect);
         self.verified = None;
         self
     }
@@ -227,7 +227,7 @@ fn rotating<'a>(scheme: Scheme, secret: &'a str, previous: &'a str) -> Send<'a> 
 const X: &str = "X-Webhook-Signature";
 const S: &str = "webhook-signature";
 
-pub fn signatures() -> Signatures {
+pub(crate) fn signatures() -> Signatures {
     let mut vectors = valid();
     vectors.extend(rotation());
     vectors.extend(times());
@@ -644,7 +644,7 @@ fn unreadable() -> Vec<Vector> {
     ]
 }
 
-pub fn duplicates() -> Duplicates {
+pub(crate) fn duplicates() -> Duplicates {
     let step = |at, event_id: &str, handler, expect| Step {
         at: T + at,
         event_id: event_id.to_owned(),

@@ -216,12 +216,12 @@ impl TargetArgs {
 }
 
 /// Whether a database is named by a URL of PostgreSQL's.
-pub fn is_postgres(database: &str) -> bool {
+pub(super) fn is_postgres(database: &str) -> bool {
     database.starts_with("postgres://") || database.starts_with("postgresql://")
 }
 
 /// Whether every event type gets as many endpoints.
-pub fn check_fan_out(endpoints: u64, fan_out: u64) -> Result<()> {
+pub(super) fn check_fan_out(endpoints: u64, fan_out: u64) -> Result<()> {
     if endpoints.is_multiple_of(fan_out) {
         Ok(())
     } else {

@@ -22,7 +22,7 @@ const KEY: &[u8] = b"\"seq\":";
 
 /// Says which run and which event a body belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
+pub(super) struct Mark {
     /// The run; counted modulo 8,000.
     pub run: u64,
     /// The event within the run.
@@ -45,7 +45,7 @@ impl Mark {
     /// Finds the mark in a delivered body. `hint` remembers where the last one
     /// was: in one run it is nearly always the same place.
     #[must_use]
-    pub fn read(body: &[u8], hint: &AtomicUsize) -> Option<Self> {
+    pub(super) fn read(body: &[u8], hint: &AtomicUsize) -> Option<Self> {
         let at = hint.load(Relaxed);
         let at = if at >= KEY.len() && body.get(at - KEY.len()..at) == Some(KEY) {
             at
@@ -65,7 +65,7 @@ impl Mark {
 
 /// A body with a place for the mark.
 #[derive(Debug, Clone)]
-pub struct Template {
+pub(super) struct Template {
     bytes: Vec<u8>,
     at: usize,
 }
@@ -73,7 +73,7 @@ pub struct Template {
 impl Template {
     /// What a publisher posts: exactly `size` bytes, or as few as it takes.
     #[must_use]
-    pub fn publish(event_type: &str, size: usize) -> Self {
+    pub(super) fn publish(event_type: &str, size: usize) -> Self {
         Self::padded(
             &format!("{{\"event_type\":\"{event_type}\",\"data\":{{"),
             size,
@@ -82,7 +82,7 @@ impl Template {
 
     /// A body such as a delivery carries, for the raw mode.
     #[must_use]
-    pub fn envelope(event_id: &str, event_type: &str, size: usize) -> Self {
+    pub(super) fn envelope(event_id: &str, event_type: &str, size: usize) -> Self {
         Self::padded(
             &format!(
                 "{{\"id\":\"{event_id}\",\"type\":\"{event_type}\",\"timestamp\":\"2026-01-01T00:00:00.000Z\",\"data\":{{"
@@ -106,7 +106,7 @@ impl Template {
 
     /// The body of one event.
     #[must_use]
-    pub fn render(&self, mark: Mark) -> Bytes {
+    pub(super) fn render(&self, mark: Mark) -> Bytes {
         let mut body = self.bytes.clone();
         let mut n = mark.number();
         for digit in body.iter_mut().skip(self.at).take(DIGITS).rev() {

@@ -19,7 +19,7 @@ type Driver = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
 
 /// Why a call got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum CallError {
+pub(super) enum CallError {
     /// No connection was made.
     #[error("not connected")]
     NotConnected,
@@ -33,7 +33,7 @@ pub enum CallError {
 
 /// A connection that opens itself, and again after it was lost.
 #[derive(Debug)]
-pub struct Connection {
+pub(super) struct Connection {
     authority: String,
     timeout: Duration,
     open: Option<(SendRequest<Full<Bytes>>, Driver)>,
@@ -42,7 +42,7 @@ pub struct Connection {
 impl Connection {
     /// To `host:port`; nothing is sent before the first call.
     #[must_use]
-    pub fn new(authority: impl Into<String>, timeout: Duration) -> Self {
+    pub(super) fn new(authority: impl Into<String>, timeout: Duration) -> Self {
         Self {
             authority: authority.into(),
             timeout,
@@ -51,7 +51,7 @@ impl Connection {
     }
 
     /// Opens the connection, unless it is open.
-    pub async fn connect(&mut self) -> Result<(), CallError> {
+    pub(super) async fn connect(&mut self) -> Result<(), CallError> {
         // A server may close an idle connection: that is no failed call.
         if let Some((_, driver)) = &mut self.open
             && poll!(driver).is_ready()
@@ -75,7 +75,7 @@ impl Connection {
 
     /// Sends a request and reads the whole answer. After an error the connection
     /// is opened anew by the next call.
-    pub async fn call(
+    pub(super) async fn call(
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, Bytes), CallError> {

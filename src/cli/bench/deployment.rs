@@ -15,7 +15,7 @@ use super::{
 
 /// A server with a key to use it.
 #[derive(Debug)]
-pub struct Deployment {
+pub(super) struct Deployment {
     /// Its database, in one word.
     pub database: &'static str,
     /// The key.
@@ -26,7 +26,7 @@ pub struct Deployment {
 
 impl Deployment {
     /// Takes the running server, or starts one with `database` (`sqlite` or a URL).
-    pub async fn start(bench: &Bench, args: &TargetArgs, database: &str) -> Result<Self> {
+    pub(super) async fn start(bench: &Bench, args: &TargetArgs, database: &str) -> Result<Self> {
         let tag = hex::encode(random::<4>()?);
         let receivers = args
             .advertise
@@ -103,7 +103,7 @@ impl Deployment {
 
     /// What can be read about it beside its answers.
     #[must_use]
-    pub fn probes(&self) -> Probes<'_> {
+    pub(super) fn probes(&self) -> Probes<'_> {
         Probes {
             server: self.server.as_ref().and_then(Server::pid),
             scratch: self.scratch.as_ref(),
@@ -111,7 +111,7 @@ impl Deployment {
     }
 
     /// The server's resident memory when nothing happens, in bytes. // B13
-    pub async fn idle_resident(&self) -> Option<u64> {
+    pub(super) async fn idle_resident(&self) -> Option<u64> {
         let pid = self.server.as_ref()?.pid()?;
         tokio::time::sleep(Duration::from_secs(3)).await;
         process::resident(pid)
@@ -119,7 +119,7 @@ impl Deployment {
 
     /// Stops the server and starts it again; how long from the start of the
     /// process until `me` is answered with 200. The database is there already. // B14
-    pub async fn restart(&mut self) -> Result<Option<Duration>> {
+    pub(super) async fn restart(&mut self) -> Result<Option<Duration>> {
         let Some(server) = &mut self.server else {
             return Ok(None);
         };
@@ -139,7 +139,7 @@ impl Deployment {
     }
 
     /// Removes what was made and stops what was started.
-    pub async fn stop(mut self) -> Result<()> {
+    pub(super) async fn stop(mut self) -> Result<()> {
         let stopped = if let Some(server) = &mut self.server {
             // Its database goes with it: there is nothing to tidy up in there.
             server.stop().await

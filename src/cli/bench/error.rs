@@ -34,4 +34,4 @@ impl BenchError {
 }
 
 /// What the steps of a benchmark return.
-pub type Result<T> = std::result::Result<T, BenchError>;
+pub(super) type Result<T> = std::result::Result<T, BenchError>;

@@ -15,7 +15,7 @@ const HIGHEST_MICROS: u64 = 600_000_000;
 const SHARDS: usize = 16;
 
 /// An empty histogram of microseconds, exact to three digits.
-pub fn histogram() -> Result<Histogram<u64>> {
+pub(super) fn histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, HIGHEST_MICROS, 3)
         .map_err(|e| BenchError::failed("no histogram", e))
 }
@@ -23,13 +23,13 @@ pub fn histogram() -> Result<Histogram<u64>> {
 /// A histogram that many tasks write to; those of different shards don't wait
 /// for each other.
 #[derive(Debug)]
-pub struct Latencies {
+pub(super) struct Latencies {
     shards: Vec<Mutex<Histogram<u64>>>,
 }
 
 impl Latencies {
     /// An empty one.
-    pub fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let shards = (0..SHARDS)
             .map(|_| histogram().map(Mutex::new))
             .collect::<Result<_>>()?;
@@ -37,7 +37,7 @@ impl Latencies {
     }
 
     /// Adds one latency, in nanoseconds.
-    pub fn record(&self, shard: usize, nanos: u64) {
+    pub(super) fn record(&self, shard: usize, nanos: u64) {
         if let Some(shard) = self.shards.get(shard % SHARDS) {
             shard
                 .lock()
@@ -47,7 +47,7 @@ impl Latencies {
     }
 
     /// All shards together.
-    pub fn merged(&self) -> Result<Histogram<u64>> {
+    pub(super) fn merged(&self) -> Result<Histogram<u64>> {
         let mut all = histogram()?;
         for shard in &self.shards {
             all.add(&*shard.lock().unwrap_or_else(PoisonError::into_inner))
@@ -59,7 +59,7 @@ impl Latencies {
 
 /// Percentiles, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Percentiles {
+pub(super) struct Percentiles {
     /// How many latencies there were.
     pub count: u64,
     /// Half were faster.
@@ -77,7 +77,7 @@ pub struct Percentiles {
 impl Percentiles {
     /// Of a histogram of microseconds.
     #[must_use]
-    pub fn of(h: &Histogram<u64>) -> Self {
+    pub(super) fn of(h: &Histogram<u64>) -> Self {
         let at = |q: f64| real(h.value_at_quantile(q)) / 1_000.0;
         Self {
             count: h.len(),

@@ -13,11 +13,11 @@ use serde::Serialize;
 const SEGMENT: usize = 1 << 16;
 const SEGMENTS: usize = 1 << 12;
 /// The arrivals of an event at its endpoints are the bits of one word.
-pub const MAX_FAN_OUT: u64 = 64;
+pub(super) const MAX_FAN_OUT: u64 = 64;
 
 /// How a publish ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// Answered with the status hoped for: from here on it must arrive.
     Accepted = 2,
     /// Answered with another status: it must not arrive.
@@ -39,7 +39,7 @@ struct Slot {
 
 /// What an arrival turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
+pub(super) enum Arrival {
     /// The first at this endpoint.
     First {
         /// When the event was sent, in nanoseconds of the hub's clock.
@@ -53,7 +53,7 @@ pub enum Arrival {
 
 /// The totals of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Count {
+pub(super) struct Count {
     /// Events sent.
     pub sent: u64,
     /// Events accepted.
@@ -78,7 +78,7 @@ pub struct Count {
 
 /// The events of one run.
 #[derive(Debug)]
-pub struct Ledger {
+pub(super) struct Ledger {
     types: u64,
     fan_out: u64,
     next: AtomicU64,
@@ -90,7 +90,7 @@ pub struct Ledger {
 impl Ledger {
     /// Event `seq` goes to the `fan_out` endpoints of type `seq % types`.
     #[must_use]
-    pub fn new(types: u64, fan_out: u64) -> Self {
+    pub(super) fn new(types: u64, fan_out: u64) -> Self {
         Self {
             types: types.max(1),
             fan_out: fan_out.clamp(1, MAX_FAN_OUT),
@@ -102,13 +102,13 @@ impl Ledger {
     }
 
     /// The next sequence number. Nothing is owed for it before [`Self::sent`].
-    pub fn take(&self) -> u64 {
+    pub(super) fn take(&self) -> u64 {
         self.next.fetch_add(1, Relaxed)
     }
 
     /// Notes an event that is about to be sent; false where the ledger is full
     /// (after 268 million events).
-    pub fn sent(&self, seq: u64, origin: u64) -> bool {
+    pub(super) fn sent(&self, seq: u64, origin: u64) -> bool {
         let Some((segment, at)) = place(seq) else {
             return false;
         };
@@ -125,14 +125,14 @@ impl Ledger {
     }
 
     /// Notes how it was answered.
-    pub fn answered(&self, seq: u64, outcome: Outcome) {
+    pub(super) fn answered(&self, seq: u64, outcome: Outcome) {
         if let Some(slot) = self.slot(seq) {
             slot.outcome.store(outcome as u8, Relaxed);
         }
     }
 
     /// Notes that an event came to an endpoint.
-    pub fn arrived(&self, seq: u64, endpoint: u64) -> Arrival {
+    pub(super) fn arrived(&self, seq: u64, endpoint: u64) -> Arrival {
         let slot = self.slot(seq).filter(|s| {
             s.outcome.load(Relaxed) != 0 && endpoint / self.fan_out == seq % self.types
         });
@@ -153,7 +153,7 @@ impl Ledger {
 
     /// Adds everything up. Reads every slot: a few milliseconds for a million.
     #[must_use]
-    pub fn count(&self) -> Count {
+    pub(super) fn count(&self) -> Count {
         let mut count = Count {
             duplicates: self.duplicates.load(Relaxed),
             strays: self.strays.load(Relaxed),

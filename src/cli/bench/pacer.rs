@@ -25,7 +25,7 @@ const BURST: u64 = 500_000;
 /// not the server keeps up. Latencies count from there, so a slow server can't
 /// hide its slowness by being asked less often.
 #[derive(Debug, Clone)]
-pub struct Schedule {
+pub(super) struct Schedule {
     /// When the first event is due, in nanoseconds of the hub's clock.
     pub start: u64,
     /// Events per second.
@@ -38,7 +38,12 @@ pub struct Schedule {
 impl Schedule {
     /// Starts handing out permits, one an event, over `length`, after a moment in
     /// which the publishers connect.
-    pub fn begin(hub: &Arc<Hub>, rate: f64, length: Duration, publishers: usize) -> Result<Self> {
+    pub(super) fn begin(
+        hub: &Arc<Hub>,
+        rate: f64,
+        length: Duration,
+        publishers: usize,
+    ) -> Result<Self> {
         let schedule = Self {
             start: hub.now() + LEAD,
             rate,
@@ -74,7 +79,7 @@ impl Schedule {
     }
 
     /// Waits until one more event is due.
-    pub async fn wait(&self) {
+    pub(super) async fn wait(&self) {
         if let Ok(permit) = self.permits.acquire().await {
             permit.forget();
         }
@@ -82,7 +87,7 @@ impl Schedule {
 
     /// When event `n` is meant to be sent, in nanoseconds of the hub's clock.
     #[must_use]
-    pub fn due(&self, n: u64) -> u64 {
+    pub(super) fn due(&self, n: u64) -> u64 {
         let exact = nanos(Duration::from_secs_f64(real(n) / self.rate));
         let after = if self.rate > BURSTS_FROM {
             exact.next_multiple_of(BURST)

@@ -20,7 +20,7 @@ struct Line {
 
 /// Draws a report as SVG.
 #[must_use]
-pub fn svg(report: &Report) -> String {
+pub(super) fn svg(report: &Report) -> String {
     let mut out = String::new();
     draw(&mut out, report).ok();
     out

@@ -12,7 +12,7 @@ use super::{
 /// server that we start has a master key of its own, and dropped at the end, so
 /// that nobody's data is touched.
 #[derive(Debug)]
-pub struct Scratch {
+pub(super) struct Scratch {
     server: Url,
     name: String,
     /// The scratch database's own URL.
@@ -21,7 +21,7 @@ pub struct Scratch {
 
 impl Scratch {
     /// Makes it. The role in `url` needs `CREATEDB`.
-    pub async fn create(url: &str, tag: &str) -> Result<Self> {
+    pub(super) async fn create(url: &str, tag: &str) -> Result<Self> {
         let server = Url::parse(url).map_err(|e| BenchError::Usage(format!("--database: {e}")))?;
         let name = format!("onering_bench_{tag}");
         let mut connection = connect(&server).await?;
@@ -35,7 +35,7 @@ impl Scratch {
     }
 
     /// Drops it, also while the server is still connected.
-    pub async fn drop(self) -> Result<()> {
+    pub(super) async fn drop(self) -> Result<()> {
         let mut connection = connect(&self.server).await?;
         sqlx::query(AssertSqlSafe(format!(
             "drop database if exists {} with (force)",
@@ -51,7 +51,7 @@ impl Scratch {
 
     /// The cluster's port, where it is on this machine and its CPU can be read.
     #[must_use]
-    pub fn local_port(&self) -> Option<u16> {
+    pub(super) fn local_port(&self) -> Option<u16> {
         let local = match self.server.host_str() {
             None | Some("" | "localhost" | "127.0.0.1" | "[::1]") => true,
             // A socket's folder, percent-encoded.
@@ -61,7 +61,7 @@ impl Scratch {
     }
 
     /// Reads the counters. The statistics may be a second behind.
-    pub async fn counters(&self) -> Result<Counters> {
+    pub(super) async fn counters(&self) -> Result<Counters> {
         let mut connection = connect(&self.server).await?;
         let (commits, wal): (i64, i64) = sqlx::query_as(
             "select coalesce((select xact_commit from pg_stat_database where datname = $1), 0), \
@@ -97,7 +97,7 @@ async fn connect(url: &Url) -> Result<PgConnection> {
 
 /// What PostgreSQL has done so far.
 #[derive(Debug, Clone, Copy)]
-pub struct Counters {
+pub(super) struct Counters {
     commits: u64,
     /// Of the whole cluster.
     wal_bytes: u64,
@@ -106,7 +106,7 @@ pub struct Counters {
 
 /// What PostgreSQL did for one delivery.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
-pub struct PerDelivery {
+pub(super) struct PerDelivery {
     /// Transactions.
     pub commits: f64,
     /// Bytes of write-ahead log.
@@ -118,7 +118,7 @@ pub struct PerDelivery {
 impl Counters {
     /// What was done since an earlier reading, for each of `n`.
     #[must_use]
-    pub fn since(&self, earlier: &Self, n: u64) -> Option<PerDelivery> {
+    pub(super) fn since(&self, earlier: &Self, n: u64) -> Option<PerDelivery> {
         let per = |now: u64, then: u64| ratio(real(now.saturating_sub(then)), real(n));
         Some(PerDelivery {
             commits: per(self.commits, earlier.commits)?,

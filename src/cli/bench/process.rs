@@ -42,7 +42,7 @@ impl Stat {
 
 /// CPU used so far, in microseconds, by who used it.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Cpu {
+pub(super) struct Cpu {
     /// The server, if its process is known.
     pub server: Option<u64>,
     /// All processes of PostgreSQL, if it is on this machine.
@@ -56,7 +56,7 @@ pub struct Cpu {
 impl Cpu {
     /// Reads it now. `postgres` is the port that PostgreSQL listens on.
     #[must_use]
-    pub fn now(server: Option<u32>, postgres: Option<u16>) -> Self {
+    pub(super) fn now(server: Option<u32>, postgres: Option<u16>) -> Self {
         let own = Stat::read("/proc/self/stat").map(|s| s.ticks * TICK_MICROS);
         let receiver = receiver_micros();
         Self {
@@ -71,7 +71,7 @@ impl Cpu {
 
     /// What was used since an earlier reading, in microseconds for each of `n`.
     #[must_use]
-    pub fn since(&self, earlier: &Self, n: u64) -> PerDelivery {
+    pub(super) fn since(&self, earlier: &Self, n: u64) -> PerDelivery {
         let per = |now: Option<u64>, then: Option<u64>| {
             let used = now?.saturating_sub(then?);
             super::stats::ratio(super::stats::real(used), super::stats::real(n))
@@ -88,7 +88,7 @@ impl Cpu {
 /// CPU for one delivery, in microseconds, by process.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 #[allow(clippy::struct_field_names, reason = "JSON has units in its names")]
-pub struct PerDelivery {
+pub(super) struct PerDelivery {
     /// The server's.
     pub server_us: Option<f64>,
     /// PostgreSQL's.
@@ -101,7 +101,7 @@ pub struct PerDelivery {
 
 /// Resident memory of a process, in bytes. // B13
 #[must_use]
-pub fn resident(pid: u32) -> Option<u64> {
+pub(super) fn resident(pid: u32) -> Option<u64> {
     parse_resident(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 

@@ -5,21 +5,21 @@ use std::io::{IsTerminal as _, Write as _};
 
 /// One line that is rewritten on a terminal, plain lines elsewhere.
 #[derive(Debug)]
-pub struct Progress {
+pub(super) struct Progress {
     terminal: bool,
 }
 
 impl Progress {
     /// Looks at what standard error is.
     #[must_use]
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             terminal: std::io::stderr().is_terminal(),
         }
     }
 
     /// How it goes; replaced by the next one on a terminal.
-    pub fn tick(&self, line: &str) {
+    pub(super) fn tick(&self, line: &str) {
         let mut out = std::io::stderr().lock();
         // Nobody reading is no reason to stop.
         if self.terminal {
@@ -31,7 +31,7 @@ impl Progress {
     }
 
     /// Something that stays.
-    pub fn say(&self, line: &str) {
+    pub(super) fn say(&self, line: &str) {
         let mut out = std::io::stderr().lock();
         let clear = if self.terminal { "\r\x1b[2K" } else { "" };
         writeln!(out, "{clear}{line}").ok();

@@ -29,7 +29,7 @@ const BEHIND: u64 = 5_000_000_000;
 
 /// What is posted, and where.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub(super) struct Target {
     /// `host:port`.
     pub authority: String,
     /// Paths; event `n` goes to path `n % len`.
@@ -79,7 +79,7 @@ fn idempotency_key(tag: u16, mark: Mark, now: u64) -> HeaderValue {
 
 /// What one publisher saw.
 #[derive(Debug)]
-pub struct Tally {
+pub(super) struct Tally {
     /// Answers by status, over the whole run.
     pub statuses: BTreeMap<u16, u64>,
     /// Calls without an answer, by what happened.
@@ -94,7 +94,7 @@ pub struct Tally {
 
 impl Tally {
     /// An empty one.
-    pub fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         Ok(Self {
             statuses: BTreeMap::new(),
             broken: BTreeMap::new(),
@@ -105,7 +105,7 @@ impl Tally {
     }
 
     /// Adds another publisher's.
-    pub fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         for (status, n) in other.statuses {
             *self.statuses.entry(status).or_default() += n;
         }
@@ -120,7 +120,7 @@ impl Tally {
 }
 
 /// Publishes until the window ends (closed loop) or the schedule does (open loop).
-pub async fn publish(
+pub(super) async fn publish(
     hub: Arc<Hub>,
     live: Arc<Live>,
     target: Arc<Target>,
@@ -200,7 +200,7 @@ fn unix_millis() -> u64 {
 }
 
 /// The beginning of an answer's body, for people.
-pub fn shown(body: &[u8]) -> String {
+pub(super) fn shown(body: &[u8]) -> String {
     String::from_utf8_lossy(body).chars().take(300).collect()
 }
 

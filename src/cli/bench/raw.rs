@@ -11,7 +11,7 @@ use super::{
 
 /// Does the raw runs that frame an invocation: once before the others and once
 /// after them, so that a machine that changed meanwhile is noticed.
-pub async fn measure(bench: &Bench, args: &LoadArgs, name: &str) -> Result<Vec<Run>> {
+pub(super) async fn measure(bench: &Bench, args: &LoadArgs, name: &str) -> Result<Vec<Run>> {
     let address = bench.receivers.address;
     // Receivers on all addresses are reached on this machine's own.
     let ip = if address.ip().is_unspecified() {

@@ -32,11 +32,11 @@ use super::{
 };
 
 /// The name of the receivers' threads.
-pub const THREADS: &str = "bench-recv";
+pub(super) const THREADS: &str = "bench-recv";
 
 /// The run that is going on.
 #[derive(Debug)]
-pub struct Live {
+pub(super) struct Live {
     /// Its number, as the marks carry it.
     pub run: u64,
     /// Its events.
@@ -55,7 +55,7 @@ pub struct Live {
 
 /// Where all arrivals go.
 #[derive(Debug)]
-pub struct Hub {
+pub(super) struct Hub {
     epoch: Instant,
     live: ArcSwapOption<Live>,
     hint: AtomicUsize,
@@ -68,7 +68,7 @@ pub struct Hub {
 impl Hub {
     /// Its clock starts now.
     #[must_use]
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             epoch: Instant::now(),
             live: ArcSwapOption::empty(),
@@ -80,12 +80,12 @@ impl Hub {
 
     /// Nanoseconds since the benchmark began: the one clock of all latencies.
     #[must_use]
-    pub fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         nanos(self.epoch.elapsed())
     }
 
     /// Makes `live` the run that arrivals belong to.
-    pub fn begin(&self, live: Arc<Live>) {
+    pub(super) fn begin(&self, live: Arc<Live>) {
         self.live.store(Some(live));
     }
 
@@ -128,7 +128,7 @@ impl Hub {
 
 /// Running receivers; they end when this is dropped.
 #[derive(Debug)]
-pub struct Receivers {
+pub(super) struct Receivers {
     /// Where arrivals go.
     pub hub: Arc<Hub>,
     /// The address that they listen on.
@@ -138,7 +138,7 @@ pub struct Receivers {
 
 impl Receivers {
     /// Listens on `address`; port 0 takes a free one.
-    pub async fn start(address: SocketAddr) -> Result<Self> {
+    pub(super) async fn start(address: SocketAddr) -> Result<Self> {
         let workers = thread::available_parallelism()
             .map_or(2, std::num::NonZero::get)
             .min(4);

@@ -11,7 +11,7 @@ use super::{
 
 /// One line of the result.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
+pub(super) struct Row {
     /// The requirement, such as `B1`, or nothing.
     pub id: String,
     /// What was measured.
@@ -28,7 +28,7 @@ pub struct Row {
 
 /// Several runs of one thing.
 #[derive(Debug, Clone, Serialize)]
-pub struct Series {
+pub(super) struct Series {
     /// What was measured.
     pub name: String,
     /// The database.
@@ -40,7 +40,7 @@ pub struct Series {
 impl Series {
     /// A figure over the runs.
     #[must_use]
-    pub fn spread(&self, figure: impl Fn(&Run) -> f64) -> Spread {
+    pub(super) fn spread(&self, figure: impl Fn(&Run) -> f64) -> Spread {
         Spread::of(self.runs.iter().map(figure)).unwrap_or(Spread {
             median: 0.0,
             min: 0.0,
@@ -50,14 +50,14 @@ impl Series {
 
     /// Deliveries per second.
     #[must_use]
-    pub fn rate(&self) -> Spread {
+    pub(super) fn rate(&self) -> Spread {
         self.spread(|r| r.deliveries_per_s)
     }
 }
 
 /// Everything that an invocation measured.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub(super) struct Report {
     /// The machine's cores, shared by everything.
     pub cores: usize,
     /// Publishers.
@@ -77,20 +77,20 @@ pub struct Report {
 impl Report {
     /// Posts per second of all raw runs, before and after.
     #[must_use]
-    pub fn raw(&self) -> Option<Spread> {
+    pub(super) fn raw(&self) -> Option<Spread> {
         let all = self.raw_before.iter().chain(&self.raw_after);
         Spread::of(all.map(|r| r.deliveries_per_s))
     }
 
     /// A rate as a fraction of raw.
     #[must_use]
-    pub fn of_raw(&self, rate: f64) -> Option<f64> {
+    pub(super) fn of_raw(&self, rate: f64) -> Option<f64> {
         ratio(rate, self.raw()?.median)
     }
 
     /// Accepted deliveries that never came, over all runs.
     #[must_use]
-    pub fn lost(&self) -> u64 {
+    pub(super) fn lost(&self) -> u64 {
         self.series
             .iter()
             .flat_map(|s| &s.runs)
@@ -100,7 +100,7 @@ impl Report {
 
     /// Why the benchmark failed although it ran to its end.
     #[must_use]
-    pub fn failure(&self) -> Option<String> {
+    pub(super) fn failure(&self) -> Option<String> {
         if self.lost() > 0 {
             return Some(format!(
                 "{} deliveries of accepted events never came",
@@ -114,7 +114,7 @@ impl Report {
 
     /// As Markdown.
     #[must_use]
-    pub fn markdown(&self) -> String {
+    pub(super) fn markdown(&self) -> String {
         let mut out = String::new();
         self.write(&mut out).ok();
         out
@@ -236,7 +236,7 @@ impl Report {
 
 /// `median (min–max)`.
 #[must_use]
-pub fn spread(s: Spread, decimals: usize) -> String {
+pub(super) fn spread(s: Spread, decimals: usize) -> String {
     format!(
         "{:.decimals$} ({:.decimals$}–{:.decimals$})",
         s.median, s.min, s.max
@@ -245,18 +245,18 @@ pub fn spread(s: Spread, decimals: usize) -> String {
 
 /// Bytes as MiB.
 #[must_use]
-pub fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{:.1}", super::stats::real(bytes) / 1_048_576.0)
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
     use crate::cli::bench::{latency::Percentiles, ledger::Count};
 
-    pub fn sample(rate: f64) -> Run {
+    pub(crate) fn sample(rate: f64) -> Run {
         Run {
             name: "B1".into(),
             events_per_s: rate,

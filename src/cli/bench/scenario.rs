@@ -32,7 +32,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// What every run of an invocation shares.
 #[derive(Debug)]
-pub struct Bench {
+pub(super) struct Bench {
     /// Where deliveries arrive.
     pub receivers: Receivers,
     /// Where it is shown how it goes.
@@ -42,7 +42,7 @@ pub struct Bench {
 
 impl Bench {
     /// Starts the receivers.
-    pub async fn start(listen: std::net::SocketAddr) -> Result<Self> {
+    pub(super) async fn start(listen: std::net::SocketAddr) -> Result<Self> {
         Ok(Self {
             receivers: Receivers::start(listen).await?,
             progress: Progress::new(),
@@ -53,7 +53,7 @@ impl Bench {
 
 /// How much is sent, and for how long.
 #[derive(Debug, Clone)]
-pub struct Load {
+pub(super) struct Load {
     /// What is measured, in a few words.
     pub name: String,
     /// Publishers.
@@ -71,7 +71,7 @@ pub struct Load {
 impl Load {
     /// As the arguments say.
     #[must_use]
-    pub fn of(name: &str, args: &LoadArgs, rate: Option<f64>) -> Self {
+    pub(super) fn of(name: &str, args: &LoadArgs, rate: Option<f64>) -> Self {
         Self {
             name: name.to_owned(),
             connections: usize::from(args.connections),
@@ -85,7 +85,7 @@ impl Load {
 
 /// Whose CPU and memory are read; nobody's for a raw run.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Probes<'a> {
+pub(super) struct Probes<'a> {
     /// The server's process.
     pub server: Option<u32>,
     /// The database that the server uses.
@@ -94,7 +94,7 @@ pub struct Probes<'a> {
 
 /// What one run showed.
 #[derive(Debug, Clone, Serialize)]
-pub struct Run {
+pub(super) struct Run {
     /// What was measured.
     pub name: String,
     /// Events accepted per second, within the window.
@@ -128,7 +128,12 @@ pub struct Run {
 }
 
 /// Does one run.
-pub async fn run(bench: &Bench, route: &Route, load: &Load, probes: Probes<'_>) -> Result<Run> {
+pub(super) async fn run(
+    bench: &Bench,
+    route: &Route,
+    load: &Load,
+    probes: Probes<'_>,
+) -> Result<Run> {
     let hub = &bench.receivers.hub;
     let number = bench.next_run.fetch_add(1, Relaxed);
     let live = Arc::new(begin(hub, number, route, load)?);
@@ -295,7 +300,7 @@ async fn drain(bench: &Bench, live: &Live, load: &Load) -> Duration {
 }
 
 /// Does several runs and shows each result.
-pub async fn runs(
+pub(super) async fn runs(
     bench: &Bench,
     route: &Route,
     load: &Load,
@@ -316,7 +321,7 @@ pub async fn runs(
 impl Run {
     /// The result in one line. What went wrong is always in it.
     #[must_use]
-    pub fn line(&self) -> String {
+    pub(super) fn line(&self) -> String {
         let mut line = format!(
             "{:.0} events/s, {:.0} deliveries/s, p50 {:.2} ms, p99 {:.2} ms, drained in {:.1} s; lost {}, doubled {}",
             self.events_per_s,
@@ -336,7 +341,7 @@ impl Run {
 
     /// Refusals, broken calls and odd arrivals, or nothing where there are none.
     #[must_use]
-    pub fn troubles(&self) -> Option<String> {
+    pub(super) fn troubles(&self) -> Option<String> {
         let count = self.count;
         let mut parts = Vec::new();
         if count.refused > 0 {

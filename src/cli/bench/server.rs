@@ -28,11 +28,11 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A folder that is removed when this is dropped.
 #[derive(Debug)]
-pub struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
     /// Makes one under `parent`, or under the system's folder for such.
-    pub fn create(parent: Option<&Path>, tag: &str) -> Result<Self> {
+    pub(super) fn create(parent: Option<&Path>, tag: &str) -> Result<Self> {
         let path = parent
             .map_or_else(env::temp_dir, Path::to_path_buf)
             .join(format!("onering-bench-{tag}"));
@@ -43,7 +43,7 @@ impl Folder {
 
     /// Where it is.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -55,7 +55,7 @@ impl Drop for Folder {
 }
 
 /// `n` random bytes.
-pub fn random<const N: usize>() -> Result<[u8; N]> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|e| BenchError::failed("no random bytes", e))?;
     Ok(bytes)
@@ -63,7 +63,7 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
 
 /// How the server is started, each time the same.
 #[derive(Debug)]
-pub struct Server {
+pub(super) struct Server {
     /// `host:port`.
     pub authority: String,
     /// Its first admin key.
@@ -76,7 +76,7 @@ pub struct Server {
 impl Server {
     /// Prepares one with a database of its own; `database` is a URL, or none for
     /// the embedded one.
-    pub fn prepare(database: Option<&str>, more: &[String], folder: Folder) -> Result<Self> {
+    pub(super) fn prepare(database: Option<&str>, more: &[String], folder: Folder) -> Result<Self> {
         let port = free_port().map_err(|e| BenchError::failed("no free port", e))?;
         let authority = format!("127.0.0.1:{port}");
         let admin_key = format!("sk_admin_{}", hex::encode(random::<16>()?));
@@ -115,7 +115,7 @@ impl Server {
     }
 
     /// Starts it and waits until `GET /health` answers 200.
-    pub async fn start(&mut self) -> Result<()> {
+    pub(super) async fn start(&mut self) -> Result<()> {
         self.spawn()?;
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
@@ -132,7 +132,7 @@ impl Server {
     }
 
     /// Starts the process and waits for nothing.
-    pub fn spawn(&mut self) -> Result<()> {
+    pub(super) fn spawn(&mut self) -> Result<()> {
         let failed = |e| BenchError::failed("can't start the server", e);
         let log = File::options()
             .create(true)
@@ -159,7 +159,7 @@ impl Server {
     }
 
     /// Fails where the process has ended.
-    pub fn check_alive(&mut self) -> Result<()> {
+    pub(super) fn check_alive(&mut self) -> Result<()> {
         let ended = self
             .child
             .as_mut()
@@ -172,12 +172,12 @@ impl Server {
 
     /// Its process id, while it runs.
     #[must_use]
-    pub fn pid(&self) -> Option<u32> {
+    pub(super) fn pid(&self) -> Option<u32> {
         self.child.as_ref().and_then(Child::id)
     }
 
     /// Asks it to stop (SIGTERM), and kills it if it doesn't.
-    pub async fn stop(&mut self) -> Result<()> {
+    pub(super) async fn stop(&mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else {
             return Ok(());
         };

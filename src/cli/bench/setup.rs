@@ -20,7 +20,7 @@ use super::{
 
 /// What is posted where, and how many endpoints each event goes to.
 #[derive(Debug, Clone)]
-pub struct Route {
+pub(super) struct Route {
     /// Paths, bodies and headers.
     pub target: Arc<Target>,
     /// Event types; event `n` has type `n % types`.
@@ -31,7 +31,7 @@ pub struct Route {
 
 impl Route {
     /// Straight at the receivers, with bodies of the same size: the raw mode.
-    pub fn raw(authority: &str, body_bytes: usize) -> Result<Self> {
+    pub(super) fn raw(authority: &str, body_bytes: usize) -> Result<Self> {
         let id = "evt_00000000000000000000000000";
         let mut headers = common_headers(authority)?;
         headers.insert(
@@ -55,7 +55,7 @@ impl Route {
 
 /// A consumer's key on a server.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct Session {
     authority: String,
     connection: Connection,
     admin_key: Option<String>,
@@ -70,7 +70,7 @@ pub struct Session {
 
 /// Who drives which server, for [`Session::open`].
 #[derive(Debug, Clone)]
-pub struct Access {
+pub(super) struct Access {
     /// `host:port` of the server.
     pub authority: String,
     /// A consumer's key, or …
@@ -87,7 +87,7 @@ pub struct Access {
 
 impl Session {
     /// Makes a key, unless one was given.
-    pub async fn open(access: Access) -> Result<Self> {
+    pub(super) async fn open(access: Access) -> Result<Self> {
         let connection = Connection::new(access.authority.clone(), Duration::from_secs(30));
         let bits = access
             .tag
@@ -128,7 +128,7 @@ impl Session {
     }
 
     /// Subscribes `endpoints` endpoints, `fan_out` to each event type.
-    pub async fn route(
+    pub(super) async fn route(
         &mut self,
         name: &str,
         endpoints: u64,
@@ -177,7 +177,7 @@ impl Session {
     }
 
     /// Whether `GET /v1/external/me` answers 200 now.
-    pub async fn is_served(&mut self) -> bool {
+    pub(super) async fn is_served(&mut self) -> bool {
         let key = self.key.clone();
         self.call(Method::GET, "/v1/external/me", &key, None, 200)
             .await
@@ -185,7 +185,7 @@ impl Session {
     }
 
     /// Removes what was made here, as far as the server still answers.
-    pub async fn close(&mut self) {
+    pub(super) async fn close(&mut self) {
         let key = self.key.clone();
         for id in std::mem::take(&mut self.subscriptions) {
             let path = format!("/v1/external/webhooks/{id}");
@@ -254,7 +254,7 @@ fn text(answer: &Value, field: &str) -> Result<String> {
 }
 
 /// `host:port` of a server's URL.
-pub fn authority(url: &str) -> Result<String> {
+pub(super) fn authority(url: &str) -> Result<String> {
     let bad = |why: &str| BenchError::Usage(format!("--url {url}: {why}"));
     let parsed = url::Url::parse(url).map_err(|e| bad(&e.to_string()))?;
     if parsed.scheme() != "http" {

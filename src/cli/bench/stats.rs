@@ -7,25 +7,25 @@ use serde::Serialize;
 /// A count as a real number. Counts here stay far below 2^53.
 #[must_use]
 #[allow(clippy::cast_precision_loss, reason = "counts stay below 2^53")]
-pub fn real(n: u64) -> f64 {
+pub(super) fn real(n: u64) -> f64 {
     n as f64
 }
 
 /// Whole nanoseconds; saturates after 584 years.
 #[must_use]
-pub fn nanos(d: Duration) -> u64 {
+pub(super) fn nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// `a / b`, or nothing where `b` is 0.
 #[must_use]
-pub fn ratio(a: f64, b: f64) -> Option<f64> {
+pub(super) fn ratio(a: f64, b: f64) -> Option<f64> {
     (b > 0.0).then(|| a / b)
 }
 
 /// The median of several runs with the lowest and the highest.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
+pub(super) struct Spread {
     /// The middle value; of an even number of runs the mean of the two middle ones.
     pub median: f64,
     /// The lowest.
@@ -37,7 +37,7 @@ pub struct Spread {
 impl Spread {
     /// Over any number of values, or nothing where there are none.
     #[must_use]
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+    pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);

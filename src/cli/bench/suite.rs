@@ -20,7 +20,7 @@ struct Found {
 }
 
 /// Does everything on each database, latencies on the first; adds it to the report.
-pub async fn measure(
+pub(super) async fn measure(
     bench: &Bench,
     load: &LoadArgs,
     target: &TargetArgs,
@@ -88,7 +88,7 @@ async fn one_database(
 }
 
 /// Events as fast as they are taken, to `endpoints` subscriptions.
-pub async fn throughput(
+pub(super) async fn throughput(
     bench: &Bench,
     load: &LoadArgs,
     deployment: &mut Deployment,
@@ -100,7 +100,7 @@ pub async fn throughput(
 }
 
 /// Runs at a rate, or as fast as events are taken.
-pub async fn at_rate(
+pub(super) async fn at_rate(
     bench: &Bench,
     load: &LoadArgs,
     deployment: &mut Deployment,
@@ -125,7 +125,7 @@ pub async fn at_rate(
 }
 
 /// The two latencies: at a low rate, and at half of what the server takes.
-pub async fn latency(
+pub(super) async fn latency(
     bench: &Bench,
     load: &LoadArgs,
     deployment: &mut Deployment,
@@ -140,7 +140,7 @@ pub async fn latency(
 }
 
 /// The rows of B4 and B5.
-pub fn latency_rows(report: &Report, series: &[Series]) -> Vec<Row> {
+pub(super) fn latency_rows(report: &Report, series: &[Series]) -> Vec<Row> {
     series
         .iter()
         .map(|s| {

@@ -16,7 +16,7 @@ pub struct Faults(Vec<Violation>);
 impl Faults {
     /// Adds one, unless there are enough already. Messages never repeat a
     /// value: it may be a secret.
-    pub fn push(&mut self, at: &Path, message: impl Into<String>) {
+    pub fn push(&mut self, at: &Path<'_>, message: impl Into<String>) {
         if self.0.len() < MOST {
             self.0.push(Violation {
                 field: at.render(),

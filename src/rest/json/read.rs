@@ -51,7 +51,12 @@ impl<'s> Reader<'s> {
     }
 
     /// A message; `None` where nothing can be made of it.
-    pub fn message(&mut self, id: MessageId, raw: &RawValue, at: &Path) -> Option<DynamicMessage> {
+    pub fn message(
+        &mut self,
+        id: MessageId,
+        raw: &RawValue,
+        at: &Path<'_>,
+    ) -> Option<DynamicMessage> {
         if let Some(well_known) = self.schema.message(id).well_known {
             return well_known::read(self, self.schema, well_known, id, raw, at);
         }
@@ -68,9 +73,9 @@ impl<'s> Reader<'s> {
     pub fn fill(
         &mut self,
         id: MessageId,
-        entries: &[(Cow<str>, &RawValue)],
+        entries: &[(Cow<'_, str>, &RawValue)],
         message: &mut DynamicMessage,
-        at: &Path,
+        at: &Path<'_>,
     ) {
         let shape = self.schema.message(id);
         let mut seen = vec![false; shape.fields.len()];
@@ -106,7 +111,13 @@ impl<'s> Reader<'s> {
     }
 
     /// Sets a field to a value that was read for it.
-    pub fn set(&mut self, message: &mut DynamicMessage, field: &Field, value: Value, at: &Path) {
+    pub fn set(
+        &mut self,
+        message: &mut DynamicMessage,
+        field: &Field,
+        value: Value,
+        at: &Path<'_>,
+    ) {
         if message.try_set_field(&field.descriptor, value).is_err() {
             self.faults.push(at, "can't be set");
         }
@@ -126,7 +137,7 @@ impl<'s> Reader<'s> {
     }
 
     /// A field's value: one, a list or a map.
-    pub fn field(&mut self, field: &Field, raw: &RawValue, at: &Path) -> Option<Value> {
+    pub fn field(&mut self, field: &Field, raw: &RawValue, at: &Path<'_>) -> Option<Value> {
         match &field.shape {
             Shape::One => self.value(&field.kind, raw, at),
             Shape::List => {
@@ -165,7 +176,7 @@ impl<'s> Reader<'s> {
         }
     }
 
-    fn value(&mut self, kind: &ValueKind, raw: &RawValue, at: &Path) -> Option<Value> {
+    fn value(&mut self, kind: &ValueKind, raw: &RawValue, at: &Path<'_>) -> Option<Value> {
         match kind {
             ValueKind::RawJson => {
                 return Some(Value::Bytes(Bytes::copy_from_slice(raw.get().as_bytes())));
@@ -193,7 +204,7 @@ impl<'s> Reader<'s> {
         value
     }
 
-    fn enum_value(&mut self, names: &EnumNames, text: &str, at: &Path) -> Option<Value> {
+    fn enum_value(&mut self, names: &EnumNames, text: &str, at: &Path<'_>) -> Option<Value> {
         let number = names.numbers.get(text).copied();
         if number.is_none() {
             self.faults
@@ -203,7 +214,7 @@ impl<'s> Reader<'s> {
     }
 
     /// A single value from text without quotes, as paths and queries have it.
-    pub fn plain(&mut self, kind: &ValueKind, text: &str, at: &Path) -> Option<Value> {
+    pub fn plain(&mut self, kind: &ValueKind, text: &str, at: &Path<'_>) -> Option<Value> {
         match kind {
             ValueKind::Enum(names) => self.enum_value(names, text, at),
             ValueKind::Scalar(kind) => {
@@ -225,7 +236,7 @@ impl<'s> Reader<'s> {
     }
 
     /// Adds what is wrong with `at`.
-    pub fn fault(&mut self, at: &Path, message: impl Into<String>) {
+    pub fn fault(&mut self, at: &Path<'_>, message: impl Into<String>) {
         self.faults.push(at, message);
     }
 }
@@ -241,7 +252,7 @@ fn unknown(fields: &[Field]) -> String {
 }
 
 /// Keys that stand more than once, each of them once.
-pub fn repeated<'a>(entries: &'a [(Cow<str>, &RawValue)]) -> HashSet<&'a str> {
+pub(super) fn repeated<'a>(entries: &'a [(Cow<'_, str>, &RawValue)]) -> HashSet<&'a str> {
     let mut seen = HashSet::with_capacity(entries.len());
     let keys = entries.iter().map(|(key, _)| key.as_ref());
     keys.filter(|key| !seen.insert(*key)).collect()

@@ -13,7 +13,7 @@ const STANDARD: engine::GeneralPurpose = engine::GeneralPurpose::new(&alphabet::
 const URL_SAFE: engine::GeneralPurpose = engine::GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
 /// The value of that kind, or `None` where `json` is something else.
-pub fn read(kind: &Kind, json: &Json) -> Option<Value> {
+pub(super) fn read(kind: &Kind, json: &Json<'_>) -> Option<Value> {
     Some(match kind {
         Kind::Bool => match json {
             Json::Bool(b) => Value::Bool(*b),
@@ -46,7 +46,7 @@ pub fn read(kind: &Kind, json: &Json) -> Option<Value> {
 
 /// A value of that kind from text without quotes: a query parameter, a
 /// variable of a path, a map's key.
-pub fn read_plain(kind: &Kind, plain: &str) -> Option<Value> {
+pub(super) fn read_plain(kind: &Kind, plain: &str) -> Option<Value> {
     match (kind, plain) {
         (Kind::Bool, "true") => Some(Value::Bool(true)),
         (Kind::Bool, "false") => Some(Value::Bool(false)),
@@ -55,12 +55,12 @@ pub fn read_plain(kind: &Kind, plain: &str) -> Option<Value> {
 }
 
 /// A map's key.
-pub fn read_key(kind: &Kind, plain: &str) -> Option<MapKey> {
+pub(super) fn read_key(kind: &Kind, plain: &str) -> Option<MapKey> {
     read_plain(kind, plain)?.into_map_key()
 }
 
 /// What [`read`] takes, to end the sentence "must be …".
-pub fn expected(kind: &Kind) -> &'static str {
+pub(super) fn expected(kind: &Kind) -> &'static str {
     match kind {
         Kind::Bool => "true or false",
         Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => "an integer from -2147483648 to 2147483647",
@@ -76,14 +76,14 @@ pub fn expected(kind: &Kind) -> &'static str {
     }
 }
 
-fn text<'a>(json: &'a Json) -> Option<&'a str> {
+fn text<'a>(json: &'a Json<'_>) -> Option<&'a str> {
     match json {
         Json::Text(text) => Some(text),
         _ => None,
     }
 }
 
-fn number<'a>(json: &'a Json) -> Option<&'a str> {
+fn number<'a>(json: &'a Json<'_>) -> Option<&'a str> {
     let text = match json {
         Json::Number(text) => text,
         Json::Text(text) => text.as_ref(),
@@ -94,7 +94,7 @@ fn number<'a>(json: &'a Json) -> Option<&'a str> {
     (digits.starts_with(|c: char| c.is_ascii_digit())).then_some(text)
 }
 
-fn integer(json: &Json) -> Option<i128> {
+fn integer(json: &Json<'_>) -> Option<i128> {
     let text = number(json)?;
     if let Ok(integer) = text.parse() {
         return Some(integer);
@@ -105,7 +105,7 @@ fn integer(json: &Json) -> Option<i128> {
     (float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0).then_some(float as i128)
 }
 
-fn float(json: &Json) -> Option<f64> {
+fn float(json: &Json<'_>) -> Option<f64> {
     match json {
         Json::Text(text) if text == "NaN" => Some(f64::NAN),
         Json::Text(text) if text == "Infinity" => Some(f64::INFINITY),

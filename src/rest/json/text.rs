@@ -73,7 +73,7 @@ pub fn depth(text: &[u8]) -> usize {
 ///
 /// A value of a text that [`check`] passed can only fail by an escape that is
 /// no character (an unpaired surrogate); `faults` says so.
-pub fn take<'a>(raw: &'a RawValue, at: &Path, faults: &mut Faults) -> Option<Json<'a>> {
+pub fn take<'a>(raw: &'a RawValue, at: &Path<'_>, faults: &mut Faults) -> Option<Json<'a>> {
     let text = raw.get();
     let taken = match text.as_bytes().first() {
         Some(b'{') => serde_json::from_str(text).map(|Entries(list)| Json::Object(list)),

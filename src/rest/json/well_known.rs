@@ -26,13 +26,13 @@ const TIMESTAMP: &str = "must be a time such as 2026-01-31T12:00:00Z (RFC 3339)"
 const DURATION: &str = "must be a duration in seconds, such as 1.5s";
 
 /// Reads one.
-pub fn read(
-    reader: &mut Reader,
+pub(super) fn read(
+    reader: &mut Reader<'_>,
     schema: &Schema,
     what: WellKnown,
     id: MessageId,
     raw: &RawValue,
-    at: &Path,
+    at: &Path<'_>,
 ) -> Option<DynamicMessage> {
     match (what, text::take(raw, at, &mut reader.faults)?) {
         (WellKnown::Wrapper, _) => {
@@ -71,12 +71,12 @@ pub fn read(
 }
 
 /// Reads one from text without quotes.
-pub fn read_plain(
-    reader: &mut Reader,
+pub(super) fn read_plain(
+    reader: &mut Reader<'_>,
     schema: &Schema,
     id: MessageId,
     text: &str,
-    at: &Path,
+    at: &Path<'_>,
 ) -> Option<DynamicMessage> {
     let message = schema.message(id);
     let time = |(seconds, nanos)| {
@@ -120,12 +120,12 @@ fn expected(what: WellKnown) -> &'static str {
 }
 
 fn value(
-    reader: &mut Reader,
+    reader: &mut Reader<'_>,
     schema: &Schema,
     id: MessageId,
     raw: &RawValue,
-    json: Json,
-    at: &Path,
+    json: Json<'_>,
+    at: &Path<'_>,
 ) -> Option<DynamicMessage> {
     let (number, value) = match json {
         Json::Null => (1, Value::EnumNumber(0)),
@@ -201,7 +201,11 @@ fn duration(text: &str) -> Option<(i64, i32)> {
 ///
 /// # Errors
 /// `INTERNAL` for what has no form in JSON, such as a time in the year 10000.
-pub fn write(out: &mut Out, what: WellKnown, message: &DynamicMessage) -> Result<(), Error> {
+pub(super) fn write(
+    out: &mut Out<'_>,
+    what: WellKnown,
+    message: &DynamicMessage,
+) -> Result<(), Error> {
     let get = |number| message.get_field_by_number(number);
     let seconds = || get(1).and_then(|v| v.as_i64()).unwrap_or_default();
     let nanos = || get(2).and_then(|v| v.as_i32()).unwrap_or_default();

@@ -45,7 +45,7 @@ pub fn write_text(out: &mut Vec<u8>, text: &str) {
 }
 
 /// JSON text that is being written.
-pub struct Out<'s> {
+pub(super) struct Out<'s> {
     schema: &'s Schema,
     /// What was written.
     pub bytes: Vec<u8>,
@@ -183,7 +183,7 @@ impl<'s> Out<'s> {
     }
 
     /// A value inside of one of Google's messages.
-    pub fn value(&mut self, kind: &Kind, value: &Value) -> Result<(), Error> {
+    pub(super) fn value(&mut self, kind: &Kind, value: &Value) -> Result<(), Error> {
         match (kind, value) {
             (Kind::Message(of), Value::Message(message)) => {
                 let id = self.schema.id(of.full_name());
@@ -195,7 +195,7 @@ impl<'s> Out<'s> {
     }
 
     /// Field 1 of one of Google's messages: a map, a list or a scalar.
-    pub fn any(
+    pub(super) fn any(
         &mut self,
         field: &FieldDescriptor,
         kind: &Kind,

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use prost_reflect::{DescriptorPool, FileDescriptor};
 
 /// The comment in front of each element, by file and path.
-pub struct Comments(HashMap<(String, Vec<i32>), String>);
+pub(super) struct Comments(HashMap<(String, Vec<i32>), String>);
 
 impl Comments {
     /// Reads the source information that is in the descriptors.
-    pub fn new(pool: &DescriptorPool) -> Self {
+    pub(super) fn new(pool: &DescriptorPool) -> Self {
         let mut comments = HashMap::new();
         for file in pool.files() {
             let source = file.file_descriptor_proto().source_code_info.as_ref();
@@ -25,7 +25,7 @@ impl Comments {
     }
 
     /// The comment of an element; empty where it has none.
-    pub fn get(&self, file: &FileDescriptor, path: &[i32]) -> &str {
+    pub(super) fn get(&self, file: &FileDescriptor, path: &[i32]) -> &str {
         let key = (file.name().to_owned(), path.to_vec());
         self.0.get(&key).map_or("", String::as_str)
     }

@@ -17,7 +17,7 @@ fn reasons() -> impl Iterator<Item = Reason> {
 }
 
 /// The schema of a problem.
-pub fn problem() -> Value {
+pub(super) fn problem() -> Value {
     let codes: Vec<&str> = reasons().map(code).collect();
     json!({
         "type": "object",
@@ -48,7 +48,7 @@ pub fn problem() -> Value {
 }
 
 /// One response for each status, `Error404`, and `Error` for any.
-pub fn responses() -> Map<String, Value> {
+pub(super) fn responses() -> Map<String, Value> {
     let mut by_status: BTreeMap<u16, Vec<Reason>> = BTreeMap::new();
     for reason in reasons() {
         by_status
@@ -77,7 +77,7 @@ fn response(description: &str) -> Value {
 }
 
 /// The statuses that a route may be refused with.
-pub fn statuses(public: bool, with_body: bool) -> Vec<u16> {
+pub(super) fn statuses(public: bool, with_body: bool) -> Vec<u16> {
     let mut statuses = vec![400, 404, 409, 429, 500, 503];
     if !public {
         statuses.extend([401, 403]);

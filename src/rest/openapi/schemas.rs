@@ -13,7 +13,7 @@ use crate::rest::{
 };
 
 /// The schemas of the messages that routes read and write.
-pub struct Schemas<'r> {
+pub(super) struct Schemas<'r> {
     rest: &'r Rest,
     comments: &'r Comments,
     /// By name; filled as messages are referred to.
@@ -24,7 +24,7 @@ pub struct Schemas<'r> {
 
 impl<'r> Schemas<'r> {
     /// Knows which messages are requests.
-    pub fn new(rest: &'r Rest, comments: &'r Comments) -> Self {
+    pub(super) fn new(rest: &'r Rest, comments: &'r Comments) -> Self {
         let mut schemas = Self {
             rest,
             comments,
@@ -51,14 +51,14 @@ impl<'r> Schemas<'r> {
     }
 
     /// Every schema that was referred to, by name.
-    pub fn components(self) -> Map<String, Value> {
+    pub(super) fn components(self) -> Map<String, Value> {
         let mut components = self.components.into_inner();
         components.sort_keys();
         components
     }
 
     /// A reference to a message's schema.
-    pub fn reference(&self, id: MessageId) -> Value {
+    pub(super) fn reference(&self, id: MessageId) -> Value {
         let message = self.rest.schema.message(id);
         if let Some(well_known) = message.well_known {
             return self.well_known(well_known, message);
@@ -76,7 +76,7 @@ impl<'r> Schemas<'r> {
     }
 
     /// A message's schema, without the fields at some places.
-    pub fn object(&self, id: MessageId, without: &[usize]) -> Value {
+    pub(super) fn object(&self, id: MessageId, without: &[usize]) -> Value {
         let message = self.rest.schema.message(id);
         let fields = message.fields.iter().enumerate();
         let fields: Vec<&Field> = fields
@@ -111,21 +111,21 @@ impl<'r> Schemas<'r> {
     }
 
     /// A field's comment.
-    pub fn description(&self, field: &Field) -> &str {
+    pub(super) fn description(&self, field: &Field) -> &str {
         let descriptor = &field.descriptor;
         let file = descriptor.parent_message().parent_file();
         self.comments.get(&file, descriptor.path())
     }
 
     /// A field's schema with its comment.
-    pub fn field(&self, field: &Field) -> Value {
+    pub(super) fn field(&self, field: &Field) -> Value {
         let mut schema = self.bare(field);
         schema["description"] = json!(self.description(field));
         schema
     }
 
     /// A field's schema.
-    pub fn bare(&self, field: &Field) -> Value {
+    pub(super) fn bare(&self, field: &Field) -> Value {
         let value = self.value(&field.kind);
         match field.shape {
             Shape::One => value,

@@ -23,6 +23,7 @@ fn documented(method: &str, path: &str, body: &[u8]) -> Result<(), TestCaseError
         return Ok(());
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .unwrap();
     let (status, text) = runtime.block_on(async {

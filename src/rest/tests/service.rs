@@ -17,12 +17,12 @@ type Answer<T> = Result<Response<T>, Status>;
 #[derive(Debug, Clone, Copy)]
 struct Echo;
 
-pub fn routes() -> tonic::service::Routes {
+pub(super) fn routes() -> tonic::service::Routes {
     tonic::service::Routes::new(EventServiceServer::new(Echo))
         .add_service(KeyServiceServer::new(Echo))
 }
 
-pub fn time(seconds: i64, nanos: i32) -> Option<prost_types::Timestamp> {
+pub(super) fn time(seconds: i64, nanos: i32) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds, nanos })
 }
 
@@ -99,7 +99,7 @@ impl EventService for Echo {
 }
 
 /// What only raw text can keep.
-pub const RAW: &str = r#"{ "z":1.10, "a":9007199254740993,"a":1e400,"é":"\u00e9" }"#;
+pub(super) const RAW: &str = r#"{ "z":1.10, "a":9007199254740993,"a":1e400,"é":"\u00e9" }"#;
 
 #[tonic::async_trait]
 impl KeyService for Echo {

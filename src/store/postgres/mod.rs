@@ -1,5 +1,10 @@
 //! PostgreSQL: for many nodes.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "a column is as wide as what it was written from, and batches are short"
+)]
+
 use std::{str::FromStr as _, time::Duration};
 
 use async_trait::async_trait;

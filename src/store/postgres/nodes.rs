@@ -41,7 +41,7 @@ impl NodeStore for Postgres {
             "insert into nodes (name, expires_at) values ($1, now_us() + $2) returning sid",
         )
         .bind(name)
-        .bind(ttl.as_micros() as i64)
+        .bind(crate::domain::id::micros(ttl))
         .fetch_one(&self.pool)
         .await
         .map_err(failed)?;
@@ -53,7 +53,7 @@ impl NodeStore for Postgres {
             "update nodes set expires_at = now_us() + $2 where sid = $1 and expires_at > now_us()",
         )
         .bind(session.0)
-        .bind(ttl.as_micros() as i64)
+        .bind(crate::domain::id::micros(ttl))
         .execute(&self.pool)
         .await
         .map_err(failed)?;

@@ -370,7 +370,7 @@ impl QueueStore for Postgres {
     ) -> Result<u64> {
         let mut tx = self.begin().await?;
         let now = self.clock(&mut tx).await?;
-        let oldest = crate::domain::id::first_uuid_at(now - age.as_micros() as i64);
+        let oldest = crate::domain::id::first_uuid_at(now - crate::domain::id::micros(age));
         let done = sqlx::query(GIVE_UP)
             .bind(part.get())
             .bind(subscription.0)

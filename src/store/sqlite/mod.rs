@@ -1,5 +1,10 @@
 //! SQLite: one file of one process' own.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "a column is as wide as what it was written from, and batches are short"
+)]
+
 use std::{
     fs::{File, TryLockError},
     path::{Path, PathBuf},

@@ -31,7 +31,7 @@ impl NodeStore for Sqlite {
             "insert into nodes (name, expires_at) values ($1, $2) returning sid",
         )
         .bind(name)
-        .bind(self.now() + ttl.as_micros() as i64)
+        .bind(self.now() + crate::domain::id::micros(ttl))
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
@@ -45,7 +45,7 @@ impl NodeStore for Sqlite {
         let done =
             sqlx::query("update nodes set expires_at = $2 where sid = $1 and expires_at > $3")
                 .bind(session.0)
-                .bind(now + ttl.as_micros() as i64)
+                .bind(now + crate::domain::id::micros(ttl))
                 .bind(now)
                 .execute(&mut *tx)
                 .await

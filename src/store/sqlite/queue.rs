@@ -122,7 +122,7 @@ impl QueueStore for Sqlite {
                     .bind(*limit);
             }
             for r in query.fetch_all(&mut *tx).await.map_err(failed)? {
-                chosen.push((r.get::<i64, _>(11), leased(&r, &own)?));
+                chosen.push((r.get::<i64, _>(11), leased(&r, &own)));
             }
         }
         if chosen.is_empty() {
@@ -290,10 +290,10 @@ impl QueueStore for Sqlite {
     }
 }
 
-fn leased(r: &Row, own: &HashMap<i16, Own>) -> Result<Leased> {
+fn leased(r: &Row, own: &HashMap<i16, Own>) -> Leased {
     let id = DeliveryId(r.get(0));
     let active = own.get(&id.part().get()).map_or(0, |o| o.active);
-    Ok(Leased {
+    Leased {
         id,
         tenant: TenantId(r.get(1)),
         subscription: SubscriptionId(r.get(2)),
@@ -305,7 +305,7 @@ fn leased(r: &Row, own: &HashMap<i16, Own>) -> Result<Leased> {
         replays: r.get::<i16, _>(8) as u16,
         by_hand: r.get(9),
         age: active - r.get::<i64, _>(10),
-    })
+    }
 }
 
 type Query = sqlx::query::Query<'static, Db, SqliteArguments>;
