@@ -73,7 +73,10 @@ fn postgres_a_killed_nodes_partitions_are_taken_over() {
     run(Engine::Postgres, |db| async move {
         let mut nodes = start(&db, 2).await;
         let place = Place::prepare(&nodes[0].url(), Arc::default()).await;
-        let load = Load::start(&place, nodes.iter().map(Server::address).collect());
+        let load = Load::start(
+            &place,
+            &nodes.iter().map(Server::address).collect::<Vec<_>>(),
+        );
         until("every tenant is delivered to", async || {
             place.each_tenant_since(None).then_some(())
         })
@@ -98,7 +101,10 @@ async fn killed_again_and_again(db: &Db, count: usize) {
     let mut chance = Chance::new(number("ONERING_LEDGER_SEED", chance::any_seed()));
     let mut nodes = start(db, count).await;
     let place = Place::prepare(&nodes[0].url(), Arc::default()).await;
-    let load = Load::start(&place, nodes.iter().map(Server::address).collect());
+    let load = Load::start(
+        &place,
+        &nodes.iter().map(Server::address).collect::<Vec<_>>(),
+    );
     let end_of_load = Instant::now() + length();
     while Instant::now() < end_of_load {
         // Not to wait for anything: these are the times between faults.

@@ -24,9 +24,9 @@ use crate::{
 const BATCH: usize = 512;
 /// How long a small batch waits for more: its rows are not waited for by anyone.
 /// What a crash within this time leaves unrecorded is sent again.
-const LINGER: Duration = Duration::from_millis(20);
+const LINGER: Duration = Duration::from_millis(8);
 /// A batch of this size does not wait.
-const FULL: usize = 256;
+const FULL: usize = 128;
 
 /// The HTTP status by which a receiver says that it is gone for good.
 const GONE: u16 = 410;

@@ -194,7 +194,7 @@ struct Publisher {
 }
 
 impl Load {
-    pub(crate) fn start(place: &Place, nodes: Vec<Address>) -> Self {
+    pub(crate) fn start(place: &Place, nodes: &[Address]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
         let rate = number("ONERING_LEDGER_RATE", 150);
@@ -202,7 +202,7 @@ impl Load {
         let mut publishers = JoinSet::new();
         for _ in 0..PUBLISHERS {
             let publisher = Publisher {
-                nodes: nodes.clone(),
+                nodes: nodes.to_vec(),
                 rest: place.rest.clone(),
                 book: place.book.clone(),
                 tenants: place.tenants.clone(),
