@@ -1,7 +1,9 @@
-//! One HTTP/1.1 connection, driven by the task that uses it.
+//! The two HTTP clients of a benchmark.
 //!
-//! The connection's own future is polled beside the call instead of in a task
-//! of its own: no hand-over between threads, so that the client costs little.
+//! Publishers have a [`Connection`] each, driven by the task that uses it: the
+//! connection's own future is polled beside the call instead of in a task of its
+//! own, so that what only drives the load costs little. Raw posts go through a
+//! [`Pool`]: the client that deliveries are sent with.
 
 use std::{pin::pin, time::Duration};
 
@@ -12,7 +14,10 @@ use hyper::{
     Request, StatusCode,
     client::conn::http1::{self, SendRequest},
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
 use tokio::net::TcpStream;
 
 type Driver = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
@@ -29,6 +34,78 @@ pub(super) enum CallError {
     /// No answer within the time allowed.
     #[error("timed out")]
     TimedOut,
+}
+
+/// How calls are made.
+#[derive(Debug)]
+pub(super) enum Caller {
+    /// Over a connection of the caller's own.
+    Own(Connection),
+    /// Over any connection of a pool.
+    Pooled(Pool),
+}
+
+impl Caller {
+    /// Connects, where that can be done ahead.
+    pub(super) async fn connect(&mut self) {
+        if let Self::Own(connection) = self {
+            connection.connect().await.ok();
+        }
+    }
+
+    /// Sends a request and reads the whole answer.
+    pub(super) async fn call(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        match self {
+            Self::Own(connection) => connection.call(request).await,
+            Self::Pooled(pool) => pool.call(request).await,
+        }
+    }
+}
+
+/// Connections shared by all callers, set up as a node's sender sets its own up.
+#[derive(Debug, Clone)]
+pub(super) struct Pool {
+    client: Client<HttpConnector, Full<Bytes>>,
+    timeout: Duration,
+}
+
+impl Pool {
+    /// With no connection yet.
+    #[must_use]
+    pub(super) fn new(timeout: Duration) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(usize::MAX)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .build(connector);
+        Self { client, timeout }
+    }
+
+    async fn call(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        let exchange = async {
+            let response = self.client.request(request).await.map_err(|e| {
+                if e.is_connect() {
+                    CallError::NotConnected
+                } else {
+                    CallError::Lost
+                }
+            })?;
+            let status = response.status();
+            let body = response.into_body().collect().await;
+            Ok((status, body.map_err(|_| CallError::Lost)?.to_bytes()))
+        };
+        let answer = tokio::time::timeout(self.timeout, exchange).await;
+        answer.unwrap_or(Err(CallError::TimedOut))
+    }
 }
 
 /// A connection that opens itself, and again after it was lost.

@@ -11,7 +11,7 @@ use hyper::{
 
 use super::{
     body::{Mark, Template},
-    client::Connection,
+    client::{Caller, Connection, Pool},
     error::Result,
     latency::histogram,
     ledger::Outcome,
@@ -23,7 +23,7 @@ use super::{
 /// everything isn't asked a hundred thousand times a second.
 const AFTER_REFUSAL: Duration = Duration::from_millis(5);
 /// After this a call counts as unanswered.
-const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long past the end a schedule that is behind is still followed.
 const BEHIND: u64 = 5_000_000_000;
 
@@ -42,6 +42,9 @@ pub(super) struct Target {
     pub idempotency: Option<u16>,
     /// The status that means accepted.
     pub accepted: StatusCode,
+    /// The pool that all publishers share; each has a connection of its own
+    /// where there is none.
+    pub pool: Option<Pool>,
 }
 
 impl Target {
@@ -127,9 +130,12 @@ pub(super) async fn publish(
     schedule: Option<Schedule>,
 ) -> Result<Tally> {
     let mut tally = Tally::new()?;
-    let mut connection = Connection::new(target.authority.clone(), CALL_TIMEOUT);
+    let mut caller = match &target.pool {
+        Some(pool) => Caller::Pooled(pool.clone()),
+        None => Caller::Own(Connection::new(target.authority.clone(), CALL_TIMEOUT)),
+    };
     // Connecting is not what is measured.
-    connection.connect().await.ok();
+    caller.connect().await;
     let wall = unix_millis().saturating_sub(hub.now() / 1_000_000);
     loop {
         let (seq, origin) = if let Some(schedule) = &schedule {
@@ -153,7 +159,7 @@ pub(super) async fn publish(
         if !live.ledger.sent(seq, origin) {
             break;
         }
-        let answer = connection.call(request).await;
+        let answer = caller.call(request).await;
         let done = hub.now();
         match answer {
             Ok((status, body)) => {

@@ -1,6 +1,6 @@
-//! The raw mode: the publishers' client straight at the receivers. What it
-//! reaches is what this machine can do for HTTP delivery, and all other figures
-//! are given as fractions of it.
+//! The raw mode: the HTTP client that deliveries are sent with, straight at the
+//! receivers. What it reaches is what this machine can do for HTTP delivery, and
+//! all other figures are given as fractions of it.
 
 use super::{
     args::LoadArgs,

@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use super::{
     body::Template,
-    client::Connection,
+    client::{Connection, Pool},
     error::{BenchError, Result},
-    publisher::{Target, shown},
+    publisher::{CALL_TIMEOUT, Target, shown},
 };
 
 /// What is posted where, and how many endpoints each event goes to.
@@ -33,6 +33,8 @@ impl Route {
     /// Straight at the receivers, with bodies of the same size: the raw mode.
     pub(super) fn raw(authority: &str, body_bytes: usize) -> Result<Self> {
         let id = "evt_00000000000000000000000000";
+        let uri = format!("http://{authority}/e/0");
+        let uri = uri.parse().map_err(|e| BenchError::failed(&uri, e))?;
         let mut headers = common_headers(authority)?;
         headers.insert(
             HeaderName::from_static("x-webhook-event-id"),
@@ -41,11 +43,13 @@ impl Route {
         Ok(Self {
             target: Arc::new(Target {
                 authority: authority.to_owned(),
-                paths: vec![Uri::from_static("/e/0")],
+                // A pool takes the address from the URI.
+                paths: vec![uri],
                 bodies: vec![Template::envelope(id, "bench.00000000.e0", body_bytes)],
                 headers,
                 idempotency: None,
                 accepted: StatusCode::OK,
+                pool: Some(Pool::new(CALL_TIMEOUT)),
             }),
             types: 1,
             fan_out: 1,
@@ -170,6 +174,7 @@ impl Session {
                 headers,
                 idempotency: self.idempotency,
                 accepted: StatusCode::ACCEPTED,
+                pool: None,
             }),
             types,
             fan_out,
