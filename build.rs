@@ -6,11 +6,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 7] = [
+const PROTOS: [&str; 9] = [
     "onering/v1/delivery.proto",
     "onering/v1/error_reason.proto",
     "onering/v1/event.proto",
+    "onering/v1/flag.proto",
     "onering/v1/key.proto",
+    "onering/v1/metrics.proto",
     "onering/v1/options.proto",
     "onering/v1/subscription.proto",
     "onering/v1/tenant.proto",

@@ -16,6 +16,7 @@ use crate::{
         id::{KeyId, Part, wall_clock},
         key::{self, ADMIN_PREFIX, Key, Kind, SCOPE_ADMIN, Status},
     },
+    limiter::Limiter,
     metrics::Metrics,
     pipeline::{
         self, Pipeline,
@@ -29,6 +30,7 @@ use crate::{
     settings::{Live, Settings},
     store::{self, Database, Store, StoreError},
     tasks::Tasks,
+    usage::Usage,
 };
 
 /// Why a node did not start.
@@ -174,6 +176,8 @@ impl App {
             directory: directory.clone(),
             keyring,
             live: live.clone(),
+            limiter: Arc::new(Limiter::default()),
+            usage: Arc::new(Usage::default()),
             publisher: pipeline.publisher.clone(),
             dispatcher: pipeline.dispatcher.clone(),
         };

@@ -7,6 +7,8 @@
 //!    [`proto`].
 //! 2. [`rpc`] decides on the call at its gate and answers it. Who calls is a
 //!    [`caller`]; what the node decides with is in memory, in the [`directory`].
+//!    How often a key may call is the [`limiter`]'s to say; what it called is
+//!    counted in [`usage`].
 //! 3. [`pipeline`] commits an event with its deliveries, then sends them: to a
 //!    [`target`], through the [`connector`].
 //! 4. [`store`] keeps it all: one contract, two engines. [`seal`] seals what is
@@ -24,6 +26,7 @@ pub mod connector;
 pub mod directory;
 pub mod domain;
 pub mod error;
+pub mod limiter;
 pub mod metrics;
 pub mod pipeline;
 pub mod proto;
@@ -36,3 +39,4 @@ pub mod store;
 pub mod target;
 pub mod tasks;
 pub mod telemetry;
+pub mod usage;

@@ -13,6 +13,7 @@ use crate::{
     directory::Directory,
     domain::tenant::Tenant,
     error::{Error, Reason, Result},
+    limiter::Limiter,
     pipeline::{dispatch::Dispatcher, publish::Publisher},
     proto::v1::{
         delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
@@ -23,6 +24,7 @@ use crate::{
     seal::Keyring,
     settings::Live,
     store::Store,
+    usage::Usage,
 };
 
 mod check;
@@ -56,6 +58,10 @@ pub struct Context {
     pub keyring: Arc<Keyring>,
     /// The live settings.
     pub live: Arc<ArcSwap<Live>>,
+    /// Decides whether a key's limit admits a call.
+    pub limiter: Arc<Limiter>,
+    /// Counts keys' calls.
+    pub usage: Arc<Usage>,
     /// Takes events.
     pub publisher: Arc<Publisher>,
     /// Decides what is sent next.
