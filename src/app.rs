@@ -16,6 +16,7 @@ use crate::{
         id::{KeyId, Part, wall_clock},
         key::{self, ADMIN_PREFIX, Key, Kind, SCOPE_ADMIN, Status},
     },
+    health::Health,
     limiter::Limiter,
     metrics::Metrics,
     pipeline::{
@@ -189,14 +190,15 @@ impl App {
             "health",
             report_health(
                 reporter,
-                directory,
-                node,
+                directory.clone(),
+                node.clone(),
                 background.clone(),
                 serving.clone(),
             ),
         );
-        let front =
-            Front::new(context.clone(), gate, rest, grpc, metrics).map_err(StartError::Settings)?;
+        let deep = Health::new(context.store.clone(), directory.clone(), node.clone());
+        let front = Front::new(context.clone(), gate, rest, grpc, metrics, deep)
+            .map_err(StartError::Settings)?;
         let server = tasks.beside();
         server.spawn(
             "server",

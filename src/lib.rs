@@ -17,7 +17,7 @@
 //!    the above call.
 //!
 //! [`app`] puts a node together from its [`settings`]; [`cli`] is the command.
-//! [`error`], [`metrics`], [`tasks`] and [`telemetry`] serve all of them.
+//! [`error`], [`health`], [`metrics`], [`tasks`] and [`telemetry`] serve all of them.
 
 pub mod app;
 pub mod caller;
@@ -26,6 +26,7 @@ pub mod connector;
 pub mod directory;
 pub mod domain;
 pub mod error;
+pub mod health;
 pub mod limiter;
 pub mod metrics;
 pub mod pipeline;

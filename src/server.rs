@@ -25,9 +25,10 @@ use tower::{Layer as _, ServiceExt as _};
 use crate::{
     directory::Freshness,
     error::{Error, Reason, Result},
+    health::{Condition, Health},
     metrics::Metrics,
     proto::v1::PublishEventRequest,
-    rest::{RequestId, Rest, cloudevent, hot, openapi, problem, routes::Found, transcode},
+    rest::{RequestId, Rest, cloudevent, docs, hot, openapi, problem, routes::Found, transcode},
     rpc::{Context, events, gate::Gate, keys},
     settings::Tls,
 };
@@ -66,6 +67,8 @@ pub struct Front {
     pub openapi: Bytes,
     /// `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// `/health?deep=true`.
+    pub health: Health,
 }
 
 /// Where a call came from.
@@ -83,6 +86,7 @@ impl Front {
         rest: Rest,
         grpc: Routes,
         metrics: Arc<Metrics>,
+        health: Health,
     ) -> std::result::Result<Self, String> {
         let openapi =
             serde_json::to_vec_pretty(&openapi::document(&rest)).map_err(|e| e.to_string())?;
@@ -93,6 +97,7 @@ impl Front {
             grpc,
             openapi: openapi.into(),
             metrics,
+            health,
         })
     }
 
@@ -183,7 +188,7 @@ impl Front {
         if method == Method::POST && path == "/v1/external/events" {
             return self.publish(request).await;
         }
-        if PLAIN.contains(&path) {
+        if PLAIN.contains(&path) || docs::PATHS.contains(&path) {
             return match *method {
                 Method::GET | Method::HEAD => self.plain(&request).await,
                 _ => Ok(transcode::wrong_method(method, "GET, HEAD, OPTIONS", id)),
@@ -232,8 +237,37 @@ impl Front {
                 self.openapi.clone(),
                 HeaderMap::new(),
             )),
-            _ => Ok(json(StatusCode::OK, br#"{"status":"healthy"}"#)),
+            "/health" => self.health(request.uri().query()).await,
+            path => Ok(docs::answer(path)),
         }
+    }
+
+    /// `GET /health`: the process lives; `deep=true`: what it depends on, too.
+    async fn health(&self, query: Option<&str>) -> Result<Response<Full<Bytes>>> {
+        let deep = match query.map(|q| q.split('&').collect::<Vec<_>>()).as_deref() {
+            None | Some([""] | ["deep=false" | "deep=0"]) => false,
+            Some(["deep" | "deep=true" | "deep=1"]) => true,
+            Some(_) => {
+                return Err(Error::new(
+                    Reason::InvalidArgument,
+                    "/health takes `deep=true` and nothing else",
+                ));
+            }
+        };
+        if !deep {
+            return Ok(json(StatusCode::OK, br#"{"status":"healthy"}"#));
+        }
+        let report = self.health.report().await;
+        let status = match report.status {
+            Condition::Healthy | Condition::Degraded => StatusCode::OK,
+            Condition::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let body = serde_json::to_vec(&report).map_err(|e| Error::internal(e.to_string()))?;
+        Ok(transcode::json_response(
+            status,
+            body.into(),
+            HeaderMap::new(),
+        ))
     }
 
     /// `POST /v1/external/events`: the payload's bytes are taken as they came.

@@ -28,8 +28,12 @@ mod bad_input;
 mod cloudevents;
 #[path = "api/commands.rs"]
 mod commands;
+#[path = "api/docs.rs"]
+mod docs;
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/launch.rs"]
+mod launch;
 #[path = "api/logs.rs"]
 mod logs;
 #[path = "api/nodes.rs"]

@@ -9,9 +9,11 @@ pub mod bench;
 mod client;
 mod dev;
 mod doctor;
+mod http;
 mod keys;
 mod serve;
 pub mod sink;
+mod smoke;
 pub mod verify;
 
 /// Wrong use or configuration.
@@ -45,6 +47,9 @@ enum Command {
     Serve,
     /// Receives webhooks, verifies and keeps them, to test with
     Sink(sink::SinkArgs),
+    /// Checks a running server from key to delivered webhook
+    #[command(after_help = smoke::EXAMPLES)]
+    Smoke(smoke::SmokeArgs),
     /// Checks a webhook's signature, or makes one
     Verify(verify::VerifyArgs),
     /// Makes and manages API keys
@@ -76,6 +81,7 @@ pub fn main() -> ExitCode {
             Command::Dev(args) => dev::run(args).await,
             Command::Serve => serve::run().await,
             Command::Sink(args) => sink::run(&args).await,
+            Command::Smoke(args) => smoke::run(args).await,
             Command::Verify(args) => verify::run(&args),
             Command::Keys(args) => keys::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,

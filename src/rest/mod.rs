@@ -4,10 +4,12 @@
 //! In the order in which a call passes: [`routes`] finds the method,
 //! [`request`] and [`json`] build its message, [`transcode`] makes the call
 //! and the answer, [`problem`] the refusal. [`hot`] is the short way for
-//! what is called most, [`cloudevent`] another form of it, [`openapi`] the description of it all.
+//! what is called most, [`cloudevent`] another form of it, [`openapi`] the description of it all, [`docs`]
+//! its page.
 
 pub mod annotations;
 pub mod cloudevent;
+pub mod docs;
 pub mod hot;
 pub mod json;
 pub mod openapi;

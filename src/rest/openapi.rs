@@ -62,12 +62,13 @@ pub fn document(rest: &Rest) -> Value {
 }
 
 /// Routes that are no RPC: path, what it answers, its media type.
-const PLAIN: [(&str, &str, &str); 3] = [
+const PLAIN: [(&str, &str, &str); 4] = [
     (
         "/health",
         "Whether the server lives; with `deep=true` also what it depends on.",
         "application/json",
     ),
+    ("/docs", "This reference, for people.", "text/html"),
     ("/openapi.json", "This document.", "application/json"),
     (
         "/metrics",

@@ -9,6 +9,10 @@ use sqlx::{
 
 use super::StoreError;
 
+/// Reads the number of the last migration that is applied.
+pub(super) const APPLIED: &str =
+    "select coalesce(max(version), 0) from _sqlx_migrations where success";
+
 /// A migrator over these files, the first of which is version 1.
 pub(super) fn migrator(files: &[(&'static str, &'static str)]) -> Migrator {
     let migrations = (1..)

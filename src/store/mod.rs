@@ -568,8 +568,11 @@ pub struct Usage {
 pub trait Store:
     ConfigStore + TenantStore + KeyStore + SubscriptionStore + QueueStore + NodeStore + HistoryStore
 {
-    /// Whether the database answers; for health.
-    async fn ping(&self) -> Result<()>;
+    /// The number of the last migration that is applied; asks the database.
+    async fn applied_migration(&self) -> Result<i64>;
+
+    /// The number of the last migration that this build knows.
+    fn expected_migration(&self) -> i64;
 
     /// Closes every connection.
     async fn close(&self);

@@ -83,9 +83,12 @@ async fn two_nodes_open_an_empty_database(db: Db) {
 // N1
 async fn the_store_answers_until_it_is_closed(db: Db) {
     let store = db.open().await;
-    store.ping().await.unwrap();
+    assert_eq!(
+        store.applied_migration().await.unwrap(),
+        store.expected_migration()
+    );
     store.close().await;
-    let gone = store.ping().await;
+    let gone = store.applied_migration().await;
     assert!(matches!(gone, Err(StoreError::Unavailable(_))), "{gone:?}");
 }
 

@@ -41,6 +41,10 @@ postgres_bin() {
     return 1
 }
 
+chromium() {
+    command -v chromium || command -v chromium-browser || command -v google-chrome
+}
+
 postgres_major() {
     "$1/postgres" --version | sed -E 's/^[^0-9]*([0-9]+).*/\1/'
 }
@@ -51,12 +55,15 @@ install_packages() {
     command -v redis-server >/dev/null || missing+=(redis-server)
     command -v jq >/dev/null || missing+=(jq)
     command -v curl >/dev/null || missing+=(curl)
+    chromium >/dev/null || missing+=(chromium)
     if ((${#missing[@]})); then
         install_with_apt "${missing[@]}"
     fi
     need redis-server 'Redis 7 or later'
     need jq jq
     need curl curl
+    ONERING_TEST_CHROMIUM=$(chromium) || die 'Chromium is missing: install it, then run ./test again.'
+    export ONERING_TEST_CHROMIUM
     ONERING_TEST_POSTGRES_BIN=$(postgres_bin) ||
         die "PostgreSQL $postgres_oldest or later is missing: install its server (initdb and postgres), then run ./test again."
     export ONERING_TEST_POSTGRES_BIN

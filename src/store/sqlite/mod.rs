@@ -216,12 +216,15 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
 
 #[async_trait]
 impl Store for Sqlite {
-    async fn ping(&self) -> Result<()> {
-        sqlx::query("select 1")
-            .execute(&self.readers)
+    async fn applied_migration(&self) -> Result<i64> {
+        sqlx::query_scalar(super::migrations::APPLIED)
+            .fetch_one(&self.readers)
             .await
-            .map_err(failed)?;
-        Ok(())
+            .map_err(failed)
+    }
+
+    fn expected_migration(&self) -> i64 {
+        MIGRATIONS.len() as i64
     }
 
     async fn close(&self) {

@@ -1,0 +1,165 @@
+//! Deep health: whether what the node depends on is well. `GET /health?deep=true`
+//! asks it; without `deep` the answer only says that the process lives.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use tokio::sync::Mutex;
+
+use crate::{
+    directory::{Directory, Freshness},
+    pipeline::node::Node,
+    store::Store,
+};
+
+/// How long a check may take before what it asks counts as away.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Anybody may ask: however many do, the store is asked once in this time.
+const KEEP: Duration = Duration::from_millis(500);
+
+/// How well something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// As it should be.
+    Healthy,
+    /// Calls are answered, but not all is as it should be.
+    Degraded,
+    /// Calls can't be answered, or deliveries not sent.
+    Unhealthy,
+}
+
+/// The database.
+#[derive(Debug, Clone, Serialize)]
+pub struct DatabaseHealth {
+    /// How well it is.
+    pub status: Condition,
+    /// How long a question took, in milliseconds; none where there was no answer.
+    pub latency_ms: Option<f64>,
+    /// Whether this node can't renew its configuration and goes on with what it has.
+    pub config_stale: bool,
+}
+
+/// The database's migrations.
+#[derive(Debug, Clone, Serialize)]
+pub struct MigrationHealth {
+    /// How well they are.
+    pub status: Condition,
+    /// The last one that is applied; none where the database can't be reached.
+    pub applied: Option<i64>,
+    /// The last one that this build knows.
+    pub expected: i64,
+}
+
+/// The worker that sends deliveries.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkerHealth {
+    /// How well it is.
+    pub status: Condition,
+    /// Partitions of the queue that this node sends from, of 64.
+    pub partitions: usize,
+    /// Whether `webhooks.delivery.enabled` lets it send.
+    pub sending: bool,
+}
+
+/// Everything that was checked.
+#[derive(Debug, Clone, Serialize)]
+pub struct Checks {
+    /// The database.
+    pub database: DatabaseHealth,
+    /// Its migrations.
+    pub migrations: MigrationHealth,
+    /// The worker.
+    pub worker: WorkerHealth,
+}
+
+/// What deep health answers.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The worst of all.
+    pub status: Condition,
+    /// Each one.
+    pub checks: Checks,
+}
+
+/// Looks, and keeps what it saw for a moment.
+pub struct Health {
+    store: Arc<dyn Store>,
+    directory: Arc<Directory>,
+    node: Arc<Node>,
+    seen: Mutex<Option<(Instant, Report)>>,
+}
+
+impl Health {
+    /// Of a node.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, directory: Arc<Directory>, node: Arc<Node>) -> Self {
+        Self {
+            store,
+            directory,
+            node,
+            seen: Mutex::new(None),
+        }
+    }
+
+    /// What it looks like now, or half a second ago.
+    pub async fn report(&self) -> Report {
+        let mut seen = self.seen.lock().await;
+        if let Some((at, report)) = &*seen
+            && at.elapsed() < KEEP
+        {
+            return report.clone();
+        }
+        let report = self.look().await;
+        *seen = Some((Instant::now(), report.clone()));
+        report
+    }
+
+    async fn look(&self) -> Report {
+        let asked = Instant::now();
+        let answer = tokio::time::timeout(PATIENCE, self.store.applied_migration()).await;
+        let applied = answer.ok().and_then(std::result::Result::ok);
+        let expected = self.store.expected_migration();
+        let stale = self.directory.freshness() != Freshness::Fresh;
+        let database = DatabaseHealth {
+            status: match (applied, stale) {
+                (None, _) => Condition::Unhealthy,
+                (Some(_), true) => Condition::Degraded,
+                (Some(_), false) => Condition::Healthy,
+            },
+            latency_ms: applied.map(|_| (asked.elapsed().as_secs_f64() * 1e6).round() / 1e3),
+            config_stale: stale,
+        };
+        let migrations = MigrationHealth {
+            status: match applied {
+                Some(n) if n == expected => Condition::Healthy,
+                // A newer node has migrated: this version still works beside it.
+                Some(n) if n > expected => Condition::Degraded,
+                _ => Condition::Unhealthy,
+            },
+            applied,
+            expected,
+        };
+        let worker = WorkerHealth {
+            status: if self.node.is_alive() {
+                Condition::Healthy
+            } else {
+                Condition::Unhealthy
+            },
+            partitions: self.node.owned().len(),
+            sending: self.directory.switches().delivery,
+        };
+        let status = [database.status, migrations.status, worker.status];
+        Report {
+            status: status.into_iter().max().unwrap_or(Condition::Healthy),
+            checks: Checks {
+                database,
+                migrations,
+                worker,
+            },
+        }
+    }
+}

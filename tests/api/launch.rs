@@ -1,0 +1,254 @@
+//! The launch, rehearsed with what operators type: the runbook's command lines,
+//! `onering smoke`, and the pages that are looked at on the way.
+
+use std::collections::BTreeMap;
+
+use onering::cli::sink::{RunningSink, Sink, SinkConfig};
+use serde_json::{Value, json};
+
+use crate::support::{
+    app::{TestApp, eventually},
+    command::{Done, Running, onering, run},
+    store::Db,
+};
+
+contract![
+    the_runbooks_lines_work_as_they_stand,
+    smoke_passes,
+    smoke_skips_what_is_switched_off,
+    smoke_says_what_failed,
+    deep_health_looks_at_everything,
+];
+
+const LINES: &str = include_str!("launch.txt");
+
+/// A sink that verifies with this secret.
+async fn sink(secret: &str) -> RunningSink {
+    Sink::start(SinkConfig {
+        listen: ([127, 0, 0, 1], 0).into(),
+        keys: vec![onering::domain::signature::VerifyingKey::parse(secret).unwrap()],
+        ..SinkConfig::default()
+    })
+    .await
+    .unwrap()
+}
+
+async fn shell(line: &str) -> Done {
+    let path = std::env::var("PATH").unwrap();
+    // Progress is not what a person looks at.
+    let line = line.replacen("curl ", "curl -sS ", 1);
+    run(
+        std::path::Path::new("/bin/bash"),
+        &["-c", &line],
+        &[("PATH", &path)],
+    )
+    .await
+}
+
+/// What is checked of the command before it.
+enum Check<'a> {
+    Has(&'a str),
+    HasNot(&'a str),
+    Names(&'a str, &'a str),
+}
+
+fn lines() -> Vec<(&'static str, Vec<Check<'static>>)> {
+    let mut found: Vec<(&str, Vec<Check<'_>>)> = Vec::new();
+    for line in LINES.lines() {
+        if let Some(command) = line.strip_prefix("$ ") {
+            found.push((command, Vec::new()));
+            continue;
+        }
+        let check = match line.split_at_checked(2) {
+            Some(("= ", text)) => Check::Has(text),
+            Some(("! ", text)) => Check::HasNot(text),
+            Some(("> ", text)) => {
+                let (name, field) = text.split_once(' ').unwrap();
+                Check::Names(name, field)
+            }
+            _ => {
+                assert!(line.is_empty() || line.starts_with('#'), "{line}");
+                continue;
+            }
+        };
+        found.last_mut().unwrap().1.push(check);
+    }
+    assert!(found.len() > 10);
+    found
+}
+
+fn fill(text: &str, values: &BTreeMap<String, String>) -> String {
+    let mut filled = text.to_owned();
+    for (name, value) in values {
+        filled = filled.replace(name, value);
+    }
+    filled
+}
+
+// K1, K2, K3, D2, X1: the lines that people have in their runbooks.
+async fn the_runbooks_lines_work_as_they_stand(db: Db) {
+    let app = TestApp::builder(&db)
+        .set("MONITORING_OPEN", 1)
+        .start()
+        .await;
+    let sink = sink("whsec_test").await;
+    let mut values: BTreeMap<String, String> = [
+        ("localhost:8000", app.address.to_string()),
+        ("localhost:9090", sink.url().replace("http://", "")),
+        ("<admin_key>", app.admin.clone()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.trim_end_matches('/').to_owned()))
+    .into();
+    for (line, checks) in lines() {
+        let line = fill(line, &values);
+        assert!(!line.contains(['<', '…']), "nothing is left open: {line}");
+        // A figure may take a moment: a delivery is on its way, counters follow.
+        let done = eventually(&line, || async {
+            let done = shell(&line).await;
+            let holds = checks.iter().all(|check| match check {
+                Check::Has(text) => done.stdout.contains(&fill(text, &values)),
+                Check::HasNot(text) => !done.stdout.contains(&fill(text, &values)),
+                Check::Names(..) => true,
+            });
+            let once = line.contains("-X POST") || line.contains("-i ");
+            assert!(holds || !once, "{line}\n{done:?}");
+            holds.then_some(done)
+        })
+        .await;
+        for check in &checks {
+            if let Check::Names(name, field) = check {
+                let value = done.json()[*field].as_str().unwrap().to_owned();
+                values.insert(format!("<{name}>"), value);
+            }
+        }
+    }
+    sink.stop().await;
+    app.stop().await;
+}
+
+async fn smoke(app: &TestApp, sink: &str, more: &[&str]) -> Done {
+    let url = app.url("");
+    let hook = format!("{}/webhook", sink.trim_end_matches('/'));
+    let mut args = vec![
+        "smoke",
+        "--backend-url",
+        &url,
+        "--admin-key",
+        &app.admin,
+        "--webhook-sink",
+        &hook,
+    ];
+    args.extend(more);
+    onering(&args, &[]).await
+}
+
+/// Everything that a smoke run could leave behind.
+async fn left_behind(app: &TestApp) -> (Value, Value) {
+    let keys = app.get("/v1/admin/external/keys", &app.admin).await.ok();
+    let names: Vec<&Value> = keys["keys"].as_array().unwrap().iter().collect();
+    let names: Vec<&str> = names.iter().filter_map(|k| k["name"].as_str()).collect();
+    let hooks = app.get("/v1/external/webhooks", &app.admin).await.ok();
+    (json!(names), hooks["subscriptions"].clone())
+}
+
+// K8, D1, S1: five phases in the words of the launch documents; the sink
+// verifies too, and nothing is left behind.
+async fn smoke_passes(db: Db) {
+    let app = TestApp::start(&db).await;
+    let before = left_behind(&app).await;
+    let sink = Running::onering(
+        &["sink", "--port", "0", "--secret", "whsec_test", "--quiet"],
+        &[],
+    );
+    let said = sink.told("listening on ").await;
+    let url = said.split_whitespace().last().unwrap().to_owned();
+    let done = smoke(&app, &url, &[]).await.exits(0);
+    let wanted = [
+        "✅ Backend health: PASSED",
+        "✅ API key creation: PASSED",
+        "✅ Rate limit headers: PASSED",
+        "✅ Webhook subscription: PASSED",
+        "✅ Webhook delivery: PASSED",
+        "Total: 5/5 PASSED ✅",
+    ];
+    assert_eq!(done.stdout.lines().collect::<Vec<_>>(), wanted);
+    assert_eq!(left_behind(&app).await, before);
+    // A1, A3: a 503 is tried again, a 400 is not.
+    let done = smoke(&app, &url, &["--sink-secret", "whsec_test", "--scenarios"])
+        .await
+        .exits(0);
+    assert!(done.stdout.contains("Total: 8/8 PASSED ✅"), "{done:?}");
+    assert_eq!(left_behind(&app).await, before);
+    sink.stop().await;
+    app.stop().await;
+}
+
+// X1: a phase behind a switch that is off is skipped and fails nothing.
+async fn smoke_skips_what_is_switched_off(db: Db) {
+    let mut app = TestApp::start(&db).await;
+    let sink = sink("whsec_test").await;
+    app.reload(&[("WEBHOOKS_DELIVERY_ENABLED", "0")]);
+    let done = smoke(&app, &sink.url(), &[]).await.exits(0);
+    let line = "⏳ Webhook delivery: SKIPPED (webhooks.delivery.enabled is off)";
+    assert!(done.stdout.contains(line), "{done:?}");
+    app.reload(&[("WEBHOOKS_ENABLED", "0")]);
+    let done = smoke(&app, &sink.url(), &[]).await.exits(0);
+    let line = "⏳ Webhook subscription: SKIPPED (webhooks.enabled is off)";
+    assert!(done.stdout.contains(line), "{done:?}");
+    app.reload(&[("EXTERNAL_API_ENABLED", "0")]);
+    let done = smoke(&app, &sink.url(), &[]).await.exits(0);
+    let line = "⏳ Rate limit headers: SKIPPED (external_api.enabled is off)";
+    assert!(done.stdout.contains(line), "{done:?}");
+    assert!(
+        done.stdout.contains("Total: 2/5 PASSED, 3 SKIPPED ⏳"),
+        "{done:?}"
+    );
+    sink.stop().await;
+    app.stop().await;
+}
+
+async fn smoke_says_what_failed(db: Db) {
+    let app = TestApp::start(&db).await;
+    // Nobody listens there: a port that was free a moment ago.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", gone.local_addr().unwrap());
+    drop(gone);
+    let done = smoke(&app, &url, &["--timeout", "1"]).await.exits(1);
+    assert!(
+        done.stdout.contains("❌ Webhook delivery: FAILED: "),
+        "{done:?}"
+    );
+    assert!(done.stdout.contains("Total: 4/5 PASSED ❌"), "{done:?}");
+    let wrong = [
+        "smoke",
+        "--backend-url",
+        &app.url(""),
+        "--admin-key",
+        "sk_admin_nobodys",
+    ];
+    let done = onering(&wrong, &[]).await.exits(1);
+    let line = "❌ API key creation: FAILED: HTTP 401: KEY_INVALID";
+    assert!(done.stdout.contains(line), "{done:?}");
+    app.stop().await;
+}
+
+// N6: deep health names what was checked; migrations applied are the ones that
+// this build expects.
+async fn deep_health_looks_at_everything(db: Db) {
+    let app = TestApp::start(&db).await;
+    let plain = app.get("/health", "").await.ok();
+    assert_eq!(plain, json!({"status": "healthy"}));
+    let deep = app.get("/health?deep=true", "").await.ok();
+    assert_eq!(deep["status"], "healthy", "{deep}");
+    let checks = &deep["checks"];
+    assert!(checks["database"]["latency_ms"].is_f64(), "{deep}");
+    let migrations = &checks["migrations"];
+    assert_eq!(migrations["applied"], migrations["expected"], "{deep}");
+    assert!(migrations["applied"].as_i64().unwrap() > 0, "{deep}");
+    assert_eq!(checks["worker"]["partitions"], 64, "{deep}");
+    assert_eq!(checks["worker"]["sending"], true, "{deep}");
+    app.get("/health?deeep=true", "")
+        .await
+        .refused(400, "INVALID_ARGUMENT");
+    app.stop().await;
+}
