@@ -46,6 +46,8 @@ mod held;
 mod idempotency;
 #[path = "engine/isolation.rs"]
 mod isolation;
+#[path = "engine/libraries.rs"]
+mod libraries;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/replay.rs"]

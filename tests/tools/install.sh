@@ -4,6 +4,9 @@
 
 grpcurl_version=v1.9.3
 buf_version=1.75.0
+# The public libraries of Standard Webhooks, from npm and PyPI.
+standardwebhooks_npm=1.1.1
+standardwebhooks_pypi=1.1.0
 postgres_oldest=15
 
 install_tools() {
@@ -17,6 +20,7 @@ install_tools() {
     install_packages
     install_grpcurl
     install_buf
+    install_standardwebhooks
 }
 
 die() {
@@ -108,4 +112,20 @@ install_buf() {
             die "npm install failed: buf $buf_version could not be installed in $prefix; look at npm's message above."
     fi
     export ONERING_TEST_BUF=$buf
+}
+
+install_standardwebhooks() {
+    local node="$root/target/test-tools/standardwebhooks-npm-$standardwebhooks_npm"
+    local python="$root/target/test-tools/standardwebhooks-pypi-$standardwebhooks_pypi"
+    if [[ ! -d $node/node_modules/standardwebhooks ]]; then
+        echo "Installing standardwebhooks $standardwebhooks_npm from npm"
+        npm install --prefix "$node" --no-audit --no-fund --loglevel=error "standardwebhooks@$standardwebhooks_npm" ||
+            die "npm install failed: standardwebhooks $standardwebhooks_npm could not be installed in $node."
+    fi
+    if [[ ! -d $python/standardwebhooks ]]; then
+        echo "Installing standardwebhooks $standardwebhooks_pypi from PyPI"
+        python3 -m pip install --quiet --disable-pip-version-check --target "$python" "standardwebhooks==$standardwebhooks_pypi" ||
+            die "pip install failed: standardwebhooks $standardwebhooks_pypi could not be installed in $python (apt-get install python3-pip)."
+    fi
+    export ONERING_TEST_STANDARDWEBHOOKS_NPM=$node ONERING_TEST_STANDARDWEBHOOKS_PYPI=$python
 }
