@@ -16,14 +16,17 @@ use arc_swap::ArcSwap;
 use http::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use rustls::{
+    ClientConfig, ConfigBuilder, RootCertStore, client::WantsClientCert,
+    pki_types::CertificateDer, sign::SingleCertAndKey,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
 use crate::{
-    domain::address::Policy,
+    domain::{address::Policy, certificate::ClientCertificate},
     settings::{Live, Settings},
 };
 
@@ -217,35 +220,57 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-/// A connector with TLS over it. Certificates are verified against the public
-/// authorities, and those of the configured file.
-///
-/// # Errors
-/// Where the file can't be read.
-pub fn https(
-    settings: &Settings,
+/// TLS over a connector. Certificates are verified against the public authorities,
+/// and those of the configured file.
+pub struct Tls {
     connector: Connector,
-) -> Result<HttpsConnector<Connector>, String> {
-    let mut roots = RootCertStore::empty();
-    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    if let Some(path) = &settings.endpoint_ca {
-        for cert in read_certificates(path)? {
-            roots
-                .add(cert)
-                .map_err(|e| format!("{}: {e}", path.display()))?;
+    verified: ConfigBuilder<ClientConfig, WantsClientCert>,
+}
+
+impl Tls {
+    /// Reads whom to trust.
+    ///
+    /// # Errors
+    /// Where the file can't be read.
+    pub fn new(settings: &Settings, connector: Connector) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        if let Some(path) = &settings.endpoint_ca {
+            for cert in read_certificates(path)? {
+                roots
+                    .add(cert)
+                    .map_err(|e| format!("{}: {e}", path.display()))?;
+            }
         }
-    }
-    let config =
-        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verified = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-    Ok(HttpsConnectorBuilder::new()
-        .with_tls_config(config)
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(connector))
+            .with_root_certificates(roots);
+        Ok(Self {
+            connector,
+            verified,
+        })
+    }
+
+    /// A connector that shows this certificate to receivers that ask for one; it
+    /// resumes no session of another.
+    #[must_use]
+    pub fn connector(&self, certificate: Option<&ClientCertificate>) -> HttpsConnector<Connector> {
+        let config = self.verified.clone();
+        let config = match certificate {
+            None => config.with_no_client_auth(),
+            Some(c) => {
+                let resolver = SingleCertAndKey::from(c.key.clone());
+                config.with_client_cert_resolver(Arc::new(resolver))
+            }
+        };
+        HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(self.connector.clone())
+    }
 }
 
 /// The certificates of a PEM file.
