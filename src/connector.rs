@@ -14,21 +14,21 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::Uri;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, ConfigBuilder, RootCertStore, client::WantsClientCert,
-    pki_types::CertificateDer, sign::SingleCertAndKey,
-};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
 use crate::{
-    domain::{address::Policy, certificate::ClientCertificate},
-    settings::{Live, Settings},
+    domain::address::Policy,
+    settings::Live,
 };
+
+mod tls;
+
+pub use tls::{Https, Tls};
 
 /// How long opening one TCP connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -217,59 +217,6 @@ impl tower_service::Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connector = self.clone();
         Box::pin(async move { Ok(TokioIo::new(connector.connect(uri).await?)) })
-    }
-}
-
-/// TLS over a connector. Certificates are verified against the public authorities,
-/// and those of the configured file.
-pub struct Tls {
-    connector: Connector,
-    verified: ConfigBuilder<ClientConfig, WantsClientCert>,
-}
-
-impl Tls {
-    /// Reads whom to trust.
-    ///
-    /// # Errors
-    /// Where the file can't be read.
-    pub fn new(settings: &Settings, connector: Connector) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        if let Some(path) = &settings.endpoint_ca {
-            for cert in read_certificates(path)? {
-                roots
-                    .add(cert)
-                    .map_err(|e| format!("{}: {e}", path.display()))?;
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verified = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(roots);
-        Ok(Self {
-            connector,
-            verified,
-        })
-    }
-
-    /// A connector that shows this certificate to receivers that ask for one; it
-    /// resumes no session of another.
-    #[must_use]
-    pub fn connector(&self, certificate: Option<&ClientCertificate>) -> HttpsConnector<Connector> {
-        let config = self.verified.clone();
-        let config = match certificate {
-            None => config.with_no_client_auth(),
-            Some(c) => {
-                let resolver = SingleCertAndKey::from(c.key.clone());
-                config.with_client_cert_resolver(Arc::new(resolver))
-            }
-        };
-        HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(self.connector.clone())
     }
 }
 

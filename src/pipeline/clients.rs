@@ -4,31 +4,67 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use http::Request;
+use http::{Request, Uri};
 use http_body::Body;
-use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{Client, ResponseFuture},
     rt::{TokioExecutor, TokioTimer},
 };
 
 use crate::{
-    connector::{Connector, Tls},
+    connector::{Https, Tls},
     domain::certificate::ClientCertificate,
 };
 
-type HttpClient<B> = Client<HttpsConnector<Connector>, B>;
+/// A client with its pool of connections.
+pub(super) struct HttpClient<B> {
+    pool: Client<Https, B>,
+    https: Https,
+}
+
+impl<B> HttpClient<B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn new(https: Https) -> Self {
+        let pool = Client::builder(TokioExecutor::new())
+            // As many as there are attempts at once: a lower bound would close
+            // connections that the next attempts open again.
+            .pool_max_idle_per_host(usize::MAX)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .http2_adaptive_window(true)
+            .build(https.clone());
+        Self { pool, https }
+    }
+
+    pub(super) fn request(&self, request: Request<B>) -> ResponseFuture {
+        self.pool.request(request)
+    }
+
+    /// Why a connection of this client's to that receiver was ended by TLS, if
+    /// one was since then.
+    pub(super) fn tls_ended_since(&self, receiver: &Uri, since: Instant) -> Option<String> {
+        self.https.ended_since(receiver, since)
+    }
+}
+
+/// A certificate while some subscription has it, and its client.
+type Showing<B> = (Weak<ClientCertificate>, Arc<HttpClient<B>>);
 
 /// The clients of this node.
 pub struct Clients<B> {
     tls: Tls,
-    anonymous: HttpClient<B>,
+    anonymous: Arc<HttpClient<B>>,
     /// By the address of their certificate, which nothing else has while it is
     /// referred to.
-    own: Mutex<HashMap<usize, (Weak<ClientCertificate>, HttpClient<B>)>>,
+    showing: Mutex<HashMap<usize, Showing<B>>>,
 }
 
 impl<B> Clients<B>
@@ -41,51 +77,27 @@ where
     #[must_use]
     pub fn new(tls: Tls) -> Self {
         Self {
-            anonymous: client(tls.connector(None)),
-            own: Mutex::default(),
+            anonymous: Arc::new(HttpClient::new(tls.connector(None))),
+            showing: Mutex::default(),
             tls,
         }
     }
 
-    /// Sends a request, showing this certificate or none.
-    pub(super) fn request(
-        &self,
-        certificate: Option<&Arc<ClientCertificate>>,
-        request: Request<B>,
-    ) -> ResponseFuture {
-        match certificate {
-            None => self.anonymous.request(request),
-            Some(certificate) => self.showing(certificate).request(request),
-        }
-    }
-
-    /// The client of a certificate: made at the first request.
-    fn showing(&self, certificate: &Arc<ClientCertificate>) -> HttpClient<B> {
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The client that shows this certificate, or none. Made when it is first
+    /// asked for.
+    pub(super) fn of(&self, certificate: Option<&Arc<ClientCertificate>>) -> Arc<HttpClient<B>> {
+        let Some(certificate) = certificate else {
+            return self.anonymous.clone();
+        };
+        let mut showing = self.showing.lock().unwrap_or_else(PoisonError::into_inner);
         let at = Arc::as_ptr(certificate).addr();
-        if let Some((_, client)) = own.get(&at) {
+        if let Some((_, client)) = showing.get(&at) {
             return client.clone();
         }
-        // Those whose subscription was changed or deleted since.
-        own.retain(|_, (certificate, _)| certificate.strong_count() > 0);
-        let client = client(self.tls.connector(Some(certificate)));
-        own.insert(at, (Arc::downgrade(certificate), client.clone()));
+        // Those whose subscriptions were changed or deleted since.
+        showing.retain(|_, (certificate, _)| certificate.strong_count() > 0);
+        let client = Arc::new(HttpClient::new(self.tls.connector(Some(certificate))));
+        showing.insert(at, (Arc::downgrade(certificate), client.clone()));
         client
     }
-}
-
-fn client<B>(connector: HttpsConnector<Connector>) -> HttpClient<B>
-where
-    B: Body + Send,
-    B::Data: Send,
-{
-    Client::builder(TokioExecutor::new())
-        // As many as there are attempts at once: a lower bound would close
-        // connections that the next attempts open again.
-        .pool_max_idle_per_host(usize::MAX)
-        .pool_idle_timeout(Duration::from_secs(30))
-        .pool_timer(TokioTimer::new())
-        .timer(TokioTimer::new())
-        .http2_adaptive_window(true)
-        .build(connector)
 }

@@ -175,14 +175,15 @@ impl Sender {
                 return failed("bad_request", Outcome::Permanent);
             }
         };
-        let response = self.clients.request(certificate, request);
-        match tokio::time::timeout(patience, response).await {
+        let client = self.clients.of(certificate);
+        match tokio::time::timeout(patience, client.request(request)).await {
             Ok(Ok(response)) => self.answered(response, began, patience).await,
             Ok(Err(_)) if expired.load(Ordering::Acquire) => {
                 failed("replay_expired", Outcome::ReplayExpired)
             }
             Ok(Err(e)) => {
-                let failure = Failure::of(&e);
+                let ended = || client.tls_ended_since(&target.uri, began);
+                let failure = Failure::of(&e).or_tls(ended);
                 // For the operator: it may say what an internal name resolves to.
                 tracing::debug!(delivery.id = %job.id, error.message = failure.detail, "attempt failed");
                 failed(failure.error, retryable)
@@ -333,6 +334,21 @@ impl Failure {
         Self {
             error: class,
             detail,
+        }
+    }
+
+    /// Where the connection was lost after its handshake: it may be TLS that
+    /// ended it.
+    fn or_tls(self, ended: impl FnOnce() -> Option<String>) -> Self {
+        if !matches!(self.error, "connection_lost" | "connection_reset") {
+            return self;
+        }
+        match ended() {
+            None => self,
+            Some(detail) => Self {
+                error: "tls_failed",
+                detail,
+            },
         }
     }
 }
