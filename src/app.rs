@@ -19,8 +19,8 @@ use crate::{
     metrics::Metrics,
     pipeline::{
         self, Pipeline,
-        node::Node,
         clients::Clients,
+        node::Node,
         sender::{Clock, Sender},
     },
     rest::Rest,

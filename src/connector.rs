@@ -21,10 +21,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{
-    domain::address::Policy,
-    settings::Live,
-};
+use crate::{domain::address::Policy, settings::Live};
 
 mod tls;
 

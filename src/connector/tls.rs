@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{Uri, uri::Authority};
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection},
@@ -132,6 +133,9 @@ impl tower_service::Service<Uri> for Https {
                 stream: opening.await?,
                 receiver,
                 ended,
+                early: Bytes::new(),
+                broken: None,
+                closing: false,
             })
         })
     }
@@ -142,9 +146,51 @@ pub struct Noting {
     stream: MaybeHttpsStream<TokioIo<TcpStream>>,
     receiver: Option<Authority>,
     ended: Arc<Ended>,
+    /// What was read ahead.
+    early: Bytes,
+    /// How writing failed, while it is not told yet.
+    broken: Option<io::Error>,
+    /// Whether this side has closed.
+    closing: bool,
 }
 
 impl Noting {
+    /// Whoever closes with something unread resets the connection: then writing
+    /// fails while the reason waits to be read. So it is read before the failure is
+    /// told; other bytes are kept for the reader.
+    fn written<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match written {
+            Poll::Ready(Err(e)) if self.may_say_why(&e) => {
+                let mut room = [0; 4096];
+                let mut room = ReadBuf::new(&mut room);
+                match Pin::new(&mut self.stream).poll_read(context, room.unfilled()) {
+                    // A connection that was reset can be read, as soon as the
+                    // runtime has heard of it: that wakes this task.
+                    Poll::Pending => {
+                        self.broken = Some(e);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Err(why)) => self.note(&why),
+                    Poll::Ready(Ok(())) => self.early = Bytes::copy_from_slice(room.filled()),
+                }
+                Poll::Ready(Err(e))
+            }
+            other => other,
+        }
+    }
+
+    fn may_say_why(&self, error: &io::Error) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        matches!(self.stream, MaybeHttpsStream::Https(_))
+            && !self.closing
+            && self.early.is_empty()
+            && matches!(error.kind(), BrokenPipe | ConnectionReset)
+    }
+
     fn note(&self, error: &io::Error) {
         let tls = error.get_ref().filter(|e| e.is::<rustls::Error>());
         if let (Some(tls), Some(receiver)) = (tls, &self.receiver) {
@@ -166,8 +212,13 @@ impl Read for Noting {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
+        mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.early.is_empty() {
+            let n = self.early.len().min(buffer.remaining());
+            buffer.put_slice(&self.early.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if let Poll::Ready(Err(e)) = &read {
             self.note(e);
@@ -182,14 +233,23 @@ impl Write for Noting {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, data)
+        let written = match self.broken.take() {
+            Some(e) => Poll::Ready(Err(e)),
+            None => Pin::new(&mut self.stream).poll_write(context, data),
+        };
+        self.written(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = match self.broken.take() {
+            Some(e) => Poll::Ready(Err(e)),
+            None => Pin::new(&mut self.stream).poll_flush(context),
+        };
+        self.written(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.closing = true;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 
@@ -202,6 +262,10 @@ impl Write for Noting {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = match self.broken.take() {
+            Some(e) => Poll::Ready(Err(e)),
+            None => Pin::new(&mut self.stream).poll_write_vectored(context, slices),
+        };
+        self.written(context, written)
     }
 }

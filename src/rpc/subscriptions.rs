@@ -223,15 +223,7 @@ impl SubscriptionService for Subscriptions {
         let live = self.0.live.load_full();
         let names = fields::CHANGEABLE.map(|n| if n == "signature_scheme" { "" } else { n });
         let mut own = Opened::default();
-        fields::apply(
-            &mut new,
-            &mut own,
-            &wanted,
-            &names,
-            &live,
-            now,
-            &mut faults,
-        );
+        fields::apply(&mut new, &mut own, &wanted, &names, &live, now, &mut faults);
         let secret = secret(&brought, scheme);
         if let Err(e) = &secret {
             for v in &e.violations {
