@@ -19,6 +19,7 @@ use crate::{
     metrics::Metrics,
     pipeline::{
         self, Pipeline,
+        clients::Clients,
         node::Node,
         sender::{Clock, Sender},
     },
@@ -135,8 +136,8 @@ impl App {
             outside.resolver,
             settings.egress_proxy.clone(),
         );
-        let https = connector::https(&settings, connector).map_err(StartError::Settings)?;
-        let sender = Arc::new(Sender::new(https, live.clone(), outside.clock));
+        let tls = connector::Tls::new(&settings, connector).map_err(StartError::Settings)?;
+        let sender = Arc::new(Sender::new(Clients::new(tls), live.clone(), outside.clock));
         // The address is taken before the session is begun: of two nodes with
         // one address the second must not take partitions and die.
         let listener = TcpListener::bind(settings.listen)

@@ -36,6 +36,8 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
 mod attempts;
 #[path = "engine/body.rs"]
 mod body;
+#[path = "engine/client_certificates.rs"]
+mod client_certificates;
 #[path = "engine/connect.rs"]
 mod connect;
 #[path = "engine/endpoints.rs"]

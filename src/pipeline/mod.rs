@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod claim;
+pub mod clients;
 pub mod dispatch;
 mod finish;
 mod follow;

@@ -211,7 +211,7 @@ async fn headers_are_stored_sealed(db: Db) {
 }
 
 /// Every row of every table (bytes in hexadecimal), or the whole file with its log.
-async fn dump(db: &Db) -> Vec<u8> {
+pub(crate) async fn dump(db: &Db) -> Vec<u8> {
     use onering::store::Database;
     match db.database() {
         Database::Sqlite(path) => {

@@ -267,7 +267,7 @@ async fn http_2_where_it_is_offered(db: Db) {
 }
 
 /// A proxy that knows CONNECT and nothing else; what it was asked for.
-async fn proxy(allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
+pub(crate) async fn proxy(allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
