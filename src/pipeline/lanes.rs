@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::dispatch::Job;
+use super::job::{Fetch, Job};
 use crate::domain::id::{DeliveryId, Part, SubscriptionId, TenantId};
 
 /// The most jobs in memory.
@@ -74,14 +74,6 @@ impl Lane {
             && !self.fetching
             && self.wakes.is_empty()
     }
-}
-
-/// A fetch of due rows.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Fetch {
-    pub(super) subscription: SubscriptionId,
-    pub(super) limit: usize,
-    signs: u64,
 }
 
 /// All lanes.

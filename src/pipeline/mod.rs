@@ -17,6 +17,7 @@ mod claim;
 pub mod dispatch;
 mod finish;
 mod follow;
+mod job;
 mod lanes;
 pub mod node;
 pub mod publish;
