@@ -513,3 +513,6 @@ fn jitter(id: DeliveryId) -> f64 {
     let [.., a, b, _] = id.0.into_bytes();
     f64::from(u16::from_be_bytes([a, b])) / f64::from(u16::MAX)
 }
+
+#[cfg(test)]
+mod tests;

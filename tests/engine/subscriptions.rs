@@ -383,7 +383,9 @@ async fn consumers_see_their_own(db: Db) {
 async fn name_data_key(db: &Db, version: u8) {
     let sql = match db.engine() {
         Engine::Postgres => {
-            format!(r"update subscriptions set secret = '\x{version:08x}'::bytea || substr(secret, 5)")
+            format!(
+                r"update subscriptions set secret = '\x{version:08x}'::bytea || substr(secret, 5)"
+            )
         }
         Engine::Sqlite => format!(
             "update subscriptions set secret = cast(x'{version:08x}' || substr(secret, 5) as blob)"
