@@ -2,6 +2,7 @@
 //! take jobs and complete them; the publisher and the claimer bring them.
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -46,16 +47,26 @@ pub(super) struct Ended {
     pub(super) job: Job,
     pub(super) outcome: Outcome,
     pub(super) at: Instant,
+    /// When it was last given to the store.
+    given: Cell<Instant>,
 }
 
 impl Ended {
     /// What is to be recorded now: waits count from the attempt's end.
     pub(super) fn as_of_now(&self) -> Finish {
+        self.given.set(Instant::now());
         let mut finish = self.finish.clone();
         if let Settle::Retry { after, .. } | Settle::Failed(after) = &mut finish.settle {
-            *after = after.saturating_sub(self.at.elapsed());
+            *after = after.saturating_sub(self.given.get().duration_since(self.at));
         }
         finish
+    }
+
+    /// When a row that was recorded just now is surely due: the store began to
+    /// count at some time between the question and its answer.
+    fn due_by(&self, after: Duration, now: Instant) -> Instant {
+        let given = self.given.get();
+        given.max(self.at + after) + now.saturating_duration_since(given)
     }
 }
 
@@ -311,13 +322,15 @@ impl Dispatcher {
             reason,
             attempt,
         };
+        let now = Instant::now();
         // Fails once the finisher has stopped: then the process is about to end
         // and the lease with it.
         let _ = self.ended.send(Ended {
             finish,
             job,
             outcome,
-            at: Instant::now(),
+            at: now,
+            given: Cell::new(now),
         });
         self.work.notify_one();
     }
@@ -329,9 +342,12 @@ impl Dispatcher {
         for e in ended {
             lanes.let_go(e.job.id, e.job.token);
             match e.finish.settle {
-                Settle::Retry { after, .. }
-                    if (e.at + after).saturating_duration_since(now) >= self.horizon => {}
-                Settle::Retry { after, .. } => lanes.wake_at(e.at + after, e.job.subscription),
+                Settle::Retry { after, .. } => {
+                    let at = e.due_by(after, now);
+                    if at.saturating_duration_since(now) < self.horizon {
+                        lanes.wake_at(at, e.job.subscription);
+                    }
+                }
                 Settle::Release => lanes.wake_at(e.at + Duration::from_secs(1), e.job.subscription),
                 _ => {}
             }

@@ -24,6 +24,7 @@ contract![
     a_publish_whose_answer_was_lost_is_found,
     a_claim_whose_answer_was_lost_is_found,
     a_finish_whose_answer_was_lost_is_no_second_attempt,
+    a_slow_statement_makes_no_retry_late,
     held_time_is_noted_in_the_end,
     usage_is_written_where_it_changed,
     an_attempt_that_panics_is_retried,
@@ -81,11 +82,15 @@ async fn a_claim_whose_answer_was_lost_is_found(db: Db) {
         _ => status(200),
     })
     .await;
-    let fields = json!({"retry_schedule": quick(3)});
+    let schedule = json!({"max_attempts": 3, "backoff_seconds": [3]});
+    let fields = json!({"retry_schedule": schedule});
     let sub = app.webhook(&receiver.url(), fields).await;
-    faults.next("claim", Fault::Lost, 1);
     faults.next("leases", Fault::Fails, 1);
     let delivery = app.one_delivery("a.b").await;
+    app.is(&delivery, "RETRYING").await;
+    faults.always("claim", Fault::Lost);
+    app.is(&delivery, "SENDING").await;
+    faults.mend("claim");
     delivered(&app, &sub.id, 1).await;
     assert_eq!(receiver.count(), 2);
     assert_eq!(app.delivery(&delivery).await["attempt_count"], 2);
@@ -115,6 +120,38 @@ async fn a_finish_whose_answer_was_lost_is_no_second_attempt(db: Db) {
     let numbers: Vec<_> = numbers.iter().map(|a| a["number"].clone()).collect();
     assert_eq!(numbers, [1, 2]);
     assert_eq!(receiver.count(), 2);
+    app.stop().await;
+}
+
+// A2: a retry's time is the store's; a node that counts it by its own clock is not
+// to look too early, and then not until the next poll.
+async fn a_slow_statement_makes_no_retry_late(db: Db) {
+    let faults = Faults::none();
+    let app = TestApp::builder(&db)
+        .set("WEBHOOKS_DELIVERY_LOOP_SECONDS", 3600)
+        .faults(&faults)
+        .start()
+        .await;
+    let receiver = Receiver::answering(|r: Received| match r.attempt() {
+        1 | 2 => status(503),
+        _ => status(200),
+    })
+    .await;
+    let schedule = json!({"max_attempts": 3, "backoff_seconds": [1, 4]});
+    let fields = json!({"retry_schedule": schedule});
+    app.webhook(&receiver.url(), fields).await;
+    faults.always("finish", Fault::Slow);
+    let delivery = app.one_delivery("a.b").await;
+    receiver.wait(2).await;
+    app.is(&delivery, "RETRYING").await;
+
+    // The same of what the next process finds.
+    faults.always("waiting", Fault::Slow);
+    let again = app.again();
+    app.stop().await;
+    let app = again.faults(&faults).start().await;
+    app.is(&delivery, "DELIVERED").await;
+    assert_eq!(receiver.count(), 3);
     app.stop().await;
 }
 

@@ -36,7 +36,11 @@ pub enum Fault {
     Lost,
     /// It is done, and its answer comes once the verb is mended.
     Late,
+    /// It is done a fifth of a second later.
+    Slow,
 }
+
+const SLOW: Duration = Duration::from_millis(200);
 
 #[derive(Default)]
 struct Verb {
@@ -189,6 +193,10 @@ impl Faulty {
             Some(Fault::Lost) => {
                 call.await?;
                 return Err(away());
+            }
+            Some(Fault::Slow) => {
+                tokio::time::sleep(SLOW).await;
+                call.await?
             }
             Some(Fault::Late) => {
                 let answer = call.await?;

@@ -68,6 +68,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         job,
         outcome: Outcome::Retryable { retry_after: None },
         at: Instant::now(),
+        given: Cell::new(Instant::now()),
     }
 }
 

@@ -355,6 +355,10 @@ async fn a_body_that_does_not_end_is_refused() {
         let refused = ended
             .unwrap_or_else(|_| panic!("{sent} of {claimed:?}: no end"))
             .unwrap_err();
-        assert_eq!(crate::error::code(refused.reason), code, "{sent} of {claimed:?}");
+        assert_eq!(
+            crate::error::code(refused.reason),
+            code,
+            "{sent} of {claimed:?}"
+        );
     }
 }
