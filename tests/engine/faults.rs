@@ -261,7 +261,7 @@ async fn nothing_is_lost_in_a_bad_hour(db: Db) {
         .start()
         .await;
     let receiver = Receiver::answering(|r: Received| match r.attempt() {
-        1 if r.body.len() % 2 == 0 => status(503),
+        1 if r.body.len().is_multiple_of(2) => status(503),
         _ => status(200),
     })
     .await;
