@@ -152,9 +152,9 @@ async fn freeing_comes_to_every_row(db: Db) {
     let short = Node::idle(&store, MINUTE).await;
     short.take_partitions(short.session).await.unwrap();
     let sub = DEFAULT.sub();
-    let free = DEFAULT.event().to(&[sub; EACH]).build();
+    let free = DEFAULT.event().to(&vec![sub; EACH]).build();
     short.accept(&free).await;
-    let held = DEFAULT.event().to(&[sub; EACH]).leased().build();
+    let held = DEFAULT.event().to(&vec![sub; EACH]).leased().build();
     short.accept(&held).await;
     assert_eq!(short.held().await.len(), EACH);
     short.pass(HOUR).await;
