@@ -49,12 +49,17 @@ pub enum StartError {
     Listen(SocketAddr, std::io::Error),
 }
 
+/// Puts something between a node and its store.
+pub type Around = Arc<dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync>;
+
 /// What tests replace.
 pub struct Outside {
     /// The wall clock that signatures are made and checked with.
     pub clock: Clock,
     /// Resolves receivers' names.
     pub resolver: connector::Resolver,
+    /// What the node takes for its store, given the one that it opened.
+    pub store: Around,
 }
 
 impl Default for Outside {
@@ -62,6 +67,7 @@ impl Default for Outside {
         Self {
             clock: Arc::new(wall_clock),
             resolver: connector::system_resolver(),
+            store: Arc::new(|store| store),
         }
     }
 }
@@ -118,7 +124,7 @@ impl App {
         })?;
         let acceptor = settings.tls.as_ref().map(server::tls).transpose();
         let acceptor = acceptor.map_err(StartError::Settings)?;
-        let store = store::connect(&database(&settings)).await?;
+        let store = (outside.store)(store::connect(&database(&settings)).await?);
         store.prepare_days().await?;
         let keyring = Arc::new(Keyring::open(&*store, master).await?);
         let metrics = Arc::new(Metrics::new());

@@ -42,6 +42,8 @@ mod client_certificates;
 mod connect;
 #[path = "engine/endpoints.rs"]
 mod endpoints;
+#[path = "engine/faults.rs"]
+mod faults;
 #[path = "engine/held.rs"]
 mod held;
 #[path = "engine/idempotency.rs"]
@@ -56,6 +58,8 @@ mod replay;
 mod scene;
 #[path = "engine/schedule.rs"]
 mod schedule;
+#[path = "engine/sessions.rs"]
+mod sessions;
 #[path = "engine/signatures.rs"]
 mod signatures;
 #[path = "engine/subscriptions.rs"]

@@ -104,8 +104,11 @@ impl Claimer {
     }
 
     async fn discover(&self) -> crate::store::Result<()> {
+        let waiting = self.store.waiting(&self.node.owned()).await?;
+        // What the store counts from is not later than its answer: a look at what
+        // is not due yet would find nothing, and leave it to the next poll.
         let now = Instant::now();
-        for w in self.store.waiting(&self.node.owned()).await? {
+        for w in waiting {
             match self.directory.target(w.subscription) {
                 Some(target) => match &target.subscription.disabled {
                     None if w.due_in.is_zero() => self.dispatcher.sign(w.part, w.subscription),

@@ -18,6 +18,7 @@ pub mod clients;
 pub mod dispatch;
 mod finish;
 mod follow;
+mod job;
 mod lanes;
 pub mod node;
 pub mod publish;
