@@ -1,5 +1,6 @@
 //! A TCP proxy that can be cut: what stands behind it is then gone, for those
-//! who are connected and for those who try.
+//! who are connected and for those who try. And one that can go silent: nothing
+//! passes any more, and nobody is told.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -15,7 +16,14 @@ use super::store::Db;
 /// The proxy. It ends with the test's runtime.
 pub struct Proxy {
     pub address: SocketAddr,
-    open: Arc<watch::Sender<bool>>,
+    state: Arc<watch::Sender<State>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Open,
+    Cut,
+    Silent,
 }
 
 impl Proxy {
@@ -32,35 +40,49 @@ impl Proxy {
     async fn to(to: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let open = Arc::new(watch::Sender::new(true));
-        let state = open.clone();
+        let state = Arc::new(watch::Sender::new(State::Open));
+        let now = state.clone();
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
-                let (to, mut open) = (to.clone(), state.subscribe());
+                let (to, mut state) = (to.clone(), now.subscribe());
                 tokio::spawn(async move {
-                    if !*open.borrow_and_update() {
-                        return;
+                    let began = *state.borrow_and_update();
+                    match began {
+                        State::Open => {}
+                        State::Cut => return,
+                        State::Silent => std::future::pending().await,
                     }
                     let Ok(mut far) = TcpStream::connect(to).await else {
                         return;
                     };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
-                        _ = open.wait_for(|open| !open) => {}
+                    let silent = tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => false,
+                        changed = state.wait_for(|s| *s != State::Open) => {
+                            changed.is_ok_and(|s| *s == State::Silent)
+                        }
+                    };
+                    if silent {
+                        std::future::pending::<()>().await;
                     }
                 });
             }
         });
-        Self { address, open }
+        Self { address, state }
     }
 
     /// Ends every connection, and takes no other one.
     pub fn cut(&self) {
-        self.open.send_replace(false);
+        self.state.send_replace(State::Cut);
+    }
+
+    /// Lets nothing through any more, in either direction; connections stay open,
+    /// and others are taken. Those of before stay silent for good.
+    pub fn silence(&self) {
+        self.state.send_replace(State::Silent);
     }
 
     /// Takes connections again.
     pub fn mend(&self) {
-        self.open.send_replace(true);
+        self.state.send_replace(State::Open);
     }
 }

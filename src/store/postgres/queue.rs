@@ -218,7 +218,7 @@ impl QueueStore for Postgres {
             .bind(wants.iter().map(|w| w.part.get()).collect::<Vec<_>>())
             .bind(wants.iter().map(|w| w.subscription.0).collect::<Vec<_>>())
             .bind(wants.iter().map(|w| w.limit).collect::<Vec<_>>())
-            .fetch_all(&self.pool)
+            .fetch_all(&self.hot)
             .await
             .map_err(failed)?;
         Ok(rows
@@ -289,7 +289,7 @@ impl QueueStore for Postgres {
     async fn waiting(&self, parts: &[Part]) -> Result<Vec<Waiting>> {
         let rows = sqlx::query(WAITING)
             .bind(numbers(parts))
-            .fetch_all(&self.pool)
+            .fetch_all(&self.hot)
             .await
             .map_err(failed)?;
         Ok(rows
@@ -387,7 +387,7 @@ impl QueueStore for Postgres {
         let row = sqlx::query(RETRY_WAITING)
             .bind(id.part().get())
             .bind(id.0)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&self.hot)
             .await
             .map_err(failed)?;
         if let Some(row) = row {
@@ -396,7 +396,7 @@ impl QueueStore for Postgres {
         let row = sqlx::query(RETRY_DEAD)
             .bind(id.part().get())
             .bind(id.0)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&self.hot)
             .await
             .map_err(failed)?;
         if let Some(row) = row {
