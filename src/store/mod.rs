@@ -306,6 +306,9 @@ pub struct Leased {
     pub age: Micros,
 }
 
+/// The bytes of bodies with which a claim has enough.
+pub const CLAIM_BYTES: i64 = 16 << 20;
+
 /// How many due deliveries of a subscription to claim.
 #[derive(Debug, Clone, Copy)]
 pub struct Want {
@@ -396,7 +399,9 @@ pub trait QueueStore: Send + Sync {
 
     /// Leases due deliveries of these subscriptions to the session, earliest
     /// first. Gives nothing of a partition that the session does not own, and
-    /// nothing to a session that has ended.
+    /// nothing to a session that has ended. Once their bodies have [`CLAIM_BYTES`]
+    /// it gives no more, of each subscription the first before any second: fewer
+    /// than wanted mean that no more are due only where there are fewer bytes.
     async fn claim(&self, session: Session, wants: &[Want]) -> Result<Vec<Leased>>;
 
     /// Records attempts' ends. A row whose token differs is left alone.

@@ -1,9 +1,14 @@
-//! A database whose host goes silent: connections stay open, and nothing answers.
+//! A database whose host goes silent: connections stay open, and nothing answers;
+//! or whose answers are lost.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use crate::support::{
     app::{TestApp, eventually},
@@ -12,16 +17,20 @@ use crate::support::{
     store::Db,
 };
 
-mod postgres {
-    #[test]
-    fn a_silent_database_is_given_up_on_in_time() {
-        crate::on_postgres(super::a_silent_database_is_given_up_on_in_time);
-    }
-    #[test]
-    fn what_waits_for_a_silent_database_is_bounded() {
-        crate::on_postgres(super::what_waits_for_a_silent_database_is_bounded);
-    }
+/// One process has a SQLite file for itself, and nothing can come between.
+macro_rules! on_postgres_alone {
+    ($($name:ident),+ $(,)?) => {
+        mod postgres {
+            $(#[test] fn $name() { crate::on_postgres(super::$name); })+
+        }
+    };
 }
+
+on_postgres_alone![
+    a_silent_database_is_given_up_on_in_time,
+    what_waits_for_a_silent_database_is_bounded,
+    an_outcome_whose_answer_was_lost_has_its_consequences,
+];
 
 const EVENTS: &str = "/v1/external/events";
 /// What a statement may take, and what a busy machine adds.
@@ -118,5 +127,57 @@ async fn what_waits_for_a_silent_database_is_bounded(db: Db) {
         (answer.status == 202).then_some(())
     })
     .await;
+    app.stop().await;
+}
+
+// A3: a receiver that is gone is switched off, also where its delivery's end was
+// recorded by a statement whose answer was lost.
+async fn an_outcome_whose_answer_was_lost_has_its_consequences(db: Db) {
+    let (proxy, url) = Proxy::before(&db).await;
+    let app = TestApp::builder(&db)
+        .set("DATABASE_URL", url)
+        .set("STALE_SECONDS", 600);
+    let app = app.start().await;
+    let gone = Arc::new(Semaphore::new(0));
+    let gate = gone.clone();
+    let receiver = Receiver::with(move |received| {
+        let gate = gate.clone();
+        async move {
+            if received.header("x-webhook-event") == "a.first" {
+                return status(200);
+            }
+            gate.acquire().await.unwrap().forget();
+            status(410)
+        }
+    })
+    .await;
+    let hook = json!({"url": receiver.url(), "event_types": ["a.*"]});
+    let sub = app.subscribe(&app.admin, hook).await;
+    // So that there is a connection that records ends.
+    let first = app.publish(&app.admin, "a.first", json!({})).await;
+    let first = app.deliveries_of(&app.admin, &first).await;
+    app.delivery_is(&app.admin, first[0]["id"].as_str().unwrap(), "DELIVERED")
+        .await;
+    app.publish(&app.admin, "a.second", json!({})).await;
+    receiver.wait(2).await;
+
+    proxy.deafen();
+    gone.add_permits(1);
+    eventually("its end is recorded", || async {
+        let dead = db.texts("select sub::text from dead").await;
+        (dead.len() == 1).then_some(())
+    })
+    .await;
+    proxy.cut();
+    proxy.mend();
+    eventually("the subscription is switched off", || async {
+        let path = format!("/v1/external/webhooks/{}", sub.id);
+        let answer = app.get(&path, &app.admin).await;
+        (answer.status == 200 && answer.json()["disabled_reason"] == "gone").then_some(())
+    })
+    .await;
+    let metrics = app.get("/metrics", &app.admin).await;
+    let dead = "onering_deliveries_total{outcome=\"dead\"} 1";
+    assert!(metrics.text().contains(dead), "{}", metrics.text());
     app.stop().await;
 }

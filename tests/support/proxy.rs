@@ -1,12 +1,16 @@
 //! A TCP proxy that can be cut: what stands behind it is then gone, for those
 //! who are connected and for those who try. And one that can go silent: nothing
-//! passes any more, and nobody is told.
+//! passes any more, and nobody is told; or let questions through and lose the
+//! answers.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::watch,
 };
 
@@ -22,8 +26,33 @@ pub struct Proxy {
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Open,
+    Deaf,
     Cut,
     Silent,
+}
+
+impl State {
+    fn takes_questions(self) -> bool {
+        matches!(self, Self::Open | Self::Deaf)
+    }
+}
+
+/// Passes answers on, but for those that come while the proxy is deaf.
+async fn answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    state: watch::Receiver<State>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        if *state.borrow() != State::Deaf {
+            to.write_all(&buffer[..n]).await?;
+        }
+    }
 }
 
 impl Proxy {
@@ -43,21 +72,24 @@ impl Proxy {
         let state = Arc::new(watch::Sender::new(State::Open));
         let now = state.clone();
         tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
+            while let Ok((near, _)) = listener.accept().await {
                 let (to, mut state) = (to.clone(), now.subscribe());
                 tokio::spawn(async move {
                     let began = *state.borrow_and_update();
                     match began {
-                        State::Open => {}
+                        State::Open | State::Deaf => {}
                         State::Cut => return,
                         State::Silent => std::future::pending().await,
                     }
-                    let Ok(mut far) = TcpStream::connect(to).await else {
+                    let Ok(far) = TcpStream::connect(to).await else {
                         return;
                     };
+                    let (mut asking, answered) = near.into_split();
+                    let (answering, mut asked) = far.into_split();
                     let silent = tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => false,
-                        changed = state.wait_for(|s| *s != State::Open) => {
+                        _ = copy(&mut asking, &mut asked) => false,
+                        _ = answers(answering, answered, state.clone()) => false,
+                        changed = state.wait_for(|s| !s.takes_questions()) => {
                             changed.is_ok_and(|s| *s == State::Silent)
                         }
                     };
@@ -79,6 +111,11 @@ impl Proxy {
     /// and others are taken. Those of before stay silent for good.
     pub fn silence(&self) {
         self.state.send_replace(State::Silent);
+    }
+
+    /// Lets questions through and loses their answers.
+    pub fn deafen(&self) {
+        self.state.send_replace(State::Deaf);
     }
 
     /// Takes connections again.

@@ -173,9 +173,7 @@ impl Postgres {
 }
 
 /// What the listening connection is asked, within the limit.
-async fn in_time<T>(
-    asked: impl Future<Output = std::result::Result<T, sqlx::Error>>,
-) -> Result<T> {
+async fn in_time<T>(asked: impl Future<Output = std::result::Result<T, sqlx::Error>>) -> Result<T> {
     tokio::time::timeout(HOT, asked)
         .await
         .map_err(|_| StoreError::Unavailable("no answer in time".into()))?

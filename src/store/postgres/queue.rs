@@ -13,13 +13,15 @@ use crate::{
         id::{DeliveryId, EventId, Part, SubscriptionId, TenantId},
     },
     store::{
-        Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session, Waiting, Want,
-        rows::FinishRow,
+        CLAIM_BYTES, Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session,
+        Waiting, Want, rows::FinishRow,
     },
 };
 
 /// One look-up for each subscription, so that a million rows of one can't hide
-/// another's.
+/// another's. Of a large body only its length is read before it is leased. The
+/// rows that are too many are locked until the statement's end, and left as they
+/// were.
 const CLAIM: &str = "
 with t as materialized (select now_us() as now),
 own as materialized (
@@ -28,27 +30,34 @@ own as materialized (
   where o.sid = $1 and n.expires_at > t.now
 ),
 chosen as materialized (
-  select q.ctid, own.active
-  from unnest($2::smallint[], $3::uuid[], $4::bigint[]) as w(part, sub, n)
+  select q.*, own.active, w.ord
+  from unnest($2::smallint[], $3::uuid[], $4::bigint[]) with ordinality as w(part, sub, n, ord)
   join own on own.part = w.part
   cross join t
   cross join lateral (
-    select ctid from queue
+    select ctid as place, part, id, event, event_day, due_at from queue
     where part = w.part and sub = w.sub and lease_sid = 0 and due_at <= t.now
     order by due_at limit w.n for update skip locked
   ) q
 ),
+ranked as (
+  select c.*, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
+         coalesce(octet_length(e.body), octet_length(k.body), 0)::bigint as size,
+         row_number() over (partition by c.ord order by c.due_at) as turn
+  from chosen c
+  left join events e on e.part = c.part and e.day = c.event_day and e.id = c.event
+  left join kept_bodies k on k.part = c.part and k.event = c.event
+),
+sized as materialized (
+  select *, sum(size) over (order by turn, due_at, id rows unbounded preceding) - size as before from ranked
+),
 leased as (
   update queue q set lease_sid = $1, token = token + 1
-  from chosen where q.ctid = chosen.ctid
-  returning q.*, chosen.active - q.age_from as age
+  from sized s where q.ctid = s.place and s.before < $5
+  returning q.id, q.tenant, q.sub, q.event, s.type, s.body, q.token, q.attempts, q.replays, q.by_hand,
+            s.active - q.age_from as age, q.due_at
 )
-select l.id, l.tenant, l.sub, l.event, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
-       l.token, l.attempts, l.replays, l.by_hand, l.age
-from leased l
-left join events e on e.part = l.part and e.day = l.event_day and e.id = l.event
-left join kept_bodies k on k.part = l.part and k.event = l.event
-order by l.due_at, l.id";
+select id, tenant, sub, event, type, body, token, attempts, replays, by_hand, age from leased order by due_at, id";
 
 /// Each row is looked up by its key and then touched by its place: a plan made
 /// while the queue is empty would otherwise scan it whole once it is long. It is
@@ -218,6 +227,7 @@ impl QueueStore for Postgres {
             .bind(wants.iter().map(|w| w.part.get()).collect::<Vec<_>>())
             .bind(wants.iter().map(|w| w.subscription.0).collect::<Vec<_>>())
             .bind(wants.iter().map(|w| w.limit).collect::<Vec<_>>())
+            .bind(CLAIM_BYTES)
             .fetch_all(&self.hot)
             .await
             .map_err(failed)?;

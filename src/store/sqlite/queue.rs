@@ -21,20 +21,19 @@ use crate::{
         id::{DeliveryId, EventId, Micros, Part, SubscriptionId, TenantId, day_of, first_uuid_at},
     },
     store::{
-        Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
-        Session, Waiting, Want,
+        CLAIM_BYTES, Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore,
+        Result, Session, Waiting, Want,
     },
 };
 
 /// One look-up for each subscription, so that a million rows of one can't hide
-/// another's.
+/// another's. Of bodies only their lengths, which are read without them.
 static DUE: Batch = Batch::joined(
     "with c(part, id) as (",
     "select part, id from (select part, id from queue
        where part = ? and sub = ? and lease_sid = 0 and due_at <= ? order by due_at limit ?)",
     " union all ",
-    ") select q.id, q.tenant, q.sub, q.event, coalesce(e.type, k.type, ''), coalesce(e.body, k.body),
-              q.token + 1, q.attempts, q.replays, q.by_hand, q.age_from, q.due_at
+    ") select q.id, q.sub, q.due_at, coalesce(length(e.body), length(k.body), 0)
        from c cross join queue q on q.part = c.part and q.id = c.id
        left join events e on e.part = q.part and e.id = q.event and e.day = q.event_day
        left join kept_bodies k on k.part = q.part and k.event = q.event",
@@ -43,7 +42,12 @@ static DUE: Batch = Batch::joined(
 static LEASE: Batch = Batch::new(
     "update queue set token = token + 1, lease_sid = ? where (part, id) in (values ",
     "(?,?)",
-    ")",
+    ") returning id, tenant, sub, event,
+       coalesce((select type from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
+                (select type from kept_bodies k where k.part = queue.part and k.event = queue.event), ''),
+       coalesce((select body from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
+                (select body from kept_bodies k where k.part = queue.part and k.event = queue.event)),
+       token, attempts, replays, by_hand, age_from, due_at",
 );
 
 /// Steps from one subscription to the next through the index, so that the cost
@@ -92,6 +96,38 @@ insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age
 select part, id, tenant, sub, event, event_day, $3, 0, $4, 0, token + 1, 3, attempts, 0, 1, status, reason
 from dead where part = $1 and id = $2";
 
+/// A delivery that is due.
+struct Due {
+    id: DeliveryId,
+    subscription: SubscriptionId,
+    at: Micros,
+    /// The bytes of its body.
+    size: i64,
+    /// Its place among those of its subscription.
+    turn: u32,
+}
+
+/// Those that fit into one claim: of each subscription the first before any second.
+fn enough(mut due: Vec<Due>) -> Vec<DeliveryId> {
+    if due.iter().map(|d| d.size).sum::<i64>() > CLAIM_BYTES {
+        due.sort_unstable_by_key(|d| (d.at, d.id));
+        let mut turns: HashMap<SubscriptionId, u32> = HashMap::new();
+        for d in &mut due {
+            let turn = turns.entry(d.subscription).or_default();
+            *turn += 1;
+            d.turn = *turn;
+        }
+        due.sort_by_key(|d| d.turn);
+    }
+    let mut bytes = 0;
+    let fits = due.iter().take_while(|d| {
+        let before = bytes;
+        bytes += d.size;
+        before < CLAIM_BYTES
+    });
+    fits.map(|d| d.id).collect()
+}
+
 #[async_trait]
 impl QueueStore for Sqlite {
     async fn publish(&self, session: Session, batch: &[Publish]) -> Result<Vec<Published>> {
@@ -111,7 +147,7 @@ impl QueueStore for Sqlite {
             .into_iter()
             .filter(|((part, _), _)| own.get(&part.get()).is_some_and(|o| o.mine))
             .collect();
-        let mut chosen = Vec::new();
+        let mut due = Vec::new();
         for piece in pieces(wants.len()) {
             let mut query = sqlx::query(DUE.text(&piece));
             for ((part, subscription), limit) in &wants[piece] {
@@ -122,22 +158,32 @@ impl QueueStore for Sqlite {
                     .bind(*limit);
             }
             for r in query.fetch_all(&mut *tx).await.map_err(failed)? {
-                chosen.push((r.get::<i64, _>(11), leased(&r, &own)));
+                due.push(Due {
+                    id: DeliveryId(r.get(0)),
+                    subscription: SubscriptionId(r.get(1)),
+                    at: r.get(2),
+                    size: r.get(3),
+                    turn: 0,
+                });
             }
         }
+        let chosen = enough(due);
         if chosen.is_empty() {
             return Ok(Vec::new());
         }
+        let mut rows = Vec::with_capacity(chosen.len());
         for piece in pieces(chosen.len()) {
             let mut query = sqlx::query(LEASE.text(&piece)).bind(session.0);
-            for (_, l) in &chosen[piece] {
-                query = query.bind(l.id.part().get()).bind(l.id.0);
+            for id in &chosen[piece] {
+                query = query.bind(id.part().get()).bind(id.0);
             }
-            query.execute(&mut *tx).await.map_err(failed)?;
+            for r in query.fetch_all(&mut *tx).await.map_err(failed)? {
+                rows.push((r.get::<i64, _>(11), leased(&r, &own)));
+            }
         }
         tx.commit().await.map_err(failed)?;
-        chosen.sort_unstable_by_key(|(due_at, l)| (*due_at, l.id));
-        Ok(chosen.into_iter().map(|(_, l)| l).collect())
+        rows.sort_unstable_by_key(|(due_at, l)| (*due_at, l.id));
+        Ok(rows.into_iter().map(|(_, l)| l).collect())
     }
 
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {
