@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use onering::{
     domain::{delivery::Status, id::SubscriptionId},
-    store::{CLAIM_BYTES, Finished, Leased, Waiting, Want},
+    store::{Finished, Leased, Waiting, Want, claim_share},
 };
 
 use crate::support::{
@@ -107,14 +107,17 @@ async fn a_claim_is_bounded_in_bytes(db: Db) {
     let claim = async || node.store.claim(node.session, &wants).await.unwrap();
     let count = |rows: &[Leased], sub| rows.iter().filter(|l| l.subscription == sub).count();
     let first = claim().await;
-    // The sixth is that with which it has enough.
-    assert_eq!((count(&first, large), count(&first, small)), (6, 3));
+    // The third is that with which it has half of 16 MiB.
+    assert_eq!((count(&first, large), count(&first, small)), (3, 3));
     let bytes: usize = first.iter().map(|l| l.body.len()).sum();
-    assert!(bytes as i64 >= CLAIM_BYTES);
+    assert!(bytes as i64 >= claim_share(&wants));
     assert!(first.iter().all(|l| l.token == 1));
-    let second = claim().await;
-    assert_eq!((count(&second, large), count(&second, small)), (2, 0));
-    let ids: HashSet<_> = first.iter().chain(&second).map(|l| l.id).collect();
+    let mut ids: HashSet<_> = first.iter().map(|l| l.id).collect();
+    for rest in [3, 2] {
+        let more = claim().await;
+        assert_eq!((count(&more, large), count(&more, small)), (rest, 0));
+        ids.extend(more.iter().map(|l| l.id));
+    }
     assert_eq!(ids.len(), 11);
     assert!(claim().await.is_empty());
     // One that alone is more than enough is given.

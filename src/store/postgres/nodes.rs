@@ -70,21 +70,17 @@ impl NodeStore for Postgres {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        sqlx::query("update part_owner set sid = 0 where sid = $1")
+        let owned = sqlx::query("update part_owner set sid = 0 where sid = $1 returning part")
             .bind(session.0)
-            .execute(&mut *tx)
+            .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-        sqlx::query(
-            "update queue set lease_sid = 0, token = token + 1
-             where part = any($1::smallint[]) and lease_sid = $2 and lease_sid <> 0",
-        )
-        .bind(numbers(&Part::all().collect::<Vec<_>>()))
-        .bind(session.0)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        // Committed before what it held is freed, as when partitions are taken.
+        tx.commit().await.map_err(failed)?;
+        if !owned.is_empty() {
+            QueueStore::free_lost(self, &parts(&owned)).await?;
+        }
+        Ok(())
     }
 
     async fn take_partitions(&self, session: Session) -> Result<Vec<Part>> {

@@ -13,15 +13,15 @@ use crate::{
         id::{DeliveryId, EventId, Part, SubscriptionId, TenantId},
     },
     store::{
-        CLAIM_BYTES, Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session,
-        Waiting, Want, rows::FinishRow,
+        Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session, Waiting, Want,
+        claim_share, rows::FinishRow,
     },
 };
 
 /// One look-up for each subscription, so that a million rows of one can't hide
 /// another's. Of a large body only its length is read before it is leased. The
 /// rows that are too many are locked until the statement's end, and left as they
-/// were.
+/// were. Sums run in the order in which rows come, which takes no sorting.
 const CLAIM: &str = "
 with t as materialized (select now_us() as now),
 own as materialized (
@@ -30,32 +30,29 @@ own as materialized (
   where o.sid = $1 and n.expires_at > t.now
 ),
 chosen as materialized (
-  select q.*, own.active, w.ord
-  from unnest($2::smallint[], $3::uuid[], $4::bigint[]) with ordinality as w(part, sub, n, ord)
+  select q.place, q.type, q.body, own.active
+  from unnest($2::smallint[], $3::uuid[], $4::bigint[]) as w(part, sub, n)
   join own on own.part = w.part
   cross join t
   cross join lateral (
-    select ctid as place, part, id, event, event_day, due_at from queue
-    where part = w.part and sub = w.sub and lease_sid = 0 and due_at <= t.now
-    order by due_at limit w.n for update skip locked
+    select due.place, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
+           sum(octet_length(coalesce(e.body, k.body))) over (rows unbounded preceding)
+             - octet_length(coalesce(e.body, k.body)) as before
+    from (
+      select ctid as place, part, event, event_day from queue
+      where part = w.part and sub = w.sub and lease_sid = 0 and due_at <= t.now
+      order by due_at limit w.n for update skip locked
+    ) due
+    left join events e on e.part = due.part and e.day = due.event_day and e.id = due.event
+    left join kept_bodies k on k.part = due.part and k.event = due.event
   ) q
-),
-ranked as (
-  select c.*, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
-         coalesce(octet_length(e.body), octet_length(k.body), 0)::bigint as size,
-         row_number() over (partition by c.ord order by c.due_at) as turn
-  from chosen c
-  left join events e on e.part = c.part and e.day = c.event_day and e.id = c.event
-  left join kept_bodies k on k.part = c.part and k.event = c.event
-),
-sized as materialized (
-  select *, sum(size) over (order by turn, due_at, id rows unbounded preceding) - size as before from ranked
+  where q.before is null or q.before < $5
 ),
 leased as (
   update queue q set lease_sid = $1, token = token + 1
-  from sized s where q.ctid = s.place and s.before < $5
-  returning q.id, q.tenant, q.sub, q.event, s.type, s.body, q.token, q.attempts, q.replays, q.by_hand,
-            s.active - q.age_from as age, q.due_at
+  from chosen c where q.ctid = c.place
+  returning q.id, q.tenant, q.sub, q.event, c.type, c.body, q.token, q.attempts, q.replays, q.by_hand,
+            c.active - q.age_from as age, q.due_at
 )
 select id, tenant, sub, event, type, body, token, attempts, replays, by_hand, age from leased order by due_at, id";
 
@@ -142,28 +139,23 @@ from step s cross join lateral (
   select due_at from queue where part = s.part and sub = s.sub and lease_sid = 0 order by due_at limit 1) q
 where q.due_at < 9223372036854775807";
 
-/// Frees a slice of each of these partitions after that id. There is no index on
-/// the lease: the slices keep each statement short, however long the queue is.
-/// Answers where the slices ended that were full.
+/// There is no index on the lease: every delivery would pay two writes for it.
+/// What is leased is found by reading the table in the order of its pages, a slice
+/// in each statement, so that none is long and none holds locks for long, however
+/// long the queue is. A row that stays leased stays where it is: none is missed.
 const FREE_LOST: &str = "
-with slice as materialized (
-  select w.part, q.id, q.lease_sid
-  from unnest($1::smallint[], $2::uuid[]) as w(part, after)
-  cross join lateral (
-    select id, lease_sid from queue where part = w.part and id > w.after order by id limit $3) q
-),
-freed as (
-  update queue q set lease_sid = 0, token = q.token + 1
-  from slice s
-  where q.part = s.part and q.id = s.id and s.lease_sid <> 0
-    and q.lease_sid <> 0 and q.lease_sid not in (select sid from nodes where expires_at > now_us())
-  returning 1
-)
-select part, count(*), (array_agg(id order by id desc))[1], (select count(*) from freed)
-from slice group by part";
+update queue set lease_sid = 0, token = token + 1
+where ctid >= $1::text::tid and ctid < $2::text::tid and part = any($3::smallint[])
+  and lease_sid <> 0 and lease_sid not in (select sid from nodes where expires_at > now_us())";
 
-/// Rows of one partition that are looked at in one statement.
-const FREE_SLICE: i64 = 5000;
+const LEASES: &str = "
+select id, token from queue
+where ctid >= $1::text::tid and ctid < $2::text::tid and lease_sid = $3 and lease_sid <> 0";
+
+/// Pages that are read in one statement.
+const SLICE: i64 = 2048;
+/// Behind every page.
+const END: i64 = u32::MAX as i64 - 1;
 
 const BURY: &str = "
 with late as (
@@ -227,7 +219,7 @@ impl QueueStore for Postgres {
             .bind(wants.iter().map(|w| w.part.get()).collect::<Vec<_>>())
             .bind(wants.iter().map(|w| w.subscription.0).collect::<Vec<_>>())
             .bind(wants.iter().map(|w| w.limit).collect::<Vec<_>>())
-            .bind(CLAIM_BYTES)
+            .bind(claim_share(wants))
             .fetch_all(&self.hot)
             .await
             .map_err(failed)?;
@@ -313,37 +305,28 @@ impl QueueStore for Postgres {
     }
 
     async fn leases(&self, session: Session) -> Result<Vec<(DeliveryId, i32)>> {
-        let rows = sqlx::query(
-            "select id, token from queue where part = any($1::smallint[]) and lease_sid = $2 and lease_sid <> 0",
-        )
-        .bind(numbers(&Part::all().collect::<Vec<_>>()))
-        .bind(session.0)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed)?;
-        Ok(rows
-            .iter()
-            .map(|r| (DeliveryId(r.get(0)), r.get(1)))
-            .collect())
-    }
-
-    async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
-        let mut after: Vec<(i16, Uuid)> = parts.iter().map(|p| (p.get(), Uuid::nil())).collect();
-        let mut freed = 0;
-        while !after.is_empty() {
-            let rows = sqlx::query(FREE_LOST)
-                .bind(after.iter().map(|(part, _)| *part).collect::<Vec<_>>())
-                .bind(after.iter().map(|(_, id)| *id).collect::<Vec<_>>())
-                .bind(FREE_SLICE)
+        let mut leases = Vec::new();
+        for (from, to) in self.slices().await? {
+            let rows = sqlx::query(LEASES)
+                .persistent(false)
+                .bind(from)
+                .bind(to)
+                .bind(session.0)
                 .fetch_all(&self.pool)
                 .await
                 .map_err(failed)?;
-            freed += rows.first().map_or(0, |r| r.get::<i64, _>(3)) as u64;
-            after = rows
-                .iter()
-                .filter(|r| r.get::<i64, _>(1) == FREE_SLICE)
-                .map(|r| (r.get(0), r.get(2)))
-                .collect();
+            leases.extend(rows.iter().map(|r| (DeliveryId(r.get(0)), r.get(1))));
+        }
+        Ok(leases)
+    }
+
+    async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
+        let mut freed = 0;
+        for (from, to) in self.slices().await? {
+            // Planned anew: a plan for any place may be one that reads the whole
+            // table.
+            let free = sqlx::query(FREE_LOST).persistent(false).bind(from).bind(to);
+            freed += self.changed(free.bind(numbers(parts))).await?;
         }
         Ok(freed)
     }
@@ -420,6 +403,20 @@ impl QueueStore for Postgres {
 type Query<'q> = sqlx::query::Query<'q, super::Db, sqlx::postgres::PgArguments>;
 
 impl Postgres {
+    /// Slices of the queue's table, the last with all that it grows by.
+    async fn slices(&self) -> Result<Vec<(String, String)>> {
+        let pages: i64 = sqlx::query_scalar(
+            "select pg_relation_size('queue') / current_setting('block_size')::bigint",
+        )
+        .fetch_one(&self.hot)
+        .await
+        .map_err(failed)?;
+        let starts = (0..=pages / SLICE).map(|n| n * SLICE);
+        let ends = starts.clone().skip(1).chain([END]);
+        let place = |page| format!("({page},0)");
+        Ok(starts.map(place).zip(ends.map(place)).collect())
+    }
+
     async fn changed(&self, query: Query<'_>) -> Result<u64> {
         Ok(query
             .execute(&self.pool)

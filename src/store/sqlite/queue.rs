@@ -21,8 +21,8 @@ use crate::{
         id::{DeliveryId, EventId, Micros, Part, SubscriptionId, TenantId, day_of, first_uuid_at},
     },
     store::{
-        CLAIM_BYTES, Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore,
-        Result, Session, Waiting, Want,
+        Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
+        Session, Waiting, Want, claim_share,
     },
 };
 
@@ -33,10 +33,11 @@ static DUE: Batch = Batch::joined(
     "select part, id from (select part, id from queue
        where part = ? and sub = ? and lease_sid = 0 and due_at <= ? order by due_at limit ?)",
     " union all ",
-    ") select q.id, q.sub, q.due_at, coalesce(length(e.body), length(k.body), 0)
+    ") select q.id, q.sub, coalesce(length(e.body), length(k.body), 0)
        from c cross join queue q on q.part = c.part and q.id = c.id
        left join events e on e.part = q.part and e.id = q.event and e.day = q.event_day
-       left join kept_bodies k on k.part = q.part and k.event = q.event",
+       left join kept_bodies k on k.part = q.part and k.event = q.event
+       order by q.due_at",
 );
 
 static LEASE: Batch = Batch::new(
@@ -100,30 +101,17 @@ from dead where part = $1 and id = $2";
 struct Due {
     id: DeliveryId,
     subscription: SubscriptionId,
-    at: Micros,
     /// The bytes of its body.
     size: i64,
-    /// Its place among those of its subscription.
-    turn: u32,
 }
 
-/// Those that fit into one claim: of each subscription the first before any second.
-fn enough(mut due: Vec<Due>) -> Vec<DeliveryId> {
-    if due.iter().map(|d| d.size).sum::<i64>() > CLAIM_BYTES {
-        due.sort_unstable_by_key(|d| (d.at, d.id));
-        let mut turns: HashMap<SubscriptionId, u32> = HashMap::new();
-        for d in &mut due {
-            let turn = turns.entry(d.subscription).or_default();
-            *turn += 1;
-            d.turn = *turn;
-        }
-        due.sort_by_key(|d| d.turn);
-    }
-    let mut bytes = 0;
-    let fits = due.iter().take_while(|d| {
-        let before = bytes;
-        bytes += d.size;
-        before < CLAIM_BYTES
+/// Those that fit into one claim: of each subscription until it has its share.
+fn enough(due: &[Due], share: i64) -> Vec<DeliveryId> {
+    let mut bytes: HashMap<SubscriptionId, i64> = HashMap::new();
+    let fits = due.iter().filter(|d| {
+        let before = bytes.entry(d.subscription).or_default();
+        *before += d.size;
+        *before - d.size < share
     });
     fits.map(|d| d.id).collect()
 }
@@ -135,6 +123,7 @@ impl QueueStore for Sqlite {
     }
 
     async fn claim(&self, session: Session, wants: &[Want]) -> Result<Vec<Leased>> {
+        let share = claim_share(wants);
         let mut limits: BTreeMap<_, i64> = BTreeMap::new();
         for w in wants.iter().filter(|w| w.limit > 0) {
             let limit = limits.entry((w.part, w.subscription)).or_default();
@@ -161,13 +150,11 @@ impl QueueStore for Sqlite {
                 due.push(Due {
                     id: DeliveryId(r.get(0)),
                     subscription: SubscriptionId(r.get(1)),
-                    at: r.get(2),
-                    size: r.get(3),
-                    turn: 0,
+                    size: r.get(2),
                 });
             }
         }
-        let chosen = enough(due);
+        let chosen = enough(&due, share);
         if chosen.is_empty() {
             return Ok(Vec::new());
         }
