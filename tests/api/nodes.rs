@@ -106,11 +106,9 @@ async fn a_retry_on_another_node_reaches_the_owner(db: Db) {
     let other = owner.again().start().await;
     let fixed = Arc::new(AtomicBool::new(false));
     let now = fixed.clone();
-    let receiver = Receiver::answering(move |_| match now.load(Ordering::SeqCst) {
-        true => status(200),
-        false => status(400),
-    })
-    .await;
+    let receiver =
+        Receiver::answering(move |_| status(if now.load(Ordering::SeqCst) { 200 } else { 400 }))
+            .await;
     let hook = json!({"url": receiver.url(), "event_types": ["*"]});
     owner.subscribe(&owner.admin, hook).await;
     let event = owner.publish(&owner.admin, "a.b", json!({})).await;

@@ -39,8 +39,8 @@ impl State {
 
 /// Passes answers on, but for those that come while the proxy is deaf.
 async fn answers(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
     state: watch::Receiver<State>,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
@@ -84,16 +84,17 @@ impl Proxy {
                     let Ok(far) = TcpStream::connect(to).await else {
                         return;
                     };
-                    let (mut asking, answered) = near.into_split();
-                    let (answering, mut asked) = far.into_split();
+                    let (mut asking, mut answered) = near.into_split();
+                    let (mut answering, mut asked) = far.into_split();
                     let silent = tokio::select! {
                         _ = copy(&mut asking, &mut asked) => false,
-                        _ = answers(answering, answered, state.clone()) => false,
+                        _ = answers(&mut answering, &mut answered, state.clone()) => false,
                         changed = state.wait_for(|s| !s.takes_questions()) => {
                             changed.is_ok_and(|s| *s == State::Silent)
                         }
                     };
                     if silent {
+                        // Both ends stay open.
                         std::future::pending::<()>().await;
                     }
                 });
