@@ -40,6 +40,8 @@ mod nodes;
 mod refusals;
 #[path = "api/settings.rs"]
 mod settings;
+#[path = "api/silence.rs"]
+mod silence;
 #[path = "api/tenants.rs"]
 mod tenants;
 #[path = "api/wire.rs"]

@@ -374,6 +374,12 @@ impl Dispatcher {
         }
     }
 
+    /// Whether this node sends what is due in a partition.
+    #[must_use]
+    pub fn owns(&self, part: Part) -> bool {
+        self.node.owns(part)
+    }
+
     /// Asks for a look at everything that waits in the store.
     pub fn look_around(&self) {
         self.discover.store(true, Ordering::Release);

@@ -3,7 +3,8 @@
 use tonic::{Request, Response};
 
 use super::{
-    Answer, Context, TRIES, caller,
+    Answer, Context, caller,
+    change::Changes,
     check::{self, Faults},
     page,
 };
@@ -30,7 +31,7 @@ use crate::{
         subscription_service_server::SubscriptionService,
     },
     seal,
-    store::StoreError,
+    store::{self, StoreError},
 };
 
 mod fields;
@@ -45,49 +46,48 @@ const TEST_DATA: &[u8] = br#"{"message":"This is a test of your webhook subscrip
 /// Manages webhook subscriptions.
 pub struct Subscriptions(pub Context);
 
-impl Subscriptions {
+#[tonic::async_trait]
+impl Changes for Subscriptions {
+    type Id = SubscriptionId;
+    type Row = Subscription;
+
     async fn load(&self, caller: &Caller, id: SubscriptionId) -> Result<Subscription> {
-        let found = self
-            .0
-            .store
-            .get_subscription(id)
-            .await
-            .map_err(unavailable)?;
+        let found = self.0.store.get_subscription(id).await;
         found
+            .map_err(unavailable)?
             .filter(|s| caller.sees(s.tenant))
             .ok_or_else(|| not_found(id))
     }
 
-    /// Changes a subscription. Whoever changed it at the same time was first:
-    /// the change is made to what they left. Answers it as it was and as it is.
-    async fn change(
+    async fn write(&self, s: &Subscription, updated_at: Micros) -> store::Result<()> {
+        self.0.store.update_subscription(s, updated_at).await
+    }
+
+    fn updated_at(s: &mut Subscription) -> &mut Micros {
+        &mut s.updated_at
+    }
+
+    async fn written(&self) {
+        self.0.catch_up().await;
+    }
+}
+
+impl Subscriptions {
+    /// Changes a subscription, and seals its headers where they are not sealed
+    /// yet. Answers it as it was and as it is.
+    async fn change_sealed(
         &self,
         caller: &Caller,
         id: SubscriptionId,
         mut change: impl FnMut(&mut Subscription, Micros) -> Result<()> + Send,
     ) -> Result<(Subscription, Subscription)> {
-        for _ in 0..TRIES {
-            let old = self.load(caller, id).await?;
-            let now = wall_clock();
-            let mut new = old.clone();
-            if seal::in_clear(&new.headers) {
-                new.headers = self.seal_headers(id, &self.headers(&new)?)?;
+        self.change(caller, id, |s, now| {
+            if seal::in_clear(&s.headers) {
+                s.headers = self.seal_headers(id, &self.headers(s)?)?;
             }
-            change(&mut new, now)?;
-            if new == old {
-                return Ok((old, new));
-            }
-            new.updated_at = now.max(old.updated_at + 1);
-            match self.0.store.update_subscription(&new, old.updated_at).await {
-                Ok(()) => {
-                    self.0.catch_up().await;
-                    return Ok((old, new));
-                }
-                Err(StoreError::Conflict) => {}
-                Err(e) => return Err(unavailable(e)),
-            }
-        }
-        Err(unavailable(StoreError::Conflict))
+            change(s, now)
+        })
+        .await
     }
 
     fn seal(&self, id: SubscriptionId, secret: &Secret) -> Result<Sealed> {
@@ -298,7 +298,7 @@ impl SubscriptionService for Subscriptions {
         };
         let live = self.0.live.load_full();
         let (old, new) = self
-            .change(&caller, id, |s, now| {
+            .change_sealed(&caller, id, |s, now| {
                 let mut faults = Faults::under("subscription.");
                 let before = self.opened(s)?;
                 let mut own = before.clone();
@@ -357,7 +357,7 @@ impl SubscriptionService for Subscriptions {
         let secret = secret(&brought, scheme)?;
         let sealed = self.seal(id, &secret)?;
         let (_, new) = self
-            .change(&caller, id, |s, now| {
+            .change_sealed(&caller, id, |s, now| {
                 rotate(s, sealed.clone(), overlap, now);
                 s.public_key = secret.public_key().unwrap_or_default();
                 Ok(())
@@ -377,7 +377,7 @@ impl SubscriptionService for Subscriptions {
         self.0.webhooks_on()?;
         let caller = caller(&request)?;
         let id = check::id("id", &request.get_ref().id)?;
-        let (_, new) = self.change(&caller, id, end_overlap).await?;
+        let (_, new) = self.change_sealed(&caller, id, end_overlap).await?;
         Ok(Response::new(EndSubscriptionSecretOverlapResponse {
             subscription: Some(self.view(&new)?),
         }))
