@@ -14,9 +14,11 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod claim;
+pub mod clients;
 pub mod dispatch;
 mod finish;
 mod follow;
+mod job;
 mod lanes;
 pub mod node;
 pub mod publish;
