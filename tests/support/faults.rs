@@ -295,8 +295,13 @@ passed_on!(HistoryStore, false, {
 
 #[async_trait]
 impl Store for Faulty {
-    async fn ping(&self) -> Result<()> {
-        self.pass("ping", false, self.inner.ping()).await
+    async fn applied_migration(&self) -> Result<i64> {
+        self.pass("applied_migration", false, self.inner.applied_migration())
+            .await
+    }
+
+    fn expected_migration(&self) -> i64 {
+        self.inner.expected_migration()
     }
 
     async fn close(&self) {
