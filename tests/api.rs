@@ -22,6 +22,8 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
     support::store::run(support::store::Engine::Sqlite, test);
 }
 
+#[path = "api/access.rs"]
+mod access;
 #[path = "api/bad_input.rs"]
 mod bad_input;
 #[path = "api/cloudevents.rs"]
@@ -30,6 +32,8 @@ mod cloudevents;
 mod commands;
 #[path = "api/keys.rs"]
 mod keys;
+#[path = "api/limits.rs"]
+mod limits;
 #[path = "api/logs.rs"]
 mod logs;
 #[path = "api/nodes.rs"]
@@ -40,5 +44,7 @@ mod refusals;
 mod settings;
 #[path = "api/tenants.rs"]
 mod tenants;
+#[path = "api/verify.rs"]
+mod verify;
 #[path = "api/wire.rs"]
 mod wire;
