@@ -26,7 +26,10 @@ use crate::{
         sender::{Clock, Sender},
     },
     rest::Rest,
-    rpc::{self, Context, gate::Gate},
+    rpc::{
+        self, Context,
+        gate::{self, Gate},
+    },
     seal::Keyring,
     server::{self, Front},
     settings::{Live, Settings},
@@ -179,18 +182,28 @@ impl App {
             },
             &tasks,
         );
+        let rest = Rest::new().map_err(|e| StartError::Settings(e.to_string()))?;
+        let limiter = Arc::new(Limiter::default());
+        let usage = Arc::new(Usage::default());
+        let parts = gate::Parts {
+            directory: directory.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+            limiter: limiter.clone(),
+            usage: usage.clone(),
+        };
+        let gate = Arc::new(Gate::new(parts, &rest).map_err(StartError::Settings)?);
         let context = Context {
             store,
             directory: directory.clone(),
             keyring,
             live: live.clone(),
-            limiter: Arc::new(Limiter::default()),
-            usage: Arc::new(Usage::default()),
+            limiter,
+            usage,
+            gate: gate.clone(),
             publisher: pipeline.publisher.clone(),
             dispatcher: pipeline.dispatcher.clone(),
         };
-        let rest = Rest::new().map_err(|e| StartError::Settings(e.to_string()))?;
-        let gate = Arc::new(Gate::new(directory.clone(), live, metrics.clone(), &rest));
         let (reporter, health) = tonic_health::server::health_reporter();
         let grpc = rpc::routes(&context, health).map_err(StartError::Settings)?;
         tasks.spawn(
@@ -300,6 +313,7 @@ pub fn first_admin_key(text: &str, keyring: &Keyring) -> Key {
         scopes: vec![SCOPE_ADMIN.into()],
         canary: false,
         rate_limit_per_hour: None,
+        allowed_cidrs: Vec::new(),
         expires_at: None,
         metadata: Vec::new(),
         status: Status::Active,

@@ -29,6 +29,7 @@ use crate::{
     settings::Live,
     store::{Changes, KeyUse, Store, StoreError, TenantSubscriptions},
     target::Target,
+    usage::Who,
 };
 
 /// How often the revision is read.
@@ -41,7 +42,48 @@ const RELOAD: Duration = Duration::from_secs(3600);
 pub struct KeyEntry {
     /// The key.
     pub key: Key,
+    /// Under which its calls are counted.
+    pub who: Who,
     uses: Arc<Uses>,
+}
+
+impl KeyEntry {
+    fn new(key: Key, uses: Arc<Uses>) -> Self {
+        let who = Who {
+            key: Some(key.id),
+            tenant: key.tenant,
+            tier: key.tier.clone(),
+        };
+        Self { key, who, uses }
+    }
+
+    /// Whether the key works. To be told to a caller who proved its secret alone.
+    ///
+    /// # Errors
+    /// `KEY_DISABLED`, `KEY_REVOKED`, `KEY_EXPIRED`.
+    pub fn works_at(&self, now: Micros) -> Result<()> {
+        let (reason, detail) = match self.key.status_at(now) {
+            Status::Active => return Ok(()),
+            Status::Disabled => (Reason::KeyDisabled, "the key is switched off"),
+            Status::Revoked => (Reason::KeyRevoked, "the key was revoked"),
+            Status::Expired => (Reason::KeyExpired, "the key has expired"),
+        };
+        Err(Error::new(reason, detail))
+    }
+
+    /// Notes a use.
+    pub fn used(&self, now: Micros) {
+        self.uses.last.fetch_max(now, Ordering::Relaxed);
+    }
+}
+
+/// The refusal of a credential that nothing is known of.
+#[must_use]
+pub fn no_such_key() -> Error {
+    Error::new(
+        Reason::KeyInvalid,
+        "there is no such key, or its secret is wrong",
+    )
 }
 
 #[derive(Default)]
@@ -180,6 +222,23 @@ impl Directory {
         self.hint.notify_one();
     }
 
+    /// The revision that this node decides with, at the least.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        *self.revision.borrow()
+    }
+
+    /// Waits until this node decides with that revision; whether it does.
+    pub async fn reaches(&self, revision: i64, patience: Duration) -> bool {
+        let mut revisions = self.revision.subscribe();
+        if *revisions.borrow_and_update() >= revision {
+            return true;
+        }
+        self.nudge();
+        let reached = revisions.wait_for(|now| *now >= revision);
+        matches!(tokio::time::timeout(patience, reached).await, Ok(Ok(_)))
+    }
+
     /// Told of each new revision.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<i64> {
@@ -262,7 +321,7 @@ impl Directory {
             if key.whole_text {
                 write(&self.whole_texts).insert(key.secret.digest, key.id);
             }
-            keys.insert(key.id, Arc::new(KeyEntry { key, uses }));
+            keys.insert(key.id, Arc::new(KeyEntry::new(key, uses)));
         }
         for id in changes.deleted_keys {
             write(&self.keys).remove(&id);
@@ -332,11 +391,11 @@ impl Directory {
         }
     }
 
-    /// The key that a caller's text proves. Its state is told only to a caller
-    /// who proved its secret; an unknown id costs the same as a known one.
+    /// The key that a caller's text proves, whatever its state. An unknown id
+    /// costs the same as a known one.
     ///
     /// # Errors
-    /// `KEY_MALFORMED`, `KEY_INVALID`, `KEY_DISABLED`, `KEY_REVOKED`, `KEY_EXPIRED`.
+    /// `KEY_MALFORMED`, `KEY_INVALID`.
     pub fn authenticate(&self, text: &str, now: Micros) -> Result<Arc<KeyEntry>> {
         let entry = match key::parse(text) {
             Ok(parsed) => self.prove(parsed.id, parsed.kind, &parsed.secret, now),
@@ -352,22 +411,7 @@ impl Directory {
                 id.and_then(|id| self.key(id)).filter(|e| e.key.whole_text)
             }
         };
-        let entry = entry.ok_or_else(|| {
-            Error::new(
-                Reason::KeyInvalid,
-                "there is no such key, or its secret is wrong",
-            )
-        })?;
-        match entry.key.status_at(now) {
-            Status::Active => {}
-            Status::Disabled => {
-                return Err(Error::new(Reason::KeyDisabled, "the key is switched off"));
-            }
-            Status::Revoked => return Err(Error::new(Reason::KeyRevoked, "the key was revoked")),
-            Status::Expired => return Err(Error::new(Reason::KeyExpired, "the key has expired")),
-        }
-        entry.uses.last.fetch_max(now, Ordering::Relaxed);
-        Ok(entry)
+        entry.ok_or_else(no_such_key)
     }
 
     fn prove(

@@ -93,6 +93,12 @@ impl Error {
     }
 }
 
+/// A wait in whole seconds, up: a caller that is early is refused again.
+#[must_use]
+pub const fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + (wait.subsec_nanos() > 0) as u64
+}
+
 /// A reason's name on the wire: `KEY_MISSING`.
 #[must_use]
 pub fn code(reason: Reason) -> &'static str {
@@ -333,8 +339,14 @@ impl From<Error> for tonic::Status {
         if let Some(wait) = e.retry_after {
             details.set_retry_info(Some(wait));
         }
-        if e.reason == Reason::QuotaExceeded || e.reason == Reason::RateLimited {
-            details.add_quota_failure_violation("tenant", &e.detail);
+        match e.reason {
+            Reason::QuotaExceeded => {
+                details.add_quota_failure_violation("tenant", &e.detail);
+            }
+            Reason::RateLimited => {
+                details.add_quota_failure_violation("key", &e.detail);
+            }
+            _ => {}
         }
         Self::with_error_details(meaning(e.reason).grpc, e.detail, details)
     }

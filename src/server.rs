@@ -29,7 +29,11 @@ use crate::{
     metrics::Metrics,
     proto::v1::PublishEventRequest,
     rest::{RequestId, Rest, cloudevent, docs, hot, openapi, problem, routes::Found, transcode},
-    rpc::{Context, events, gate::Gate, keys},
+    rpc::{
+        Context, events,
+        gate::{Gate, Method as Rpc, Passage},
+        keys,
+    },
     settings::Tls,
 };
 
@@ -49,6 +53,13 @@ const STREAMS: u32 = 1000;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Set on answers that were decided while the database could not be reached.
 const STALE: HeaderName = HeaderName::from_static("x-onering-stale");
+
+/// gRPC services of others, open to anybody.
+const OPEN: [&str; 3] = [
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+];
 
 /// Paths that stand for no RPC.
 const PLAIN: [&str; 3] = ["/health", "/openapi.json", "/metrics"];
@@ -145,60 +156,72 @@ impl Front {
     }
 
     /// A gRPC call behind the gate. Health and reflection are not methods of
-    /// ours and open to anybody.
+    /// ours and open to anybody. Nothing else passes that the gate does not know.
     async fn gated(
         self: Arc<Self>,
         mut request: Request<Body>,
     ) -> std::result::Result<Response<Body>, Infallible> {
-        if let Some(access) = self.gate.access(request.uri().path()) {
-            let peer = peer(request.extensions());
-            match self.gate.admit(access, request.headers(), peer).await {
-                Ok(admitted) => {
-                    if let Some(caller) = admitted.caller {
-                        request.extensions_mut().insert(caller);
-                    }
-                    let mut response = self.grpc.clone().oneshot(request).await?;
-                    explain(&mut response);
-                    return Ok(response);
+        let path = request.uri().path();
+        if OPEN.iter().any(|service| path.starts_with(service)) {
+            return self.grpc.clone().oneshot(request).await;
+        }
+        let Some(method) = self.gate.method(path) else {
+            return Ok(no_such_method("there is no such method").into_http());
+        };
+        let mut passage = Passage::begin();
+        let peer = peer(request.extensions());
+        let admitted = self
+            .gate
+            .admit(method, request.headers(), peer, &mut passage)
+            .await;
+        let mut response = match admitted {
+            Ok(caller) => {
+                if let Some(caller) = caller {
+                    request.extensions_mut().insert(caller);
                 }
-                Err(e) => return Ok(tonic::Status::from(e).into_http()),
+                let mut response = self.grpc.clone().oneshot(request).await?;
+                explain(&mut response);
+                response
             }
-        }
-        let foreign = request.uri().path().starts_with("/grpc.");
-        let mut response = self.grpc.clone().oneshot(request).await?;
-        if !foreign {
-            explain(&mut response);
-        }
+            Err(e) => tonic::Status::from(e).into_http(),
+        };
+        passage.end(response.headers_mut());
         Ok(response)
     }
 
     async fn rest(&self, request: Request<Incoming>, id: &str) -> Response<Full<Bytes>> {
-        self.routed(request, id)
+        let mut passage = Passage::begin();
+        let mut response = self
+            .routed(request, id, &mut passage)
             .await
-            .unwrap_or_else(|e| problem::response(&e, Some(id)))
+            .unwrap_or_else(|e| problem::response(&e, Some(id)));
+        passage.end(response.headers_mut());
+        response
     }
 
-    async fn routed(
-        &self,
+    async fn routed<'a>(
+        &'a self,
         mut request: Request<Incoming>,
         id: &str,
+        passage: &mut Passage<'a>,
     ) -> Result<Response<Full<Bytes>>> {
         // What is called most goes the short way.
         let (method, path) = (request.method(), request.uri().path());
         if method == Method::POST && path == "/v1/external/events" {
-            return self.publish(request).await;
+            return self.publish(request, passage).await;
         }
         if PLAIN.contains(&path) || docs::PATHS.contains(&path) {
             return match *method {
-                Method::GET | Method::HEAD => self.plain(&request).await,
+                Method::GET | Method::HEAD => self.plain(&request, passage).await,
                 _ => Ok(transcode::wrong_method(method, "GET, HEAD, OPTIONS", id)),
             };
         }
         if let Found::Route(route, _) = self.rest.routes.find(method, path) {
-            let access = &route.access;
-            let admitted = self
+            let method = self.method(route.grpc_path.as_str())?;
+            let peer = peer(request.extensions());
+            let caller = self
                 .gate
-                .admit(access, request.headers(), peer(request.extensions()))
+                .admit(method, request.headers(), peer, passage)
                 .await?;
             let limit = if route.template.ends_with("/batch") {
                 MAX_BATCH
@@ -206,9 +229,7 @@ impl Front {
                 MAX_BODY
             };
             if route.template == "/v1/external/me" && request.uri().query().is_none() {
-                let caller = admitted
-                    .caller
-                    .ok_or_else(|| Error::internal("no caller"))?;
+                let caller = caller.ok_or_else(|| Error::internal("no caller"))?;
                 let answer = keys::describe(&self.context, &caller);
                 return Ok(transcode::json_response(
                     StatusCode::OK,
@@ -216,7 +237,7 @@ impl Front {
                     HeaderMap::new(),
                 ));
             }
-            if let Some(caller) = admitted.caller {
+            if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
             return Ok(transcode::answer(&self.rest, self.grpc.clone(), request, limit).await);
@@ -228,10 +249,19 @@ impl Front {
         Ok(response)
     }
 
+    fn method(&self, path: &str) -> Result<&Rpc> {
+        let method = self.gate.method(path);
+        method.ok_or_else(|| Error::internal(format_args!("{path} is no method")))
+    }
+
     /// What is no method of ours.
-    async fn plain(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+    async fn plain<'a>(
+        &'a self,
+        request: &Request<Incoming>,
+        passage: &mut Passage<'a>,
+    ) -> Result<Response<Full<Bytes>>> {
         match request.uri().path() {
-            "/metrics" => self.scrape(request).await,
+            "/metrics" => self.scrape(request, passage).await,
             "/openapi.json" => Ok(transcode::json_response(
                 StatusCode::OK,
                 self.openapi.clone(),
@@ -271,18 +301,17 @@ impl Front {
     }
 
     /// `POST /v1/external/events`: the payload's bytes are taken as they came.
-    async fn publish(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
-        let access = self
-            .gate
-            .access("/onering.v1.EventService/PublishEvent")
-            .ok_or_else(|| Error::internal("no PublishEvent"))?;
+    async fn publish<'a>(
+        &'a self,
+        request: Request<Incoming>,
+        passage: &mut Passage<'a>,
+    ) -> Result<Response<Full<Bytes>>> {
+        let method = self.method("/onering.v1.EventService/PublishEvent")?;
         let (parts, body) = request.into_parts();
-        let admitted = self
+        let caller = self
             .gate
-            .admit(access, &parts.headers, peer(&parts.extensions))
-            .await?;
-        let caller = admitted
-            .caller
+            .admit(method, &parts.headers, peer(&parts.extensions), passage)
+            .await?
             .ok_or_else(|| Error::internal("no caller"))?;
         let most = self.context.live.load().event_max_bytes + AROUND_PAYLOAD;
         let bytes = transcode::collect(&parts.headers, body, most).await?;
@@ -312,9 +341,13 @@ impl Front {
         ))
     }
 
-    async fn scrape(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+    async fn scrape<'a>(
+        &'a self,
+        request: &Request<Incoming>,
+        passage: &mut Passage<'a>,
+    ) -> Result<Response<Full<Bytes>>> {
         self.gate
-            .admit_monitoring(request.headers(), peer(request.extensions()))
+            .admit_monitoring(request.headers(), peer(request.extensions()), passage)
             .await?;
         // As of now: the poll that sets it may be waiting for the database.
         let stale = self.context.directory.freshness() != Freshness::Fresh;
@@ -341,15 +374,10 @@ fn explain(response: &mut Response<Body>) {
     let told: Status = match status.code() {
         Code::Ok => return,
         // No such method, or a compression that we do not speak.
-        Code::Unimplemented => {
-            let error = match status.message() {
-                "" => Error::new(Reason::NotFound, "there is no such method"),
-                why => Error::new(Reason::UnsupportedMediaType, why),
-            };
-            let told = Status::from(error);
-            let details = told.details().to_vec().into();
-            Status::with_details(Code::Unimplemented, told.message(), details)
-        }
+        Code::Unimplemented => match status.message() {
+            "" => no_such_method("this server does not answer this method"),
+            why => unimplemented(Error::new(Reason::UnsupportedMediaType, why)),
+        },
         Code::Internal => Error::new(
             Reason::InvalidArgument,
             format!("not a request: {}", status.message()),
@@ -360,6 +388,17 @@ fn explain(response: &mut Response<Body>) {
     if let Err(e) = told.add_header(response.headers_mut()) {
         tracing::debug!(error.message = %e, "refusal without details");
     }
+}
+
+fn no_such_method(detail: &str) -> tonic::Status {
+    unimplemented(Error::new(Reason::NotFound, detail))
+}
+
+/// An error with the code that gRPC has for calls to nothing.
+fn unimplemented(error: Error) -> tonic::Status {
+    let told = tonic::Status::from(error);
+    let details = told.details().to_vec().into();
+    tonic::Status::with_details(tonic::Code::Unimplemented, told.message(), details)
 }
 
 fn json(status: StatusCode, body: &'static [u8]) -> Response<Full<Bytes>> {
@@ -487,7 +526,8 @@ async fn connection<I>(
 }
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> Response<Full<Bytes>> {
-    problem::response(&Error::internal("a handler panicked"), None)
+    let id = request_id(&HeaderMap::new());
+    problem::response(&Error::internal("a handler panicked"), Some(&id))
 }
 
 /// TLS for the listener, HTTP/2 and HTTP/1.1 by ALPN.

@@ -81,6 +81,9 @@ pub struct Live {
     pub monitoring_open: Option<bool>,
     /// Whether consumers must name OneRing's own scopes.
     pub require_own_scopes: bool,
+    /// Proxies in front of every node, whose entries in `X-Forwarded-For` are
+    /// believed. 0: callers connect by themselves.
+    pub trusted_proxy_hops: usize,
     /// How long to go on without the database.
     pub stale: Duration,
     /// Calls an hour by tier.
@@ -185,6 +188,7 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
         )?),
         monitoring_open: source.flag("MONITORING_OPEN")?,
         require_own_scopes: source.flag("REQUIRE_OWN_SCOPES")?.unwrap_or(false),
+        trusted_proxy_hops: source.number("TRUSTED_PROXY_HOPS", 0, 0, 16)?,
         stale: Duration::from_secs(source.number("STALE_SECONDS", 10, 0, 86_400)?),
         tiers: source
             .get(

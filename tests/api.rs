@@ -22,6 +22,8 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
     support::store::run(support::store::Engine::Sqlite, test);
 }
 
+#[path = "api/access.rs"]
+mod access;
 #[path = "api/bad_input.rs"]
 mod bad_input;
 #[path = "api/client_certificates.rs"]
@@ -36,6 +38,8 @@ mod docs;
 mod keys;
 #[path = "api/launch.rs"]
 mod launch;
+#[path = "api/limits.rs"]
+mod limits;
 #[path = "api/logs.rs"]
 mod logs;
 #[path = "api/nodes.rs"]
@@ -48,5 +52,7 @@ mod settings;
 mod silence;
 #[path = "api/tenants.rs"]
 mod tenants;
+#[path = "api/verify.rs"]
+mod verify;
 #[path = "api/wire.rs"]
 mod wire;

@@ -271,7 +271,7 @@ async fn introduce(app: &App, sink: &RunningSink, kept: &mut Kept) -> Result<(),
         if text.is_empty() {
             let request = connection.request(v1::CreateKeyRequest {
                 name: name.into(),
-                tier: "pro".into(),
+                tier: "enterprise".into(),
                 canary_enabled: canary.then_some(true),
                 ..Default::default()
             });

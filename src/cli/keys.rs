@@ -129,6 +129,9 @@ struct Create {
     /// The key's own limit in calls an hour
     #[arg(long)]
     rate_limit_per_hour: Option<i64>,
+    /// A network that the key may be used from, such as 203.0.113.0/24, repeatable
+    #[arg(long = "allowed-cidr", value_name = "CIDR")]
+    allowed_cidrs: Vec<String>,
 }
 
 pub(super) async fn run(args: KeysArgs) -> ExitCode {
@@ -289,6 +292,7 @@ async fn create(
         scopes: new.scopes,
         canary_enabled: new.canary.then_some(true),
         rate_limit_per_hour: new.rate_limit_per_hour,
+        allowed_cidrs: new.allowed_cidrs,
         ..Default::default()
     });
     let made = client.create_key(request).await?.into_inner();
@@ -373,6 +377,7 @@ fn json(key: &Key) -> serde_json::Value {
         "status": status(key),
         "rate_limit_per_hour": key.rate_limit_per_hour,
         "effective_rate_limit_per_hour": key.effective_rate_limit_per_hour,
+        "allowed_cidrs": key.allowed_cidrs,
         "create_time": time(key.create_time),
         "expire_time": time(key.expire_time),
         "last_used_time": time(key.last_used_time),
@@ -404,6 +409,7 @@ fn show(key: Option<Key>, output: Output) {
             .map(|n| n.to_string())
             .unwrap_or_default(),
     );
+    line("allowed from", key.allowed_cidrs.join(" "));
     line("made", time(key.create_time).unwrap_or_default());
     line("expires", time(key.expire_time).unwrap_or_default());
     line("last used", time(key.last_used_time).unwrap_or_default());

@@ -1,5 +1,8 @@
 //! API keys: their text, their state, and what they may do.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
@@ -130,6 +133,8 @@ pub struct Key {
     pub canary: bool,
     /// Its own limit, in calls an hour.
     pub rate_limit_per_hour: Option<i64>,
+    /// Where it may be used from; anywhere where this is empty.
+    pub allowed_cidrs: Vec<IpNet>,
     /// When it stops working.
     pub expires_at: Option<Micros>,
     /// The operator's notes.
@@ -171,6 +176,14 @@ impl Key {
             Status::Active if self.expires_at.is_some_and(|at| at <= now) => Status::Expired,
             status => status,
         }
+    }
+
+    /// Whether it may be used from that address. One that is not known is in no
+    /// list.
+    #[must_use]
+    pub fn admits(&self, address: Option<IpAddr>) -> bool {
+        self.allowed_cidrs.is_empty()
+            || address.is_some_and(|ip| self.allowed_cidrs.iter().any(|net| net.contains(&ip)))
     }
 
     /// Whether it may do what that scope stands for. A consumer's key that names

@@ -7,6 +7,7 @@ pub mod delivery;
 pub mod event;
 pub mod id;
 pub mod key;
+pub mod network;
 pub mod signature;
 pub mod subscription;
 pub mod tenant;

@@ -25,6 +25,8 @@ pub struct Access {
     pub audience: i32,
     /// The scope that is asked for; may be empty.
     pub scope: String,
+    /// Whether it is refused while webhooks are off.
+    pub webhooks: bool,
 }
 
 /// The options that REST reads.
@@ -102,6 +104,9 @@ impl Annotations {
                 .unwrap_or_default(),
             scope: get("scope")
                 .and_then(|v| v.as_str().map(str::to_owned))
+                .unwrap_or_default(),
+            webhooks: get("webhooks")
+                .and_then(|v| v.as_bool())
                 .unwrap_or_default(),
         }
     }

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
 
-use crate::error::{Error, meaning};
+use crate::error::{Error, meaning, whole_seconds};
 
 /// The media type of a problem.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -73,9 +73,7 @@ pub fn response(error: &Error, request_id: Option<&str>) -> http::Response<Full<
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if let Some(wait) = error.retry_after {
-        // Whole seconds, up: a caller that is early is refused again.
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        headers.insert(header::RETRY_AFTER, seconds.into());
+        headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
     }
     set_request_id(headers, request_id);
     response

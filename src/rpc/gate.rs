@@ -1,114 +1,193 @@
-//! The gate: one decision for every call, over REST and gRPC alike. In order:
-//! the switch (503), the key and its state (401), canary-only (403), the scope
-//! (403).
+//! The gate: one decision for every call, over REST and gRPC alike, and for the
+//! calls that `VerifyKey` is asked about. In order: the switch (503), the key and
+//! its state (401), the address (403), canary-only (403), the scope (403), the
+//! limit (429).
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{
     caller::Caller,
     directory::{Directory, Freshness},
-    domain::{
-        id::wall_clock,
-        key::{ADMIN_PREFIX, Kind, SCOPE_ADMIN},
-    },
+    domain::network,
     error::{Error, Reason, Result},
+    limiter::Limiter,
     metrics::Metrics,
     proto::v1::Audience,
     rest::{Rest, annotations::Access},
     settings::Live,
+    usage::Usage,
 };
 
+mod decision;
 mod guard;
+mod passage;
 
+pub use decision::Decision;
+use decision::{Ask, Need};
 use guard::{Guard, Verdict};
+pub use passage::Passage;
 
 /// Scopes that a monitoring call may come with.
 const SCOPE_MONITORING: &str = "monitoring:read";
+
+/// What each proxy adds the address to that it was called from.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Longest credential, in bytes.
+const MAX_CREDENTIAL: usize = 512;
 
 /// Decides on calls.
 pub struct Gate {
     directory: Arc<Directory>,
     live: Arc<ArcSwap<Live>>,
     metrics: Arc<Metrics>,
-    methods: HashMap<String, Access>,
+    limiter: Arc<Limiter>,
+    usage: Arc<Usage>,
+    methods: HashMap<String, Method>,
+    monitoring: Method,
     guard: Guard,
 }
 
-/// An admitted call.
-pub struct Admitted {
-    /// Who makes it; none for a public method.
-    pub caller: Option<Caller>,
+/// A method of ours, and who may call it.
+#[derive(Debug)]
+pub struct Method {
+    /// Its gRPC path.
+    path: String,
+    audience: Audience,
+    scope: String,
+    /// Whether it is refused while `webhooks.enabled` is off.
+    webhooks: bool,
+}
+
+impl Method {
+    fn new(path: String, access: Access) -> std::result::Result<Self, String> {
+        match Audience::try_from(access.audience) {
+            Ok(audience) if audience != Audience::Unspecified => Ok(Self {
+                path,
+                audience,
+                scope: access.scope,
+                webhooks: access.webhooks,
+            }),
+            _ => Err(format!("{path}: its protos don't say who may call it")),
+        }
+    }
+}
+
+/// What a gate decides with.
+pub struct Parts {
+    /// Keys and switches.
+    pub directory: Arc<Directory>,
+    /// The live settings.
+    pub live: Arc<ArcSwap<Live>>,
+    /// Counts refusals.
+    pub metrics: Arc<Metrics>,
+    /// Decides whether a key's limit admits a call.
+    pub limiter: Arc<Limiter>,
+    /// Counts keys' calls.
+    pub usage: Arc<Usage>,
 }
 
 impl Gate {
-    /// A gate for every method that REST knows of.
-    #[must_use]
-    pub fn new(
-        directory: Arc<Directory>,
-        live: Arc<ArcSwap<Live>>,
-        metrics: Arc<Metrics>,
-        rest: &Rest,
-    ) -> Self {
+    /// A gate for every method of the protos.
+    ///
+    /// # Errors
+    /// Names a method that does not say who may call it.
+    pub fn new(parts: Parts, rest: &Rest) -> std::result::Result<Self, String> {
         let methods = rest
-            .routes
-            .iter()
-            .map(|r| (r.grpc_path.as_str().to_owned(), r.access.clone()))
-            .collect();
-        Self {
-            directory,
-            live,
-            metrics,
+            .methods()
+            .map_err(|e| e.to_string())?
+            .into_iter()
+            .map(|(path, access)| Ok((path.clone(), Method::new(path, access)?)))
+            .collect::<std::result::Result<_, String>>()?;
+        Ok(Self {
+            directory: parts.directory,
+            live: parts.live,
+            metrics: parts.metrics,
+            limiter: parts.limiter,
+            usage: parts.usage,
             methods,
+            monitoring: Method {
+                path: "/metrics".to_owned(),
+                audience: Audience::Monitoring,
+                scope: SCOPE_MONITORING.to_owned(),
+                webhooks: false,
+            },
             guard: Guard::default(),
-        }
+        })
     }
 
-    /// Who may call the method of that gRPC path; none for a path that is not a
-    /// method of ours.
+    /// The method of that gRPC path; none for a path that is not a method of
+    /// ours.
     #[must_use]
-    pub fn access(&self, path: &str) -> Option<&Access> {
+    pub fn method(&self, path: &str) -> Option<&Method> {
         self.methods.get(path)
     }
 
-    /// Decides on a call. A refusal for a credential that does not hold takes
-    /// longer, the more of them came from the same address; and of too many at a
-    /// time the address is told that alone. One that holds is not held up.
+    /// Decides on a call; who makes it, none where that is nobody's business.
+    /// What is to be told of its key is left in `passage`. A refusal for a
+    /// credential that does not hold takes longer, the more of them came from the
+    /// same address.
     ///
     /// # Errors
     /// The reason for which the call is refused.
-    pub async fn admit(
-        &self,
-        access: &Access,
+    pub async fn admit<'a>(
+        &'a self,
+        method: &'a Method,
         headers: &HeaderMap,
         peer: IpAddr,
-    ) -> Result<Admitted> {
-        let result = self.decide(access, headers);
-        if let Err(e) = &result {
-            self.metrics.refused(e.reason);
-            if matches!(e.reason, Reason::KeyInvalid | Reason::KeyMalformed) {
-                match self.guard.failed(peer) {
-                    Verdict::Answer => {}
-                    Verdict::Wait(wait, _waiting) => tokio::time::sleep(wait).await,
-                    Verdict::Refuse => return Err(too_many_guesses()),
-                }
+        passage: &mut Passage<'a>,
+    ) -> Result<Option<Caller>> {
+        if self.directory.freshness() == Freshness::TooOld {
+            let error = Error::new(
+                Reason::StoreUnavailable,
+                "the database has been away for too long to decide on keys",
+            );
+            self.metrics.refused(error.reason);
+            return Err(error.retry_after(Duration::from_secs(1)));
+        }
+        let (open, hops) = {
+            let live = self.live.load();
+            let open =
+                method.audience == Audience::Monitoring && live.monitoring_open == Some(true);
+            (open, live.trusted_proxy_hops)
+        };
+        if method.audience == Audience::Public || open {
+            return Ok(None);
+        }
+        let address = client_address(headers, peer, hops);
+        let decision = self
+            .decide(Ask {
+                credential: bearer(headers),
+                need: Need::Method(method),
+                address,
+                cost: 1,
+                within: None,
+            })
+            .await;
+        passage.note(&method.path, &decision);
+        match decision.refusal {
+            None => Ok(decision.entry.map(Caller::new)),
+            Some(e) => {
+                self.metrics.refused(e.reason);
+                Err(self.slow(e, Some(address.unwrap_or(peer))).await)
             }
         }
-        result
     }
 
     /// Decides on a call for monitoring.
     ///
     /// # Errors
     /// The reason for which the call is refused.
-    pub async fn admit_monitoring(&self, headers: &HeaderMap, peer: IpAddr) -> Result<()> {
-        let access = Access {
-            audience: Audience::Monitoring as i32,
-            scope: SCOPE_MONITORING.into(),
-        };
-        match self.admit(&access, headers, peer).await {
+    pub async fn admit_monitoring<'a>(
+        &'a self,
+        headers: &HeaderMap,
+        peer: IpAddr,
+        passage: &mut Passage<'a>,
+    ) -> Result<()> {
+        match self.admit(&self.monitoring, headers, peer, passage).await {
             Ok(_) => Ok(()),
             Err(mut e) => {
                 if e.reason == Reason::KeyMissing {
@@ -121,71 +200,65 @@ impl Gate {
         }
     }
 
-    fn decide(&self, access: &Access, headers: &HeaderMap) -> Result<Admitted> {
-        if self.directory.freshness() == Freshness::TooOld {
-            return Err(Error::new(
-                Reason::StoreUnavailable,
-                "the database has been away for too long to decide on keys",
-            )
-            .retry_after(Duration::from_secs(1)));
+    /// Decides on a call to the company's own API that `caller` asks about, as it
+    /// would be decided here. An empty `scope` asks for none; `cost` 0 consumes
+    /// nothing.
+    pub async fn verify(
+        &self,
+        caller: &Caller,
+        credential: &str,
+        scope: &str,
+        address: Option<IpAddr>,
+        cost: i64,
+    ) -> Decision {
+        let mut decision = self
+            .decide(Ask {
+                credential: credential_of(credential),
+                need: Need::Scope(scope),
+                address,
+                cost,
+                within: caller.key().tenant,
+            })
+            .await;
+        if let Some(e) = decision.refusal.take() {
+            decision.refusal = Some(self.slow(e, address).await);
         }
-        let audience = Audience::try_from(access.audience).unwrap_or(Audience::Unspecified);
-        let open =
-            audience == Audience::Monitoring && self.live.load().monitoring_open == Some(true);
-        if audience == Audience::Public || open {
-            return Ok(Admitted { caller: None });
-        }
-        let credential = bearer(headers);
-        let switches = self.directory.switches();
-        let outside = !credential
-            .as_ref()
-            .is_ok_and(|c| c.starts_with(ADMIN_PREFIX));
-        if outside && audience == Audience::Consumer && !switches.api {
-            return Err(Error::new(
-                Reason::ExternalApiDisabled,
-                "the outside API is switched off",
-            ));
-        }
-        let entry = self.directory.authenticate(credential?, wall_clock())?;
-        let key = &entry.key;
-        if key.kind == Kind::Consumer && switches.canary_only && !key.canary {
-            return Err(Error::new(
-                Reason::CanaryOnlyMode,
-                "only canary keys are admitted at the moment",
-            ));
-        }
-        let strict = self.live.load().require_own_scopes;
-        let admins = matches!(audience, Audience::Admin | Audience::Monitoring);
-        if admins && key.kind != Kind::Admin {
-            return Err(Error::new(
-                Reason::ScopeMissing,
-                "this call takes an admin key (sk_admin_…)",
-            ));
-        }
-        if !key.holds(&access.scope, strict) {
-            let scope = if access.scope.is_empty() {
-                SCOPE_ADMIN
-            } else {
-                &access.scope
-            };
-            return Err(Error::new(
-                Reason::ScopeMissing,
-                format!("the key does not hold the scope {scope}"),
-            ));
-        }
-        Ok(Admitted {
-            caller: Some(Caller::new(entry)),
-        })
+        decision
     }
+
+    /// Holds an address up whose credential does not hold; what it is told, which
+    /// is less where too many of its calls are held up already.
+    async fn slow(&self, e: Error, address: Option<IpAddr>) -> Error {
+        let guessed = matches!(e.reason, Reason::KeyInvalid | Reason::KeyMalformed);
+        let (true, Some(address)) = (guessed, address) else {
+            return e;
+        };
+        match self.guard.failed(address) {
+            Verdict::Answer => e,
+            Verdict::Wait(wait, _waiting) => {
+                tokio::time::sleep(wait).await;
+                e
+            }
+            Verdict::Refuse => too_many_guesses(),
+        }
+    }
+}
+
+/// Where a call came from: the peer, or with proxies in front what the outermost
+/// of those that are trusted says. Not known where the call did not come through
+/// all of them.
+fn client_address(headers: &HeaderMap, peer: IpAddr, hops: usize) -> Option<IpAddr> {
+    if hops == 0 {
+        return Some(peer.to_canonical());
+    }
+    let lines = headers.get_all(FORWARDED_FOR).iter();
+    network::forwarded(lines.map(HeaderValue::as_bytes), hops)
 }
 
 /// The credential of a call (RFC 6750).
 fn bearer(headers: &HeaderMap) -> Result<&str> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
-        return Err(Error::new(
-            Reason::KeyMissing,
-            "the call came without a credential",
-        ));
+        return credential_of("");
     };
     let malformed = || {
         Error::new(
@@ -195,7 +268,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str> {
     };
     let text = value.to_str().map_err(|_| malformed())?;
     let (scheme, key) = text.split_once(' ').ok_or_else(malformed)?;
-    if !scheme.eq_ignore_ascii_case("bearer") || key.len() > 512 {
+    if !scheme.eq_ignore_ascii_case("bearer") || key.len() > MAX_CREDENTIAL {
         return Err(malformed());
     }
     Ok(key.trim())
@@ -207,6 +280,23 @@ fn too_many_guesses() -> Error {
         "too many calls of this address came without a key that holds",
     )
     .retry_after(Duration::from_secs(2))
+}
+
+/// A credential that came without its header.
+fn credential_of(text: &str) -> Result<&str> {
+    if text.is_empty() {
+        return Err(Error::new(
+            Reason::KeyMissing,
+            "the call came without a credential",
+        ));
+    }
+    if text.len() > MAX_CREDENTIAL {
+        return Err(Error::new(
+            Reason::KeyMalformed,
+            format!("a credential has at most {MAX_CREDENTIAL} characters"),
+        ));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -224,9 +314,45 @@ mod tests {
         assert_eq!(read("bearer osk_1"), Ok("osk_1".into()));
         assert_eq!(read("Basic x"), Err(Reason::KeyMalformed));
         assert_eq!(read("osk_1"), Err(Reason::KeyMalformed));
+        let long = format!("Bearer {}", "x".repeat(MAX_CREDENTIAL + 1));
+        assert_eq!(read(&long), Err(Reason::KeyMalformed));
         assert_eq!(
             bearer(&HeaderMap::new()).unwrap_err().reason,
             Reason::KeyMissing
         );
+    }
+
+    // K8: a method that says nothing of who may call it stops the start.
+    #[test]
+    fn every_method_says_who_may_call_it() {
+        let method = |audience: i32| {
+            let access = Access {
+                audience,
+                ..Access::default()
+            };
+            Method::new("/onering.v1.X/Y".into(), access)
+        };
+        assert!(method(Audience::Admin as i32).is_ok());
+        for bad in [Audience::Unspecified as i32, 99] {
+            assert!(method(bad).unwrap_err().contains("/onering.v1.X/Y"));
+        }
+    }
+
+    // K2: the peer where no proxy is trusted; nobody where they say nothing.
+    #[test]
+    fn where_a_call_came_from() {
+        let peer: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+        let mut headers = HeaderMap::new();
+        let at = |headers: &HeaderMap, hops| {
+            client_address(headers, peer, hops).map(|ip| ip.to_string())
+        };
+        assert_eq!(at(&headers, 0).as_deref(), Some("192.0.2.1"));
+        assert_eq!(at(&headers, 1), None);
+        headers.append(FORWARDED_FOR, "6.6.6.6".parse().unwrap());
+        headers.append(FORWARDED_FOR, "203.0.113.9".parse().unwrap());
+        assert_eq!(at(&headers, 0).as_deref(), Some("192.0.2.1"));
+        assert_eq!(at(&headers, 1).as_deref(), Some("203.0.113.9"));
+        assert_eq!(at(&headers, 2).as_deref(), Some("6.6.6.6"));
+        assert_eq!(at(&headers, 3), None);
     }
 }

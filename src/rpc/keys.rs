@@ -22,12 +22,14 @@ use crate::{
         DisableKeyRequest, DisableKeyResponse, EnableKeyRequest, EnableKeyResponse,
         GetCallerRequest, GetCallerResponse, GetKeyRequest, GetKeyResponse, ListKeysRequest,
         ListKeysResponse, RevokeKeyRequest, RevokeKeyResponse, RotateKeyRequest, RotateKeyResponse,
-        UpdateKeyRequest, UpdateKeyResponse, key_service_server::KeyService,
+        UpdateKeyRequest, UpdateKeyResponse, VerifyKeyRequest, VerifyKeyResponse,
+        key_service_server::KeyService,
     },
     store::{self, KeyUse},
 };
 
 mod fields;
+mod verify;
 mod view;
 
 use view::View;
@@ -129,6 +131,7 @@ fn wanted(given: CreateKeyRequest, faults: &mut Faults) -> v1::Key {
         rate_limit_per_hour: given.rate_limit_per_hour,
         expire_time: given.expire_time,
         metadata: given.metadata,
+        allowed_cidrs: given.allowed_cidrs,
         ..v1::Key::default()
     }
 }
@@ -153,6 +156,7 @@ impl KeyService for Keys {
             scopes: Vec::new(),
             canary: false,
             rate_limit_per_hour: None,
+            allowed_cidrs: Vec::new(),
             expires_at: None,
             metadata: Vec::new(),
             status: Status::Active,
@@ -331,6 +335,12 @@ impl KeyService for Keys {
         }
         self.0.catch_up().await;
         Ok(Response::new(DeleteKeyResponse {}))
+    }
+
+    async fn verify_key(&self, request: Request<VerifyKeyRequest>) -> Answer<VerifyKeyResponse> {
+        let caller = caller(&request)?;
+        let answer = verify::verify(&self.0, &caller, request.get_ref()).await?;
+        Ok(Response::new(answer))
     }
 
     async fn get_caller(&self, request: Request<GetCallerRequest>) -> Answer<GetCallerResponse> {

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tonic::{Request, Response, Status, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
+use self::gate::Gate;
 use crate::{
     caller::Caller,
     directory::Directory,
@@ -60,6 +61,8 @@ pub struct Context {
     pub limiter: Arc<Limiter>,
     /// Counts keys' calls.
     pub usage: Arc<Usage>,
+    /// Decides on calls.
+    pub gate: Arc<Gate>,
     /// Takes events.
     pub publisher: Arc<Publisher>,
     /// Decides what is sent next.
@@ -131,18 +134,6 @@ impl Context {
     async fn catch_up(&self) {
         if let Err(e) = self.directory.refresh().await {
             tracing::debug!(error.message = %e, "configuration not renewed after a change");
-        }
-    }
-
-    /// Refuses while `webhooks.enabled` is off, whoever calls.
-    fn webhooks_on(&self) -> Result<()> {
-        if self.directory.switches().webhooks {
-            Ok(())
-        } else {
-            Err(Error::new(
-                Reason::WebhooksDisabled,
-                "webhooks are switched off (webhooks.enabled)",
-            ))
         }
     }
 }

@@ -209,7 +209,6 @@ impl SubscriptionService for Subscriptions {
         &self,
         request: Request<CreateSubscriptionRequest>,
     ) -> Answer<CreateSubscriptionResponse> {
-        self.0.webhooks_on()?;
         let caller = caller(&request)?;
         let mut given = request.into_inner();
         let tenant = self.0.tenant(&caller, &given.tenant).await?;
@@ -289,7 +288,6 @@ impl SubscriptionService for Subscriptions {
         &self,
         request: Request<UpdateSubscriptionRequest>,
     ) -> Answer<UpdateSubscriptionResponse> {
-        self.0.webhooks_on()?;
         let caller = caller(&request)?;
         let given = request.into_inner();
         let id = check::id("id", &given.id)?;
@@ -328,7 +326,6 @@ impl SubscriptionService for Subscriptions {
         &self,
         request: Request<DeleteSubscriptionRequest>,
     ) -> Answer<DeleteSubscriptionResponse> {
-        self.0.webhooks_on()?;
         let caller = caller(&request)?;
         let id = check::id("id", &request.get_ref().id)?;
         self.load(&caller, id).await?;
@@ -346,7 +343,6 @@ impl SubscriptionService for Subscriptions {
         &self,
         request: Request<RotateSubscriptionSecretRequest>,
     ) -> Answer<RotateSubscriptionSecretResponse> {
-        self.0.webhooks_on()?;
         let caller = caller(&request)?;
         let mut given = request.into_inner();
         let id = check::id("id", &given.id)?;
@@ -374,7 +370,6 @@ impl SubscriptionService for Subscriptions {
         &self,
         request: Request<EndSubscriptionSecretOverlapRequest>,
     ) -> Answer<EndSubscriptionSecretOverlapResponse> {
-        self.0.webhooks_on()?;
         let caller = caller(&request)?;
         let id = check::id("id", &request.get_ref().id)?;
         let (_, new) = self.change_sealed(&caller, id, end_overlap).await?;
@@ -387,7 +382,6 @@ impl SubscriptionService for Subscriptions {
         &self,
         request: Request<TestSubscriptionRequest>,
     ) -> Answer<TestSubscriptionResponse> {
-        self.0.webhooks_on()?;
         let caller = caller(&request)?;
         let id = check::id("id", &request.get_ref().id)?;
         let found = self.load(&caller, id).await?;

@@ -79,6 +79,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "whether consumers must name OneRing's own scopes",
     ),
     (
+        "TRUSTED_PROXY_HOPS",
+        "0",
+        "proxies in front whose X-Forwarded-For is believed, 0 to 16",
+    ),
+    (
         "STALE_SECONDS",
         "10",
         "how long to go on without the database",

@@ -1,6 +1,7 @@
 //! What both engines write in the same way.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Finish, Settle};
@@ -116,6 +117,8 @@ pub(super) struct KeyRow {
     pub previous_digest: Vec<u8>,
     pub previous_until: Micros,
     pub updated_at: Micros,
+    /// A column and not in `doc`, which nodes of the version before write anew.
+    pub allowed_cidrs: Option<String>,
 }
 
 impl KeyRow {
@@ -134,6 +137,7 @@ impl KeyRow {
                 .map_or_else(Vec::new, |p| p.hash.digest.to_vec()),
             previous_until: key.previous.map_or(0, |p| p.until),
             updated_at: key.updated_at,
+            allowed_cidrs: networks(&key.allowed_cidrs),
         }
     }
 
@@ -144,6 +148,8 @@ impl KeyRow {
         let digest = |bytes: &[u8]| {
             <[u8; 32]>::try_from(bytes).map_err(|_| format!("key {}: bad digest", KeyId(self.id)))
         };
+        let allowed_cidrs = read_networks(self.allowed_cidrs.as_deref())
+            .ok_or_else(|| format!("key {}: bad networks", KeyId(self.id)))?;
         let previous = if self.previous_until > 0 {
             Some(Previous {
                 hash: Hashed {
@@ -164,6 +170,7 @@ impl KeyRow {
             scopes: doc.scopes,
             canary: doc.canary,
             rate_limit_per_hour: doc.rate_limit_per_hour,
+            allowed_cidrs,
             expires_at: doc.expires_at,
             metadata: doc.metadata,
             status: crate::domain::key::Status::from_i16(self.status),
@@ -177,6 +184,17 @@ impl KeyRow {
             updated_at: self.updated_at,
         })
     }
+}
+
+fn networks(list: &[IpNet]) -> Option<String> {
+    let texts: Vec<String> = list.iter().map(ToString::to_string).collect();
+    (!texts.is_empty()).then(|| texts.join(","))
+}
+
+fn read_networks(text: Option<&str>) -> Option<Vec<IpNet>> {
+    text.map_or(Some(Vec::new()), |text| {
+        text.split(',').map(|n| n.parse().ok()).collect()
+    })
 }
 
 /// What of a subscription is kept as one JSON text.

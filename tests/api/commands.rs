@@ -190,6 +190,10 @@ async fn keys_by_command(db: Db) {
         "--canary",
         "--rate-limit-per-hour",
         "7",
+        "--allowed-cidr",
+        "127.0.0.1",
+        "--allowed-cidr",
+        "10.1.2.3/8",
     ])
     .await;
     let (id, secret) = (
@@ -207,7 +211,8 @@ async fn keys_by_command(db: Db) {
         assert_eq!(me[name], value);
         assert_eq!(made["key"][name], value);
     }
-    assert_eq!(keys(&["get", id]).await["key_id"], id);
+    let networks = json!(["127.0.0.1/32", "10.0.0.0/8"]);
+    assert_eq!(keys(&["get", id]).await["allowed_cidrs"], networks);
     assert_eq!(keys(&["disable", id]).await["status"], "DISABLED");
     app.get("/v1/external/me", secret)
         .await

@@ -181,7 +181,8 @@ async fn nothing_secret_is_ever_logged(db: Db) {
     let own = "a-secret-of-my-own-0123456789";
     let payload = "personal-data-of-Frodo-Baggins";
 
-    let made = make(&url, KEYS, &admin, json!({"name": "acme"})).await;
+    let body = json!({"name": "acme", "tier": "enterprise"});
+    let made = make(&url, KEYS, &admin, body).await;
     let key = made["secret"].as_str().unwrap().to_owned();
     let path = format!("{KEYS}/{}/rotate", made["key_id"].as_str().unwrap());
     let rotated = make(&url, &path, &admin, json!({})).await;

@@ -35,16 +35,14 @@ contract![
 const REST_ONLY: [&str; 2] = ["METHOD_NOT_ALLOWED", "UNSUPPORTED_MEDIA_TYPE"];
 
 /// Reasons of issues that are not built, and those that are a fault of ours.
-/// STORE_UNAVAILABLE is provoked with the nodes' tests, RATE_LIMITED by guessing.
-const ELSEWHERE: [&str; 10] = [
+/// STORE_UNAVAILABLE is provoked with the nodes' tests.
+const ELSEWHERE: [&str; 8] = [
     "UNSPECIFIED",
     "INTERNAL",
     "STORE_UNAVAILABLE",
     "TOKEN_EXPIRED",
-    "IP_NOT_ALLOWED",
     "SCHEMA_MISMATCH",
     "PII_DETECTED",
-    "RATE_LIMITED",
     "ENDPOINT_DISABLED",
     "DEGRADED",
 ];
@@ -106,6 +104,9 @@ async fn each_reason_has_its_status(db: Db) {
         (app.get("/v1/external/me", &expired).await.status == 401).then_some(())
     })
     .await;
+    let (_, elsewhere) = app.key(json!({"allowed_cidrs": ["203.0.113.0/24"]})).await;
+    let (_, spent) = app.key(json!({"rate_limit_per_hour": 1})).await;
+    app.get("/v1/external/me", &spent).await.ok();
     let (_, reader) = app.key(json!({"scopes": ["webhooks:read"]})).await;
     let hook = json!({"url": "https://example.com/h", "event_types": ["*"]});
     app.subscribe(&other_tenant, hook.clone()).await;
@@ -151,6 +152,14 @@ async fn each_reason_has_its_status(db: Db) {
             &reader,
             event(json!(1)),
         ),
+        row(
+            "IP_NOT_ALLOWED",
+            403,
+            Code::PermissionDenied,
+            &elsewhere,
+            me(),
+        ),
+        row("RATE_LIMITED", 429, Code::ResourceExhausted, &spent, me()),
         row(
             "TENANT_MISMATCH",
             403,
@@ -257,6 +266,7 @@ async fn each_reason_has_its_status(db: Db) {
         rows.push(row);
     }
 
+    app.reload(&[("WEBHOOKS_ENABLED", "1")]);
     let answer = app.rest("PUT", "/v1/external/me", &good, &json!({})).await;
     answer.refused(405, "METHOD_NOT_ALLOWED");
     assert_eq!(answer.header("allow"), "GET, HEAD, OPTIONS");

@@ -29,6 +29,8 @@ enum Fate {
     MismatchInBatch,
     /// It is about the caller's own tenant, whatever it says.
     OwnOnly,
+    /// It is told that there is no such key.
+    NoSuchKey,
 }
 
 /// A tenant with one of everything.
@@ -62,7 +64,7 @@ async fn household(app: &TestApp, name: &str) -> Household {
 /// A row for every RPC: what it asks for of a household, and what becomes of
 /// that when another one asks. What deletes comes last.
 fn table(of: &Household) -> Vec<(Call, Fate)> {
-    use Fate::{Mismatch, MismatchInBatch, NotFound, OwnOnly};
+    use Fate::{Mismatch, MismatchInBatch, NoSuchKey, NotFound, OwnOnly};
     let key = |rpc| (call(rpc, json!({"key_id": of.tenant.key_id})), NotFound);
     let subscription = |rpc| (call(rpc, json!({"id": of.subscription.id})), NotFound);
     let tenant = &of.tenant.name;
@@ -77,6 +79,10 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
             Mismatch,
         ),
         (call("KeyService/GetCaller", json!({})), OwnOnly),
+        (
+            call("KeyService/VerifyKey", json!({"key": of.tenant.key})),
+            NoSuchKey,
+        ),
         key("KeyService/GetKey"),
         (
             call(
@@ -238,6 +244,7 @@ async fn no_call_reaches_another_tenant(db: Db) {
                 Fate::NotFound => "NOT_FOUND",
                 Fate::Mismatch | Fate::MismatchInBatch => "TENANT_MISMATCH",
                 Fate::OwnOnly => "",
+                Fate::NoSuchKey => "KEY_INVALID",
             };
             let rest = call.rest(&app, key).await;
             let grpc = call.grpc(&app, key).await;
@@ -247,6 +254,17 @@ async fn no_call_reaches_another_tenant(db: Db) {
                 let (bytes, _) = grpc.unwrap();
                 let text = String::from_utf8_lossy(&bytes);
                 assert!(text.contains(expected), "{call:?}: {text}");
+                continue;
+            }
+            if *fate == Fate::NoSuchKey && !for_admins {
+                let answer = rest.ok();
+                assert_eq!(
+                    (&answer["reason"], &answer["valid"]),
+                    (&json!(expected), &json!(false))
+                );
+                assert!(!answer.to_string().contains("acme"), "{answer}");
+                let (bytes, _) = grpc.unwrap();
+                assert!(!String::from_utf8_lossy(&bytes).contains("acme"));
                 continue;
             }
             if expected.is_empty() {

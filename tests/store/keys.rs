@@ -28,6 +28,7 @@ fn rotated(key: &Key) -> Key {
         status: Status::Disabled,
         name: "other".to_owned(),
         rate_limit_per_hour: None,
+        allowed_cidrs: Vec::new(),
         expires_at: None,
         canary: false,
         secret: Hashed {

@@ -1,7 +1,7 @@
 //! Migrations, and what the schema promises.
 
 use onering::{
-    domain::{id::TenantId, subscription::Subscription},
+    domain::{id::TenantId, key::Key, subscription::Subscription},
     store::StoreError,
 };
 
@@ -15,6 +15,7 @@ contract![
     a_newer_database_is_refused,
     a_changed_migration_is_refused,
     client_certificates_beside_the_version_before,
+    allow_lists_beside_the_version_before,
     two_nodes_open_an_empty_database,
     the_store_answers_until_it_is_closed,
     hot_tables_keys_begin_with_the_partition,
@@ -107,6 +108,48 @@ async fn client_certificates_beside_the_version_before(db: Db) {
     let store = db.open().await;
     let read = store.get_subscription(sub.id).await.unwrap();
     assert_eq!(read, Some(sub));
+}
+
+// N6, K2: what the version before has stored is read, and what it writes once the
+// column is there leaves a key's allow list as it is.
+async fn allow_lists_beside_the_version_before(db: Db) {
+    let key = a_key(Some(TenantId::DEFAULT));
+    let open = Key {
+        allowed_cidrs: Vec::new(),
+        ..a_key(None)
+    };
+    let store = db.open().await;
+    for k in [&key, &open] {
+        store.create_key(k).await.unwrap();
+    }
+    db.close().await;
+    db.tamper("alter table keys drop column allowed_cidrs")
+        .await;
+    db.tamper("delete from _sqlx_migrations where description = 'allowed addresses'")
+        .await;
+    let store = db.open().await;
+    let read = store.get_key(key.id).await.unwrap().unwrap();
+    assert_eq!(read.allowed_cidrs, []);
+    assert_eq!(store.get_key(open.id).await.unwrap(), Some(open));
+    store.update_key(&key, key.updated_at).await.unwrap();
+    db.close().await;
+    // As the version before updates a row.
+    db.tamper(
+        r#"update keys set tenant = tenant, kind = kind, status = 2, pepper = pepper,
+                digest = digest, previous_pepper = previous_pepper,
+                previous_digest = previous_digest, previous_until = previous_until,
+                updated_at = updated_at, rev = rev,
+                doc = '{"name":"other","tier":"free","scopes":[],"canary":false,
+                        "rate_limit_per_hour":null,"expires_at":null,"metadata":[],
+                        "whole_text":false}'"#,
+    )
+    .await;
+    let store = db.open().await;
+    let read = store.get_key(key.id).await.unwrap().unwrap();
+    assert_eq!(read.name, "other");
+    assert_eq!(read.allowed_cidrs, key.allowed_cidrs);
+    let all = store.changes(0).await.unwrap().keys;
+    assert!(all.contains(&read));
 }
 
 // N6

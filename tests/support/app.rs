@@ -274,7 +274,7 @@ impl TestApp {
             .await
             .ok();
         let id = made["tenant_id"].as_str().unwrap().to_owned();
-        let (key_id, key) = self.key(json!({ "tenant": name, "tier": "pro" })).await;
+        let (key_id, key) = self.key(json!({ "tenant": name })).await;
         Tenant {
             name: name.to_owned(),
             id,
@@ -283,8 +283,13 @@ impl TestApp {
         }
     }
 
-    /// Makes a key: its id and its text.
-    pub async fn key(&self, body: Value) -> (String, String) {
+    /// Makes a key: its id and its text. A consumer's has a limit that a test
+    /// does not come near, unless the body says which.
+    pub async fn key(&self, mut body: Value) -> (String, String) {
+        let limits = ["tier", "rate_limit_per_hour", "kind"];
+        if limits.iter().all(|name| body.get(name).is_none()) {
+            body["rate_limit_per_hour"] = json!(1_000_000);
+        }
         let made = self
             .post("/v1/admin/external/keys", &self.admin, body)
             .await

@@ -280,6 +280,9 @@ pub fn a_key(tenant: Option<TenantId>) -> Key {
         scopes: vec!["webhooks:read".to_owned(), "orders:write".to_owned()],
         canary: true,
         rate_limit_per_hour: Some(1000),
+        allowed_cidrs: ["203.0.113.0/24", "2001:db8::/32"]
+            .map(|n| n.parse().unwrap())
+            .to_vec(),
         expires_at: Some(wall_clock() + 1),
         metadata: vec![
             ("z".to_owned(), "1".to_owned()),

@@ -1,10 +1,13 @@
 //! What a key's fields may hold, and which of them an update changes.
 
+use ipnet::IpNet;
+
 use super::view::View;
 use crate::{
     domain::{
         id::Micros,
         key::{Key, Kind},
+        network,
     },
     proto::v1::{self, KeyKind},
     rpc::{
@@ -19,7 +22,7 @@ use crate::{
 const DEFAULT_TIER: &str = "free";
 
 /// What can be changed of a key.
-pub(super) const CHANGEABLE: [&str; 7] = [
+pub(super) const CHANGEABLE: [&str; 8] = [
     "name",
     "tier",
     "scopes",
@@ -27,6 +30,7 @@ pub(super) const CHANGEABLE: [&str; 7] = [
     "rate_limit_per_hour",
     "expire_time",
     "metadata",
+    "allowed_cidrs",
 ];
 
 /// What a key is for; a consumer's where it is not said.
@@ -73,6 +77,7 @@ pub(super) fn named(
         "rate_limit_per_hour" => given.rate_limit_per_hour.is_some(),
         "expire_time" => given.expire_time.is_some(),
         "metadata" => !given.metadata.is_empty(),
+        "allowed_cidrs" => !given.allowed_cidrs.is_empty(),
         _ => false,
     };
     mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults)
@@ -118,6 +123,7 @@ pub(super) fn apply(
                 key.expires_at = expiry(given.expire_time.as_ref(), key.expires_at, now, faults);
             }
             "metadata" => key.metadata = faults.metadata(&given.metadata),
+            "allowed_cidrs" => key.allowed_cidrs = networks(&given.allowed_cidrs, faults),
             _ => {}
         }
     }
@@ -159,8 +165,32 @@ fn scopes(given: &[String], faults: &mut Faults) -> Vec<String> {
     given.to_vec()
 }
 
+fn networks(given: &[String], faults: &mut Faults) -> Vec<IpNet> {
+    if given.len() > 64 {
+        faults.add("allowed_cidrs", "has at most 64 entries");
+        return Vec::new();
+    }
+    let mut nets = Vec::with_capacity(given.len());
+    for (i, text) in given.iter().enumerate() {
+        match network::parse_network(text) {
+            None => faults.add(
+                format!("allowed_cidrs[{i}]"),
+                "takes a network such as 203.0.113.0/24 or 2001:db8::/32, or an address",
+            ),
+            Some(net) if nets.contains(&net) => {
+                faults.add(
+                    format!("allowed_cidrs[{i}]"),
+                    format!("{net} stands here twice"),
+                );
+            }
+            Some(net) => nets.push(net),
+        }
+    }
+    nets
+}
+
 /// Whether a text is a scope: `verb:noun`, of at most 32 and 64 characters.
-fn is_scope(text: &str) -> bool {
+pub(super) fn is_scope(text: &str) -> bool {
     let word = |word: &str, most| {
         (1..=most).contains(&word.len())
             && word.starts_with(|c: char| c.is_ascii_lowercase())
@@ -217,6 +247,7 @@ pub(in crate::rpc::keys) mod tests {
             scopes: Vec::new(),
             canary: false,
             rate_limit_per_hour: Some(7),
+            allowed_cidrs: Vec::new(),
             expires_at: None,
             metadata: Vec::new(),
             status: Status::Active,
@@ -246,6 +277,9 @@ pub(in crate::rpc::keys) mod tests {
             scopes: ["read:rings", "rings", "read:rings"].map(Into::into).into(),
             rate_limit_per_hour: Some(0),
             expire_time: Some(timestamp(NOW)),
+            allowed_cidrs: ["10.1.2.3/8", "10.0.0.0/8", "10.0.0.0/33"]
+                .map(Into::into)
+                .into(),
             ..v1::Key::default()
         };
         let error = run(&mut key(Kind::Consumer), &given, &CHANGEABLE).unwrap_err();
@@ -257,6 +291,8 @@ pub(in crate::rpc::keys) mod tests {
             "scopes[2]",
             "rate_limit_per_hour",
             "expire_time",
+            "allowed_cidrs[1]",
+            "allowed_cidrs[2]",
         ];
         assert_eq!(fields, wrong);
     }

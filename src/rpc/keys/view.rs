@@ -69,16 +69,14 @@ impl View {
         };
         Self(v1::Key {
             key_id: key.id.to_string(),
-            tenant: key
-                .tenant
-                .map(|t| directory.tenant_name(t))
-                .unwrap_or_default(),
+            tenant: tenant(key, directory),
             name: key.name.clone(),
             kind: kind(key.kind).into(),
             tier: tier(key),
             scopes: key.scopes.clone(),
             canary_enabled: key.canary,
             rate_limit_per_hour: key.rate_limit_per_hour,
+            allowed_cidrs: key.allowed_cidrs.iter().map(ToString::to_string).collect(),
             expire_time: key.expires_at.map(timestamp),
             metadata: key.metadata.iter().cloned().collect(),
             status: status.into(),
@@ -95,7 +93,15 @@ impl View {
     }
 }
 
-fn tier(key: &Key) -> String {
+/// The name of its tenant; empty where it acts on every one.
+pub(super) fn tenant(key: &Key, directory: &Directory) -> String {
+    key.tenant
+        .map(|t| directory.tenant_name(t))
+        .unwrap_or_default()
+}
+
+/// Its tier; empty for an admin key.
+pub(super) fn tier(key: &Key) -> String {
     match key.kind {
         Kind::Consumer => key.tier.clone(),
         Kind::Admin => String::new(),
@@ -106,10 +112,7 @@ fn tier(key: &Key) -> String {
 pub(super) fn caller(key: &Key, directory: &Directory, live: &Live) -> GetCallerResponse {
     GetCallerResponse {
         key_id: key.id.to_string(),
-        tenant: key
-            .tenant
-            .map(|t| directory.tenant_name(t))
-            .unwrap_or_default(),
+        tenant: tenant(key, directory),
         name: key.name.clone(),
         kind: kind(key.kind).into(),
         tier: tier(key),

@@ -31,11 +31,15 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
         include_str!("migrations/0002_client_certificates.sql"),
+    ),
+    (
+        "allowed addresses",
+        include_str!("migrations/0007_allowed_addresses.sql"),
     ),
 ];
 

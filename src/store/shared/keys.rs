@@ -26,6 +26,7 @@ fn key(r: &Row) -> Result<Key> {
         previous_digest: r.get(8),
         previous_until: r.get(9),
         updated_at: r.get(10),
+        allowed_cidrs: r.get(11),
     }
     .into_key()
     .map_err(broken)
@@ -34,7 +35,7 @@ fn key(r: &Row) -> Result<Key> {
 pub(super) async fn changed(tx: &mut Transaction<'_>, since: i64) -> Result<Vec<Key>> {
     sqlx::query(
         "select id, tenant, kind, doc, status, pepper, digest, previous_pepper, previous_digest,
-                previous_until, updated_at
+                previous_until, updated_at, allowed_cidrs
          from keys where rev > $1",
     )
     .bind(since)
@@ -50,8 +51,8 @@ async fn insert(tx: &mut Transaction<'_>, new: &Key, rev: i64) -> Result<()> {
     let row = KeyRow::of(new);
     sqlx::query(
         "insert into keys (id, tenant, kind, doc, status, pepper, digest, previous_pepper,
-                           previous_digest, previous_until, updated_at, rev)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+                           previous_digest, previous_until, updated_at, allowed_cidrs, rev)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(row.id)
     .bind(row.tenant)
@@ -64,6 +65,7 @@ async fn insert(tx: &mut Transaction<'_>, new: &Key, rev: i64) -> Result<()> {
     .bind(row.previous_digest)
     .bind(row.previous_until)
     .bind(row.updated_at)
+    .bind(row.allowed_cidrs)
     .bind(rev)
     .execute(&mut **tx)
     .await
@@ -103,7 +105,7 @@ impl KeyStore for Engine {
     async fn get_key(&self, id: KeyId) -> Result<Option<Key>> {
         sqlx::query(
             "select id, tenant, kind, doc, status, pepper, digest, previous_pepper, previous_digest,
-                    previous_until, updated_at
+                    previous_until, updated_at, allowed_cidrs
              from keys where id = $1",
         )
         .bind(id.0)
@@ -118,7 +120,7 @@ impl KeyStore for Engine {
     async fn list_keys(&self, tenant: Option<TenantId>, page: Page<KeyId>) -> Result<Vec<Key>> {
         sqlx::query(
             "select id, tenant, kind, doc, status, pepper, digest, previous_pepper, previous_digest,
-                    previous_until, updated_at
+                    previous_until, updated_at, allowed_cidrs
              from keys where id < $1 and ($2 or tenant = $3) order by id desc limit $4",
         )
         .bind(page.before.map_or(Uuid::max(), |k| k.0))
@@ -140,7 +142,7 @@ impl KeyStore for Engine {
         let done = sqlx::query(
             "update keys set tenant = $3, kind = $4, doc = $5, status = $6, pepper = $7, digest = $8,
                     previous_pepper = $9, previous_digest = $10, previous_until = $11,
-                    updated_at = $12, rev = $13
+                    updated_at = $12, allowed_cidrs = $13, rev = $14
              where id = $1 and updated_at = $2",
         )
         .bind(row.id)
@@ -155,6 +157,7 @@ impl KeyStore for Engine {
         .bind(row.previous_digest)
         .bind(row.previous_until)
         .bind(row.updated_at)
+        .bind(row.allowed_cidrs)
         .bind(rev)
         .execute(&mut *tx)
         .await

@@ -26,7 +26,7 @@ async fn a_new_key_has_defaults(db: Db) {
     let expected = json!({
         "key_id": made["key_id"], "tenant": "default", "name": "", "kind": "CONSUMER",
         "tier": "free", "scopes": [], "canary_enabled": false, "metadata": {},
-        "status": "ACTIVE", "effective_rate_limit_per_hour": 100,
+        "allowed_cidrs": [], "status": "ACTIVE", "effective_rate_limit_per_hour": 100,
         "create_time": key["create_time"], "update_time": key["update_time"],
     });
     assert_eq!(*key, expected);
