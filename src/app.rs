@@ -171,6 +171,8 @@ impl App {
             },
             &tasks,
         );
+        let rest = Rest::new().map_err(|e| StartError::Settings(e.to_string()))?;
+        let rest = Arc::new(rest);
         let context = Context {
             store,
             directory: directory.clone(),
@@ -180,8 +182,9 @@ impl App {
             usage: Arc::new(Usage::default()),
             publisher: pipeline.publisher.clone(),
             dispatcher: pipeline.dispatcher.clone(),
+            node: node.clone(),
+            rest: rest.clone(),
         };
-        let rest = Rest::new().map_err(|e| StartError::Settings(e.to_string()))?;
         let gate = Arc::new(Gate::new(directory.clone(), live, metrics.clone(), &rest));
         let (reporter, health) = tonic_health::server::health_reporter();
         let grpc = rpc::routes(&context, health).map_err(StartError::Settings)?;

@@ -1,6 +1,7 @@
 //! Decisions, as pure functions: no I/O, no clock of their own.
 
 pub mod address;
+pub mod audit;
 pub mod cloudevent;
 pub mod delivery;
 pub mod event;
@@ -8,4 +9,5 @@ pub mod id;
 pub mod key;
 pub mod signature;
 pub mod subscription;
+pub mod switch;
 pub mod tenant;

@@ -25,6 +25,9 @@ pub struct Access {
     pub audience: i32,
     /// The scope that is asked for; may be empty.
     pub scope: String,
+    /// The method's full name, such as `onering.v1.KeyService/GetKey`; empty for
+    /// what is no method.
+    pub rpc: String,
 }
 
 /// The options that REST reads.
@@ -90,8 +93,12 @@ impl Annotations {
     /// Who may call the method.
     #[must_use]
     pub fn access(&self, method: &MethodDescriptor) -> Access {
+        let rpc = format!("{}/{}", method.parent_service().full_name(), method.name());
         let Some(ext) = &self.access else {
-            return Access::default();
+            return Access {
+                rpc,
+                ..Access::default()
+            };
         };
         let options = method.options();
         let value = options.get_extension(ext);
@@ -103,6 +110,7 @@ impl Annotations {
             scope: get("scope")
                 .and_then(|v| v.as_str().map(str::to_owned))
                 .unwrap_or_default(),
+            rpc,
         }
     }
 }

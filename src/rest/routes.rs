@@ -17,6 +17,7 @@ pub const PACKAGE: &str = "onering.v1";
 #[derive(Debug)]
 pub struct Routes {
     routes: Vec<Route>,
+    methods: Vec<Access>,
     root: Node,
 }
 
@@ -88,6 +89,7 @@ impl Routes {
         let annotations = Annotations::new(schema)?;
         let mut routes = Self {
             routes: Vec::new(),
+            methods: Vec::new(),
             root: Node::default(),
         };
         let services = schema.pool().services();
@@ -104,6 +106,7 @@ impl Routes {
         service: &ServiceDescriptor,
     ) -> Result<(), SchemaError> {
         for rpc in service.methods() {
+            self.methods.push(annotations.access(&rpc));
             for binding in annotations.bindings(&rpc)? {
                 let route = Route::new(schema, annotations, &rpc, binding)
                     .map_err(|what| SchemaError(format!("{}: {what}", rpc.full_name())))?;
@@ -138,6 +141,11 @@ impl Routes {
     /// Every route, in the order of the protos.
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
         self.routes.iter()
+    }
+
+    /// Who may call each method, those that are not on REST too.
+    pub fn methods(&self) -> impl Iterator<Item = &Access> {
+        self.methods.iter()
     }
 
     /// What `path` leads to; HEAD is looked up as GET.

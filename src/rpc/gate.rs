@@ -1,5 +1,5 @@
 //! The gate: one decision for every call, over REST and gRPC alike. In order:
-//! the switch (503), the key and its state (401), canary-only (403), the scope
+//! the switches (503), the key and its state (401), canary-only (403), the scope
 //! (403).
 
 use std::{
@@ -45,7 +45,7 @@ pub struct Admitted {
 }
 
 impl Gate {
-    /// A gate for every method that REST knows of.
+    /// A gate for every method of ours, those that are not on REST too.
     #[must_use]
     pub fn new(
         directory: Arc<Directory>,
@@ -55,8 +55,8 @@ impl Gate {
     ) -> Self {
         let methods = rest
             .routes
-            .iter()
-            .map(|r| (r.grpc_path.as_str().to_owned(), r.access.clone()))
+            .methods()
+            .map(|access| (format!("/{}", access.rpc), access.clone()))
             .collect();
         Self {
             directory,
@@ -103,6 +103,7 @@ impl Gate {
         let access = Access {
             audience: Audience::Monitoring as i32,
             scope: SCOPE_MONITORING.into(),
+            rpc: String::new(),
         };
         match self.admit(&access, headers, peer).await {
             Ok(_) => Ok(()),
@@ -125,6 +126,13 @@ impl Gate {
             )
             .retry_after(Duration::from_secs(1)));
         }
+        let in_force = self.directory.in_force();
+        if in_force.off.contains(&access.rpc) {
+            return Err(Error::new(
+                Reason::EndpointDisabled,
+                format!("{} is switched off", access.rpc),
+            ));
+        }
         let audience = Audience::try_from(access.audience).unwrap_or(Audience::Unspecified);
         let open = audience == Audience::Monitoring
             && self.live.load().monitoring_open == Some(true);
@@ -132,7 +140,7 @@ impl Gate {
             return Ok(Admitted { caller: None });
         }
         let credential = bearer(headers);
-        let switches = self.directory.switches();
+        let switches = in_force.switches;
         let outside = !credential
             .as_ref()
             .is_ok_and(|c| c.starts_with(ADMIN_PREFIX));

@@ -29,7 +29,10 @@ type Transaction<'a> = sqlx::Transaction<'a, Db>;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("base", include_str!("migrations/0001_base.sql")),
+    ("switches", include_str!("migrations/0003_switches.sql")),
+];
 
 /// A PostgreSQL database, version 15 or later.
 pub struct Postgres {

@@ -48,7 +48,10 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("base", include_str!("migrations/0001_base.sql")),
+    ("switches", include_str!("migrations/0003_switches.sql")),
+];
 
 /// A SQLite database. One process at a time: its clock is the store's.
 pub struct Sqlite {
