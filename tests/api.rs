@@ -22,6 +22,8 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
     support::store::run(support::store::Engine::Sqlite, test);
 }
 
+#[path = "api/audit.rs"]
+mod audit;
 #[path = "api/bad_input.rs"]
 mod bad_input;
 #[path = "api/cloudevents.rs"]
@@ -38,6 +40,8 @@ mod nodes;
 mod refusals;
 #[path = "api/settings.rs"]
 mod settings;
+#[path = "api/switches.rs"]
+mod switches;
 #[path = "api/tenants.rs"]
 mod tenants;
 #[path = "api/wire.rs"]

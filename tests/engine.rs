@@ -46,6 +46,8 @@ mod held;
 mod idempotency;
 #[path = "engine/isolation.rs"]
 mod isolation;
+#[path = "engine/launch.rs"]
+mod launch;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/replay.rs"]

@@ -9,6 +9,7 @@ pub mod bench;
 mod client;
 mod dev;
 mod doctor;
+mod flags;
 mod keys;
 mod serve;
 pub mod sink;
@@ -49,6 +50,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Makes and manages API keys
     Keys(keys::KeysArgs),
+    /// Shows and sets switches, and stops everything
+    Flags(flags::FlagsArgs),
     /// Checks a store from the inside
     Doctor(doctor::DoctorArgs),
     /// Measures a server, this machine, and one as a fraction of the other
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
             Command::Sink(args) => sink::run(&args).await,
             Command::Verify(args) => verify::run(&args),
             Command::Keys(args) => keys::run(args).await,
+            Command::Flags(args) => flags::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Completions { shell } => {

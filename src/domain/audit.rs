@@ -218,7 +218,10 @@ impl Verifier {
         for now in stored {
             let told = self.switches.remove(&now.name);
             let Some((mut told, seq)) = told else {
-                let what = format!("no record tells of the switch {}, which is stored", now.name);
+                let what = format!(
+                    "no record tells of the switch {}, which is stored",
+                    now.name
+                );
                 return self.wrong(last + 1, what);
             };
             told.rev = now.rev;

@@ -137,7 +137,13 @@ impl Change {
     /// None where there is nothing to lift.
     pub fn make(self, switch: &mut Stored) -> Option<(&'static str, &'static str)> {
         let value = |on| if on { "on" } else { "off" };
-        let shown = |s: &Stored| if s.stopped { "stopped" } else { value(s.enabled) };
+        let shown = |s: &Stored| {
+            if s.stopped {
+                "stopped"
+            } else {
+                value(s.enabled)
+            }
+        };
         match self {
             // Of one that is stopped this sets what rules after the stop.
             Self::Set(on) => {

@@ -57,9 +57,15 @@ impl Follower {
             self.clone().disable_gone(gone, cancel.clone()),
         );
         let (applied, in_force) = watch::channel(0);
-        tasks.spawn("confirmations", self.clone().confirm(in_force, cancel.clone()));
+        tasks.spawn(
+            "confirmations",
+            self.clone().confirm(in_force, cancel.clone()),
+        );
         let switched = Arc::new(Notify::new());
-        tasks.spawn("held time", self.clone().keep_held(switched.clone(), cancel.clone()));
+        tasks.spawn(
+            "held time",
+            self.clone().keep_held(switched.clone(), cancel.clone()),
+        );
         tasks.spawn(
             "configuration",
             self.follow_configuration(applied, switched, cancel.clone()),

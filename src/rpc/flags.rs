@@ -58,19 +58,20 @@ fn resolve(rest: &Rest, text: &str) -> std::result::Result<String, String> {
     if let Some(switch) = Switch::find(text) {
         return Ok(switch.name().to_owned());
     }
-    let rpc = match text.split_once(' ') {
-        None => {
-            let name = text.strip_prefix('/').unwrap_or(text);
-            let mut methods = rest.routes.methods();
-            methods.find(|m| m.rpc == name).map(|m| m.rpc.clone())
-        }
-        Some((method, path)) => method.parse::<Method>().ok().and_then(|method| {
-            match rest.routes.find(&method, path) {
-                Found::Route(route, _) => Some(route.access.rpc.clone()),
-                _ => None,
+    let rpc =
+        match text.split_once(' ') {
+            None => {
+                let name = text.strip_prefix('/').unwrap_or(text);
+                let mut methods = rest.routes.methods();
+                methods.find(|m| m.rpc == name).map(|m| m.rpc.clone())
             }
-        }),
-    };
+            Some((method, path)) => method.parse::<Method>().ok().and_then(|method| {
+                match rest.routes.find(&method, path) {
+                    Found::Route(route, _) => Some(route.access.rpc.clone()),
+                    _ => None,
+                }
+            }),
+        };
     match rpc {
         Some(rpc) if rpc.starts_with(ITSELF) => Err(format!(
             "{rpc} can't be switched off: it is what switches are set with"
@@ -203,7 +204,10 @@ impl Flags {
 fn reason(text: &str, faults: &mut Faults) -> String {
     let text = text.trim();
     if text.is_empty() {
-        faults.add("reason", "is required: 1 to 500 characters for the audit log");
+        faults.add(
+            "reason",
+            "is required: 1 to 500 characters for the audit log",
+        );
     }
     faults.text("reason", text, 500, false)
 }

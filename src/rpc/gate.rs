@@ -134,8 +134,8 @@ impl Gate {
             ));
         }
         let audience = Audience::try_from(access.audience).unwrap_or(Audience::Unspecified);
-        let open = audience == Audience::Monitoring
-            && self.live.load().monitoring_open == Some(true);
+        let open =
+            audience == Audience::Monitoring && self.live.load().monitoring_open == Some(true);
         if audience == Audience::Public || open {
             return Ok(Admitted { caller: None });
         }

@@ -34,7 +34,7 @@ const REST_ONLY: [&str; 2] = ["METHOD_NOT_ALLOWED", "UNSUPPORTED_MEDIA_TYPE"];
 
 /// Reasons of issues that are not built, and those that are a fault of ours.
 /// STORE_UNAVAILABLE is provoked with the nodes' tests.
-const ELSEWHERE: [&str; 10] = [
+const ELSEWHERE: [&str; 9] = [
     "UNSPECIFIED",
     "INTERNAL",
     "STORE_UNAVAILABLE",
@@ -43,7 +43,6 @@ const ELSEWHERE: [&str; 10] = [
     "SCHEMA_MISMATCH",
     "PII_DETECTED",
     "RATE_LIMITED",
-    "ENDPOINT_DISABLED",
     "DEGRADED",
 ];
 
@@ -251,6 +250,16 @@ async fn each_reason_has_its_status(db: Db) {
         ),
     ] {
         app.reload(&switches);
+        check(&app, &row).await;
+        rows.push(row);
+    }
+
+    app.reload(&[("WEBHOOKS_ENABLED", "1")]);
+    let off = json!({"name": "GET /v1/external/me", "enabled": false, "reason": "a test"});
+    app.post("/v1/admin/switches", &admin, off).await.ok();
+    // To whoever calls, and whatever he calls with.
+    for key in ["", "osk_1", &admin, &good] {
+        let row = row("ENDPOINT_DISABLED", 503, Code::Unavailable, key, me());
         check(&app, &row).await;
         rows.push(row);
     }

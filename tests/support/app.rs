@@ -10,9 +10,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use onering::{
     app::{App, Outside},
+    domain::switch::Switch,
     proto::v1::{
         delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
-        key_service_client::KeyServiceClient,
+        flag_service_client::FlagServiceClient, key_service_client::KeyServiceClient,
         subscription_service_client::SubscriptionServiceClient,
         tenant_service_client::TenantServiceClient,
     },
@@ -126,6 +127,14 @@ impl Builder {
     /// Leaves a variable out.
     pub fn unset(mut self, name: &str) -> Self {
         self.vars.remove(&format!("ONERING_{name}"));
+        self
+    }
+
+    /// Pins no switch: the stored ones rule.
+    pub fn unpinned(mut self) -> Self {
+        for switch in Switch::ALL {
+            self.vars.remove(switch.variable());
+        }
         self
     }
 
@@ -297,6 +306,17 @@ impl TestApp {
         }
     }
 
+    /// Sets a switch, which every node must confirm.
+    pub async fn switch(&self, name: &str, on: bool) -> Value {
+        let body = json!({"name": name, "enabled": on, "reason": "a test"});
+        let set = self
+            .post("/v1/admin/switches", &self.admin, body)
+            .await
+            .ok();
+        confirmed(&set);
+        set
+    }
+
     /// Publishes an event: its id.
     pub async fn publish(&self, key: &str, event_type: &str, data: Value) -> String {
         let body = json!({ "event_type": event_type, "data": data });
@@ -320,6 +340,15 @@ impl TestApp {
         let list = self.get(&path, key).await.ok();
         list["deliveries"].as_array().unwrap().clone()
     }
+}
+
+/// Checks that every node has confirmed a change of switches: how many there are.
+#[track_caller]
+pub fn confirmed(answer: &Value) -> usize {
+    let nodes = answer["nodes"].as_array().unwrap();
+    assert!(!nodes.is_empty(), "{answer}");
+    assert!(nodes.iter().all(|n| n["confirmed"] == true), "{answer}");
+    nodes.len()
 }
 
 /// An HTTP client.
@@ -449,6 +478,7 @@ pub struct Grpc {
     pub subscriptions: SubscriptionServiceClient<Authorized>,
     pub events: EventServiceClient<Authorized>,
     pub deliveries: DeliveryServiceClient<Authorized>,
+    pub flags: FlagServiceClient<Authorized>,
 }
 
 impl Grpc {
@@ -460,7 +490,8 @@ impl Grpc {
             tenants: TenantServiceClient::new(channel.clone()),
             subscriptions: SubscriptionServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
-            deliveries: DeliveryServiceClient::new(channel),
+            deliveries: DeliveryServiceClient::new(channel.clone()),
+            flags: FlagServiceClient::new(channel),
         }
     }
 }

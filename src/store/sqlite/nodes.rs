@@ -129,16 +129,14 @@ impl NodeStore for Sqlite {
 
     async fn confirm(&self, session: Session, revision: i64, pins: &str) -> Result<()> {
         let mut tx = self.begin().await?;
-        sqlx::query(
-            "update nodes set seen_rev = $2, pins = $3 where sid = $1 and expires_at > $4",
-        )
-        .bind(session.0)
-        .bind(revision)
-        .bind(pins)
-        .bind(self.now())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
+        sqlx::query("update nodes set seen_rev = $2, pins = $3 where sid = $1 and expires_at > $4")
+            .bind(session.0)
+            .bind(revision)
+            .bind(pins)
+            .bind(self.now())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
         tx.commit().await.map_err(failed)
     }
 
