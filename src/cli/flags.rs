@@ -178,6 +178,11 @@ fn switch(s: &Switch) -> Value {
     })
 }
 
+/// A line without the blanks that an empty last column leaves.
+fn line(text: &str) {
+    println!("{}", text.trim_end());
+}
+
 fn table(switches: &[Switch]) {
     println!(
         "{:<42}  {:<5}  {:<6}  {:<34}  {:<20}  WHY",
@@ -188,7 +193,7 @@ fn table(switches: &[Switch]) {
             (true, _) => "the emergency stop",
             (false, pin) => pin,
         };
-        println!(
+        line(&format!(
             "{:<42}  {:<5}  {:<6}  {:<34}  {:<20}  {}",
             s.name,
             on(s.enabled),
@@ -196,7 +201,7 @@ fn table(switches: &[Switch]) {
             held,
             time(s.update_time).unwrap_or_else(|| "never".into()),
             s.reason
-        );
+        ));
     }
 }
 
