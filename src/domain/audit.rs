@@ -272,7 +272,9 @@ mod tests {
 
     fn verify(log: &[Record], head: Option<Head>) -> Result<i64, (i64, String)> {
         let mut verifier = Verifier::new(chain());
-        log.iter().for_each(|r| verifier.read(r.clone()));
+        for record in log.iter().cloned() {
+            verifier.read(record);
+        }
         verifier
             .end(head, &[])
             .map(|(n, _)| n)
@@ -358,7 +360,9 @@ mod tests {
         }
         let check = |stored: &[Stored]| {
             let mut verifier = Verifier::new(chain.clone());
-            log.iter().for_each(|r| verifier.read(r.clone()));
+            for record in log.iter().cloned() {
+                verifier.read(record);
+            }
             verifier.end(head(&log), stored).map_err(|f| f.seq)
         };
         assert!(check(std::slice::from_ref(&told)).is_ok());

@@ -39,7 +39,9 @@ async fn read(store: &dyn Store) -> (Vec<Record>, AuditEnd) {
 async fn verify(store: &dyn Store) -> i64 {
     let (records, end) = read(store).await;
     let mut verifier = Verifier::new(a_chain());
-    records.into_iter().for_each(|r| verifier.read(r));
+    for record in records {
+        verifier.read(record);
+    }
     verifier.end(end.head, &end.switches).unwrap().0
 }
 

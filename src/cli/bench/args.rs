@@ -124,16 +124,16 @@ impl SwitchArgs {
     /// Checks what clap can't.
     pub fn check(&self) -> Result<()> {
         let usage = |why: &str| Err(BenchError::Usage(why.into()));
-        match is_postgres(&self.database) {
-            true => Ok(()),
-            false if self.database != "sqlite" => {
-                usage("--database: `sqlite` or a postgres:// URL is needed")
-            }
-            false if self.nodes > 1 => {
-                usage("SQLite is for one node: --nodes 1, or --database postgres://…")
-            }
-            false => Ok(()),
+        if is_postgres(&self.database) {
+            return Ok(());
         }
+        if self.database != "sqlite" {
+            return usage("--database: `sqlite` or a postgres:// URL is needed");
+        }
+        if self.nodes > 1 {
+            return usage("SQLite is for one node: --nodes 1, or --database postgres://…");
+        }
+        Ok(())
     }
 }
 
