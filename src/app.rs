@@ -193,6 +193,7 @@ impl App {
             usage: usage.clone(),
         };
         let gate = Arc::new(Gate::new(parts, &rest).map_err(StartError::Settings)?);
+        let rest = Arc::new(rest);
         let context = Context {
             store,
             directory: directory.clone(),
@@ -203,6 +204,8 @@ impl App {
             gate: gate.clone(),
             publisher: pipeline.publisher.clone(),
             dispatcher: pipeline.dispatcher.clone(),
+            node: node.clone(),
+            rest: rest.clone(),
         };
         let (reporter, health) = tonic_health::server::health_reporter();
         let grpc = rpc::routes(&context, health).map_err(StartError::Settings)?;

@@ -3,7 +3,7 @@
 //! what changed is loaded. Nothing on a caller's path waits for the database.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -21,6 +21,7 @@ use crate::{
         id::{KeyId, Micros, SubscriptionId, TenantId},
         key::{self, Key, NotAKey, Status},
         subscription::Subscription,
+        switch::{Stored, Switch},
         tenant::Tenant,
     },
     error::{Error, Reason, Result},
@@ -118,6 +119,17 @@ pub struct Switches {
     pub delivery: bool,
 }
 
+/// Everything of switches that is in force on this node, read by each call.
+#[derive(Debug, Default)]
+pub struct InForce {
+    /// The four.
+    pub switches: Switches,
+    /// The methods that are switched off, by their full names.
+    pub off: HashSet<String>,
+    /// The revision of the last change of a switch.
+    pub revision: i64,
+}
+
 /// How old the configuration is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
@@ -141,7 +153,8 @@ pub struct Directory {
     tenant_names: RwLock<HashMap<String, TenantId>>,
     subscriptions: RwLock<HashMap<TenantId, Arc<Subscriptions>>>,
     targets: RwLock<HashMap<SubscriptionId, Arc<Target>>>,
-    stored_switches: RwLock<HashMap<String, bool>>,
+    stored_switches: RwLock<HashMap<String, Stored>>,
+    in_force: ArcSwap<InForce>,
     started: Instant,
     /// Microseconds after `started` of the last poll that succeeded, counted
     /// from when it was sent.
@@ -182,6 +195,7 @@ impl Directory {
             subscriptions: RwLock::default(),
             targets: RwLock::default(),
             stored_switches: RwLock::default(),
+            in_force: ArcSwap::default(),
             started: Instant::now(),
             fresh_at: AtomicU64::new(0),
             refreshing: tokio::sync::Mutex::new(()),
@@ -247,6 +261,7 @@ impl Directory {
 
     /// Applies new live settings: pins may have changed.
     pub fn settings_changed(&self) {
+        self.renew_switches(None);
         self.revision.send_modify(|_| {});
     }
 
@@ -329,7 +344,7 @@ impl Directory {
         for list in changes.subscriptions {
             self.apply_subscriptions(list);
         }
-        *write(&self.stored_switches) = changes.switches.into_iter().collect();
+        self.renew_switches(Some(changes.switches));
         self.metrics.config_revision.set(changes.revision as f64);
         self.revision.send_replace(changes.revision);
     }
@@ -376,19 +391,53 @@ impl Directory {
         );
     }
 
-    /// The switches in force: a pin, else what is stored, else off.
+    /// Computes what is in force anew. The lock makes the last one to do so see
+    /// both the last stored switches and the last pins.
+    fn renew_switches(&self, changed: Option<Vec<Stored>>) {
+        let mut stored = write(&self.stored_switches);
+        if let Some(changed) = changed {
+            *stored = changed.into_iter().map(|s| (s.name.clone(), s)).collect();
+        }
+        let pins = self.live.load().pins;
+        let switch = |switch: Switch| {
+            let pin = pins.of(switch);
+            stored
+                .get(switch.name())
+                .map_or(pin.unwrap_or(false), |s| s.in_force(pin))
+        };
+        let off = stored
+            .values()
+            .filter(|s| Switch::find(&s.name).is_none() && !s.in_force(None));
+        self.in_force.store(Arc::new(InForce {
+            switches: Switches {
+                api: switch(Switch::Api),
+                canary_only: switch(Switch::CanaryOnly),
+                webhooks: switch(Switch::Webhooks),
+                delivery: switch(Switch::Delivery),
+            },
+            off: off.map(|s| s.name.clone()).collect(),
+            revision: stored.values().map(|s| s.rev).max().unwrap_or(0),
+        }));
+    }
+
+    /// What is in force on this node: the emergency stop, else a pin, else what
+    /// is stored, else the default.
+    #[must_use]
+    pub fn in_force(&self) -> arc_swap::Guard<Arc<InForce>> {
+        self.in_force.load()
+    }
+
+    /// The four switches in force.
     #[must_use]
     pub fn switches(&self) -> Switches {
-        let pins = self.live.load().pins;
-        let stored = read(&self.stored_switches);
-        let switch =
-            |pin: Option<bool>, name| pin.unwrap_or_else(|| stored.get(name) == Some(&true));
-        Switches {
-            api: switch(pins.api, "external_api.enabled"),
-            canary_only: switch(pins.canary_only, "external_api.canary_only"),
-            webhooks: switch(pins.webhooks, "webhooks.enabled"),
-            delivery: switch(pins.delivery, "webhooks.delivery.enabled"),
-        }
+        self.in_force.load().switches
+    }
+
+    /// The stored switches, and the revision that they are of.
+    #[must_use]
+    pub fn stored_switches(&self) -> (HashMap<String, Stored>, i64) {
+        let stored = read(&self.stored_switches).clone();
+        (stored, *self.revision.borrow())
     }
 
     /// The key that a caller's text proves, whatever its state. An unknown id

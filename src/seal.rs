@@ -1,8 +1,8 @@
 //! Sealing secrets at rest: XChaCha20-Poly1305 (RFC 8439, extended nonce). The
-//! master key seals two kinds of keys, which the store keeps: peppers, under
-//! which API keys' secrets are hashed, and data keys, which seal subscriptions'
-//! secrets, headers and client certificates. Changing the master key seals those
-//! few again and nothing else.
+//! master key seals three kinds of keys, which the store keeps: peppers, under
+//! which API keys' secrets are hashed, data keys, which seal subscriptions'
+//! secrets, headers and client certificates, and the key of the audit log's
+//! chain. Changing the master key seals those few again and nothing else.
 
 use std::collections::HashMap;
 
@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     domain::{
+        audit::Chain,
         certificate::Pem,
         id::SubscriptionId,
         key::Hashed,
@@ -28,6 +29,7 @@ use crate::{
 const NONCE: usize = 24;
 const PEPPER: &str = "pepper";
 const DATA: &str = "data";
+const AUDIT: &str = "audit";
 
 /// A sealed text that can't be opened.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -96,6 +98,7 @@ pub struct Keyring {
     data: HashMap<i32, Key>,
     pepper: i32,
     newest_data: i32,
+    audit: Chain,
 }
 
 fn place(purpose: &str, version: i32) -> String {
@@ -109,7 +112,7 @@ impl Keyring {
     /// Where the master key is not the one that sealed them.
     pub async fn open(store: &dyn ConfigStore, master: &MasterKey) -> Result<Self, SealError> {
         let mut sealed = store.sealed_keys().await?;
-        for purpose in [PEPPER, DATA] {
+        for purpose in [PEPPER, DATA, AUDIT] {
             if !sealed.iter().any(|k| k.purpose == purpose) {
                 let key = SealedKey {
                     purpose: purpose.to_owned(),
@@ -124,28 +127,42 @@ impl Keyring {
                 sealed = store.sealed_keys().await?;
             }
         }
-        let mut ring = Self {
-            peppers: HashMap::new(),
-            data: HashMap::new(),
-            pepper: 0,
-            newest_data: 0,
-        };
+        let (mut peppers, mut data, mut audit) = (HashMap::new(), HashMap::new(), None);
         for k in sealed {
             let name = place(&k.purpose, k.version);
             let text = open(&master.0, &name, &k.sealed)?;
             let bytes = <[u8; 32]>::try_from(text.as_slice())
                 .map_err(|_| SealError::WrongKey(name.clone()))?;
-            if k.purpose == PEPPER {
-                let mac = Hmac::<Sha256>::new_from_slice(&bytes)
-                    .map_err(|_| SealError::WrongKey(name))?;
-                ring.peppers.insert(k.version, mac);
-                ring.pepper = ring.pepper.max(k.version);
-            } else {
-                ring.data.insert(k.version, Zeroizing::new(bytes));
-                ring.newest_data = ring.newest_data.max(k.version);
+            match k.purpose.as_str() {
+                PEPPER => {
+                    let mac = Hmac::<Sha256>::new_from_slice(&bytes)
+                        .map_err(|_| SealError::WrongKey(name))?;
+                    peppers.insert(k.version, mac);
+                }
+                DATA => {
+                    data.insert(k.version, Zeroizing::new(bytes));
+                }
+                AUDIT => {
+                    let chain = Chain::new(&bytes).map_err(|_| SealError::WrongKey(name))?;
+                    audit = Some(chain);
+                }
+                // A later version's.
+                _ => {}
             }
         }
-        Ok(ring)
+        Ok(Self {
+            pepper: peppers.keys().copied().max().unwrap_or_default(),
+            newest_data: data.keys().copied().max().unwrap_or_default(),
+            audit: audit.ok_or_else(|| SealError::WrongKey(place(AUDIT, 1)))?,
+            peppers,
+            data,
+        })
+    }
+
+    /// What the audit log's records are chained with.
+    #[must_use]
+    pub fn audit(&self) -> &Chain {
+        &self.audit
     }
 
     /// The digest of an API key's secret under the newest pepper.
@@ -340,6 +357,7 @@ mod tests {
             data: HashMap::from([(1, random_key().unwrap())]),
             pepper: 0,
             newest_data: 1,
+            audit: Chain::new(&[0; 32]).unwrap(),
         };
         let part = crate::domain::id::Part::new(0);
         let [id, other] = [1, 2].map(|n| SubscriptionId::new(n, part));
@@ -363,6 +381,7 @@ mod tests {
             data: HashMap::from([(1, random_key().unwrap())]),
             pepper: 0,
             newest_data: 1,
+            audit: Chain::new(&[0; 32]).unwrap(),
         };
         let part = crate::domain::id::Part::new(0);
         let [id, other] = [1, 2].map(|n| SubscriptionId::new(n, part));

@@ -71,7 +71,7 @@ pub struct Front {
     /// The gate.
     pub gate: Arc<Gate>,
     /// The routes of REST.
-    pub rest: Rest,
+    pub rest: Arc<Rest>,
     /// The gRPC services.
     pub grpc: Routes,
     /// `/openapi.json`.
@@ -94,7 +94,7 @@ impl Front {
     pub fn new(
         context: Context,
         gate: Arc<Gate>,
-        rest: Rest,
+        rest: Arc<Rest>,
         grpc: Routes,
         metrics: Arc<Metrics>,
         health: Health,

@@ -9,7 +9,10 @@ use std::{
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use crate::{domain::delivery::Schedule, store::Database};
+use crate::{
+    domain::{delivery::Schedule, switch::Switch},
+    store::Database,
+};
 
 mod names;
 mod source;
@@ -30,6 +33,26 @@ pub struct Pins {
     pub webhooks: Option<bool>,
     /// `webhooks.delivery.enabled`
     pub delivery: Option<bool>,
+}
+
+impl Pins {
+    /// What a switch is pinned to.
+    #[must_use]
+    pub fn of(&self, switch: Switch) -> Option<bool> {
+        match switch {
+            Switch::Api => self.api,
+            Switch::CanaryOnly => self.canary_only,
+            Switch::Webhooks => self.webhooks,
+            Switch::Delivery => self.delivery,
+        }
+    }
+
+    /// The names of the pinned switches, with commas between them.
+    #[must_use]
+    pub fn names(&self) -> String {
+        let pinned = Switch::ALL.into_iter().filter(|s| self.of(*s).is_some());
+        pinned.map(Switch::name).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// The master key: 32 bytes that seal every stored secret.

@@ -24,6 +24,8 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
 
 #[path = "api/access.rs"]
 mod access;
+#[path = "api/audit.rs"]
+mod audit;
 #[path = "api/bad_input.rs"]
 mod bad_input;
 #[path = "api/client_certificates.rs"]
@@ -50,6 +52,8 @@ mod refusals;
 mod settings;
 #[path = "api/silence.rs"]
 mod silence;
+#[path = "api/switches.rs"]
+mod switches;
 #[path = "api/tenants.rs"]
 mod tenants;
 #[path = "api/verify.rs"]

@@ -50,6 +50,8 @@ mod held;
 mod idempotency;
 #[path = "engine/isolation.rs"]
 mod isolation;
+#[path = "engine/launch.rs"]
+mod launch;
 #[path = "engine/libraries.rs"]
 mod libraries;
 #[path = "engine/publish.rs"]

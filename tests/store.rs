@@ -50,3 +50,5 @@ mod schema;
 mod sessions;
 #[path = "store/sweeps.rs"]
 mod sweeps;
+#[path = "store/switches.rs"]
+mod switches;

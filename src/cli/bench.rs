@@ -26,6 +26,7 @@ mod server;
 mod setup;
 mod stats;
 mod suite;
+mod switch;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -46,6 +47,7 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Publish(args) => (publish_mode(&args).await, args.output),
         Mode::Latency(args) => (latency_mode(&args).await, args.output),
         Mode::Suite(args) => (suite_mode(&args).await, args.output),
+        Mode::Switch(args) => (switch::measure(&args).await, args.output),
     };
     let written = outcome.and_then(|report| write(&report, &output).map(|()| report.failure()));
     match written {

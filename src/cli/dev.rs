@@ -25,6 +25,7 @@ use crate::{
         id::{KeyId, Part, wall_clock},
         key::{self, Kind},
         signature::VerifyingKey,
+        switch::{Change, Switch},
     },
     proto::v1::{
         self, event_service_client::EventServiceClient, key_service_client::KeyServiceClient,
@@ -32,6 +33,7 @@ use crate::{
     },
     seal,
     settings::Settings,
+    store::{Author, StoreError},
     telemetry,
 };
 
@@ -145,22 +147,30 @@ async fn start(args: &DevArgs) -> Result<(App, RunningSink), Stop> {
     write_kept(&dir, &kept)?;
 
     let app = App::start(settings, Outside::default()).await?;
+    switch_on(&app).await?;
     let sink = start_sink(&mut kept).await?;
     introduce(&app, &sink, &mut kept).await?;
     write_kept(&dir, &kept)?;
     tell(app.address, &sink, &kept, &dir);
-    first_delivery(app.address, &sink, &kept).await?;
+    let on = app.context.directory.switches();
+    if on.api && !on.canary_only && on.webhooks && on.delivery {
+        first_delivery(app.address, &sink, &kept).await?;
+    } else {
+        println!(
+            "\nNo first delivery: not everything is on. `onering flags list` shows what is not."
+        );
+        if !on.webhooks {
+            println!(
+                "The subscription still has an earlier sink's address: start anew once webhooks.enabled is on."
+            );
+        }
+    }
     go_on(app.address, &kept);
     Ok((app, sink))
 }
 
-/// Everything on, loopback allowed, unless the environment says otherwise.
+/// Loopback allowed, monitoring open unless the environment says otherwise.
 fn open_up(settings: &mut Settings) {
-    let pins = &mut settings.live.pins;
-    pins.api = pins.api.or(Some(true));
-    pins.canary_only = pins.canary_only.or(Some(false));
-    pins.webhooks = pins.webhooks.or(Some(true));
-    pins.delivery = pins.delivery.or(Some(true));
     settings.live.allow_http = true;
     settings.live.monitoring_open = settings.live.monitoring_open.or(Some(true));
     for network in ["127.0.0.0/8", "::1/128"] {
@@ -168,6 +178,30 @@ fn open_up(settings: &mut Settings) {
             settings.live.allowed_endpoints.push(network);
         }
     }
+}
+
+/// Switches on what nobody has set yet. Not by pins: these switches can be set.
+async fn switch_on(app: &App) -> Result<(), Stop> {
+    let (stored, _) = app.context.directory.stored_switches();
+    let unset: Vec<&str> = Switch::STOPPABLE
+        .map(Switch::name)
+        .into_iter()
+        .filter(|name| !stored.contains_key(*name))
+        .collect();
+    if unset.is_empty() {
+        return Ok(());
+    }
+    let by = Author {
+        actor: "onering dev",
+        reason: "everything is on where nobody has set it",
+    };
+    let failed = |e: StoreError| Stop::Failed(e.to_string());
+    app.context
+        .store
+        .change_switches(&unset, Change::Set(true), by, app.context.keyring.audit())
+        .await
+        .map_err(failed)?;
+    app.context.directory.refresh().await.map_err(failed)
 }
 
 /// The keys that were made at an earlier start, or new ones.
@@ -277,6 +311,9 @@ async fn introduce(app: &App, sink: &RunningSink, kept: &mut Kept) -> Result<(),
             });
             *text = keys.create_key(request).await?.into_inner().secret;
         }
+    }
+    if !app.context.directory.switches().webhooks {
+        return Ok(());
     }
     let mut subscriptions = SubscriptionServiceClient::new(connection.channel.clone());
     if !kept.subscription.is_empty() {

@@ -7,7 +7,11 @@ use clap::{Args, Subcommand};
 use super::failed;
 use crate::{
     app,
-    domain::{certificate::ClientCertificate, signature::Secret},
+    domain::{
+        audit::{Record, Verifier},
+        certificate::ClientCertificate,
+        signature::Secret,
+    },
     seal::{self, Keyring},
     settings::Settings,
     store::{self, Store},
@@ -25,10 +29,27 @@ enum Check {
     /// Proves that every stored secret is sealed and opens with this master key
     /// (on the server's machine, with its environment)
     Secrets,
+    /// Proves that no record of the audit log was changed, moved or taken out, and
+    /// that switches are as it tells (on the server's machine, with its environment)
+    Audit {
+        /// Also look for a record that an earlier check or the server's log named
+        #[arg(long, value_name = "SEQUENCE:HASH", value_parser = noted)]
+        noted: Option<(i64, String)>,
+    },
+}
+
+/// Reads a record's number and the beginning of its hash.
+fn noted(text: &str) -> Result<(i64, String), String> {
+    let wrong = || "a record's number and hash, such as 12:9f86d081".to_owned();
+    let (seq, hash) = text.split_once(':').ok_or_else(wrong)?;
+    let hash = hash.to_lowercase();
+    if hash.len() < 8 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    Ok((seq.parse().map_err(|_| wrong())?, hash))
 }
 
 pub(super) async fn run(args: DoctorArgs) -> ExitCode {
-    let Check::Secrets = args.check;
     let settings = match Settings::read() {
         Ok(settings) => settings,
         Err(e) => return failed(2, &e),
@@ -44,7 +65,11 @@ pub(super) async fn run(args: DoctorArgs) -> ExitCode {
         Ok(keyring) => keyring,
         Err(e) => return failed(1, &e),
     };
-    let code = match secrets(&*store, &keyring).await {
+    let checked = match args.check {
+        Check::Secrets => secrets(&*store, &keyring).await,
+        Check::Audit { noted } => audit(&*store, &keyring, noted).await,
+    };
+    let code = match checked {
         Ok(faults) if faults.is_empty() => ExitCode::SUCCESS,
         Ok(faults) => {
             for fault in faults {
@@ -123,4 +148,41 @@ async fn secrets(store: &dyn Store, keyring: &Keyring) -> store::Result<Vec<Stri
         changes.keys.len()
     );
     Ok(faults)
+}
+
+/// Verifies the audit log's chain; the first thing that is wrong.
+async fn audit(
+    store: &dyn Store,
+    keyring: &Keyring,
+    noted: Option<(i64, String)>,
+) -> store::Result<Vec<String>> {
+    let mut verifier = Verifier::new(keyring.audit().clone());
+    let mut found = None;
+    let mut read = |record: Record| {
+        if noted.as_ref().is_some_and(|(seq, _)| *seq == record.seq) {
+            found = Some(hex::encode(record.hash));
+        }
+        verifier.read(record);
+    };
+    let end = store.read_audit(&mut read).await?;
+    let (last, hash) = match verifier.end(end.head, &end.switches) {
+        Ok(end) => end,
+        Err(fault) => return Ok(vec![format!("audit log: {fault}")]),
+    };
+    if let Some((seq, hash)) = noted
+        && !found.is_some_and(|f| f.starts_with(&hash))
+    {
+        return Ok(vec![format!(
+            "audit log: record {seq}: is not the one that was noted: the log is an earlier or another one"
+        )]);
+    }
+    println!("✅ {last} records in the audit log, each as it was written");
+    if last > 0 {
+        println!("   the last one is {last}:{}", hex::encode(hash));
+    }
+    println!(
+        "✅ {} stored switches are as the log tells",
+        end.switches.len()
+    );
+    Ok(Vec::new())
 }

@@ -46,7 +46,7 @@ Examples:
   onering keys list --output json | jq '.keys[].name'";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(super) enum Output {
     Text,
     Json,
 }
@@ -359,7 +359,7 @@ fn kind(key: &Key) -> String {
 }
 
 /// A time to the second.
-fn time(t: Option<Timestamp>) -> Option<String> {
+pub(super) fn time(t: Option<Timestamp>) -> Option<String> {
     let t = t?;
     let text = rfc3339(t.seconds * 1_000_000);
     Some(text.replace(".000000Z", "Z"))

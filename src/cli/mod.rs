@@ -9,6 +9,7 @@ pub mod bench;
 mod client;
 mod dev;
 mod doctor;
+mod flags;
 mod http;
 mod keys;
 mod serve;
@@ -54,6 +55,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Makes and manages API keys
     Keys(keys::KeysArgs),
+    /// Shows and sets switches, and stops everything
+    Flags(flags::FlagsArgs),
     /// Checks a store from the inside
     Doctor(doctor::DoctorArgs),
     /// Measures a server, this machine, and one as a fraction of the other
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
             Command::Smoke(args) => smoke::run(args).await,
             Command::Verify(args) => verify::run(&args),
             Command::Keys(args) => keys::run(args).await,
+            Command::Flags(args) => flags::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Completions { shell } => {

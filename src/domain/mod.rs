@@ -1,6 +1,7 @@
 //! Decisions, as pure functions: no I/O, no clock of their own.
 
 pub mod address;
+pub mod audit;
 pub mod certificate;
 pub mod cloudevent;
 pub mod delivery;
@@ -10,4 +11,5 @@ pub mod key;
 pub mod network;
 pub mod signature;
 pub mod subscription;
+pub mod switch;
 pub mod tenant;

@@ -3,7 +3,8 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -17,6 +18,7 @@ use crate::{
         id::{SubscriptionId, wall_clock},
         subscription::Disabled,
     },
+    settings::Live,
     store::{Hint, Store, StoreError},
     tasks::Tasks,
 };
@@ -25,6 +27,8 @@ use crate::{
 const COALESCE: Duration = Duration::from_millis(10);
 /// When to note held time again that could not be noted.
 const HOLD_AGAIN: Duration = Duration::from_secs(1);
+/// When to tell again what could not be told, or while there is no session.
+const CONFIRM_AGAIN: Duration = Duration::from_millis(100);
 /// The most hints that are sent together.
 const HINTS: usize = 1000;
 
@@ -34,6 +38,7 @@ pub(super) struct Follower {
     pub(super) directory: Arc<Directory>,
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) node: Arc<Node>,
+    pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) publisher: Arc<Publisher>,
 }
 
@@ -51,7 +56,20 @@ impl Follower {
             "gone receivers",
             self.clone().disable_gone(gone, cancel.clone()),
         );
-        tasks.spawn("configuration", self.follow_configuration(cancel.clone()));
+        let (applied, in_force) = watch::channel(0);
+        tasks.spawn(
+            "confirmations",
+            self.clone().confirm(in_force, cancel.clone()),
+        );
+        let switched = Arc::new(Notify::new());
+        tasks.spawn(
+            "held time",
+            self.clone().keep_held(switched.clone(), cancel.clone()),
+        );
+        tasks.spawn(
+            "configuration",
+            self.follow_configuration(applied, switched, cancel.clone()),
+        );
     }
 
     async fn send_hints(
@@ -111,28 +129,72 @@ impl Follower {
         }
     }
 
-    async fn follow_configuration(self, cancel: CancellationToken) {
+    /// Never waits for the store: a switch must take effect while that is away.
+    async fn follow_configuration(
+        self,
+        applied: watch::Sender<i64>,
+        switched: Arc<Notify>,
+        cancel: CancellationToken,
+    ) {
         let mut configuration = self.directory.watch();
         let mut partitions = self.node.watch();
-        let mut noted = self.hold().await;
         loop {
+            let revision = *configuration.borrow_and_update();
+            if self.dispatcher.reconfigured() {
+                switched.notify_one();
+            }
+            // Also where it is the same one: pins may have changed.
+            applied.send_replace(revision);
             tokio::select! {
                 () = cancel.cancelled() => return,
-                changed = configuration.changed() => {
-                    if changed.is_err() { return }
-                    if self.dispatcher.reconfigured() {
-                        noted = false;
-                    }
-                }
+                changed = configuration.changed() => if changed.is_err() { return },
                 changed = partitions.changed() => {
                     if changed.is_err() { return }
                     self.dispatcher.repartitioned();
-                    noted = false;
+                    switched.notify_one();
                 }
-                () = tokio::time::sleep(HOLD_AGAIN), if !noted => {}
             }
-            if !noted {
-                noted = self.hold().await;
+        }
+    }
+
+    /// Tells the other nodes which revision is in force here, and what is pinned,
+    /// where a switch or a pin has changed: those who changed one wait for it.
+    async fn confirm(self, mut applied: watch::Receiver<i64>, cancel: CancellationToken) {
+        let mut sessions = self.node.watch();
+        let mut told = None;
+        loop {
+            let revision = *applied.borrow_and_update();
+            let session = self.node.session();
+            let pins = self.live.load().pins;
+            let known = told.is_some_and(|(s, r, p)| {
+                (s, p) == (session, pins) && r >= self.directory.in_force().revision
+            });
+            let mut wait = session.0 == 0;
+            if !known && !wait {
+                match self.store.confirm(session, revision, &pins.names()).await {
+                    Ok(()) => told = Some((session, revision, pins)),
+                    Err(e) => {
+                        tracing::debug!(error.message = %e, "configuration not confirmed yet");
+                        wait = true;
+                    }
+                }
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = applied.changed() => if changed.is_err() { return },
+                changed = sessions.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(CONFIRM_AGAIN), if wait => {}
+            }
+        }
+    }
+
+    async fn keep_held(self, switched: Arc<Notify>, cancel: CancellationToken) {
+        loop {
+            let noted = self.hold().await;
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = switched.notified() => {}
+                () = tokio::time::sleep(HOLD_AGAIN), if !noted => {}
             }
         }
     }

@@ -139,6 +139,7 @@ impl Pipeline {
             directory,
             dispatcher: dispatcher.clone(),
             node: node.clone(),
+            live: live.clone(),
             publisher: publisher.clone(),
         };
         follower.spawn(tasks, hinted, gone_subscriptions, &sending);

@@ -27,6 +27,9 @@ pub struct Access {
     pub scope: String,
     /// Whether it is refused while webhooks are off.
     pub webhooks: bool,
+    /// The method's full name, such as `onering.v1.KeyService/GetKey`; empty for
+    /// what is no method.
+    pub rpc: String,
 }
 
 /// The options that REST reads.
@@ -92,8 +95,12 @@ impl Annotations {
     /// Who may call the method.
     #[must_use]
     pub fn access(&self, method: &MethodDescriptor) -> Access {
+        let rpc = format!("{}/{}", method.parent_service().full_name(), method.name());
         let Some(ext) = &self.access else {
-            return Access::default();
+            return Access {
+                rpc,
+                ..Access::default()
+            };
         };
         let options = method.options();
         let value = options.get_extension(ext);
@@ -108,6 +115,7 @@ impl Annotations {
             webhooks: get("webhooks")
                 .and_then(|v| v.as_bool())
                 .unwrap_or_default(),
+            rpc,
         }
     }
 }

@@ -51,22 +51,4 @@ impl Rest {
         let routes = Routes::new(&schema)?;
         Ok(Self { schema, routes })
     }
-
-    /// Every method of the package with who may call it, on REST or not; by its
-    /// gRPC path, such as `/onering.v1.KeyService/GetKey`.
-    ///
-    /// # Errors
-    /// Where the options are not described.
-    pub fn methods(&self) -> Result<Vec<(String, Access)>, SchemaError> {
-        let annotations = Annotations::new(&self.schema)?;
-        let services = self.schema.pool().services();
-        let ours = services.filter(|s| s.package_name() == PACKAGE);
-        let methods = ours.flat_map(|s| s.methods().collect::<Vec<_>>());
-        Ok(methods
-            .map(|m| {
-                let path = format!("/{}/{}", m.parent_service().full_name(), m.name());
-                (path, annotations.access(&m))
-            })
-            .collect())
-    }
 }

@@ -16,7 +16,8 @@ pub const PACKAGE: &str = "onering.v1";
 /// Every route.
 #[derive(Debug)]
 pub struct Routes {
-    routes: Vec<Route>,
+    all: Vec<Route>,
+    methods: Vec<Access>,
     root: Node,
 }
 
@@ -87,7 +88,8 @@ impl Routes {
     pub fn new(schema: &Schema) -> Result<Self, SchemaError> {
         let annotations = Annotations::new(schema)?;
         let mut routes = Self {
-            routes: Vec::new(),
+            all: Vec::new(),
+            methods: Vec::new(),
             root: Node::default(),
         };
         let services = schema.pool().services();
@@ -104,6 +106,7 @@ impl Routes {
         service: &ServiceDescriptor,
     ) -> Result<(), SchemaError> {
         for rpc in service.methods() {
+            self.methods.push(annotations.access(&rpc));
             for binding in annotations.bindings(&rpc)? {
                 let route = Route::new(schema, annotations, &rpc, binding)
                     .map_err(|what| SchemaError(format!("{}: {what}", rpc.full_name())))?;
@@ -130,14 +133,19 @@ impl Routes {
                 route.template
             )));
         }
-        node.ends.push((route.method.clone(), self.routes.len()));
-        self.routes.push(route);
+        node.ends.push((route.method.clone(), self.all.len()));
+        self.all.push(route);
         Ok(())
     }
 
     /// Every route, in the order of the protos.
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
-        self.routes.iter()
+        self.all.iter()
+    }
+
+    /// Who may call each method, those that are not on REST too.
+    pub fn methods(&self) -> impl Iterator<Item = &Access> {
+        self.methods.iter()
     }
 
     /// What `path` leads to; HEAD is looked up as GET.
@@ -155,7 +163,7 @@ impl Routes {
         let found = path
             .strip_prefix('/')
             .and_then(|path| search.descend(&self.root, Some(path)));
-        match found.and_then(|index| self.routes.get(index)) {
+        match found.and_then(|index| self.all.get(index)) {
             Some(route) => Found::Route(route, search.variables),
             None if search.allowed.is_empty() => Found::Nothing,
             None => Found::Methods(allow(&search.allowed)),

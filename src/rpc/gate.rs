@@ -1,5 +1,5 @@
 //! The gate: one decision for every call, over REST and gRPC alike, and for the
-//! calls that `VerifyKey` is asked about. In order: the switch (503), the key and
+//! calls that `VerifyKey` is asked about. In order: the switches (503), the key and
 //! its state (401), the address (403), canary-only (403), the scope (403), the
 //! limit (429).
 
@@ -63,12 +63,12 @@ pub struct Method {
 }
 
 impl Method {
-    fn new(path: String, access: Access) -> std::result::Result<Self, String> {
+    fn new(path: String, access: &Access) -> std::result::Result<Self, String> {
         match Audience::try_from(access.audience) {
             Ok(audience) if audience != Audience::Unspecified => Ok(Self {
                 path,
                 audience,
-                scope: access.scope,
+                scope: access.scope.clone(),
                 webhooks: access.webhooks,
             }),
             _ => Err(format!("{path}: its protos don't say who may call it")),
@@ -97,10 +97,12 @@ impl Gate {
     /// Names a method that does not say who may call it.
     pub fn new(parts: Parts, rest: &Rest) -> std::result::Result<Self, String> {
         let methods = rest
+            .routes
             .methods()
-            .map_err(|e| e.to_string())?
-            .into_iter()
-            .map(|(path, access)| Ok((path.clone(), Method::new(path, access)?)))
+            .map(|access| {
+                let path = format!("/{}", access.rpc);
+                Ok((path.clone(), Method::new(path, access)?))
+            })
             .collect::<std::result::Result<_, String>>()?;
         Ok(Self {
             directory: parts.directory,
@@ -147,6 +149,10 @@ impl Gate {
             );
             self.metrics.refused(error.reason);
             return Err(error.retry_after(Duration::from_secs(1)));
+        }
+        if let Some(error) = self.switched_off(method) {
+            self.metrics.refused(error.reason);
+            return Err(error);
         }
         let (open, hops) = {
             let live = self.live.load();
@@ -224,6 +230,16 @@ impl Gate {
             decision.refusal = Some(self.slow(e, address).await);
         }
         decision
+    }
+
+    /// Why a method is refused to anybody; none where it is not switched off.
+    fn switched_off(&self, method: &Method) -> Option<Error> {
+        let in_force = self.directory.in_force();
+        let name = method.path.trim_start_matches('/');
+        in_force
+            .off
+            .contains(name)
+            .then(|| Error::new(Reason::EndpointDisabled, format!("{name} is switched off")))
     }
 
     /// Holds an address up whose credential does not hold; what it is told, which
@@ -330,7 +346,7 @@ mod tests {
                 audience,
                 ..Access::default()
             };
-            Method::new("/onering.v1.X/Y".into(), access)
+            Method::new("/onering.v1.X/Y".into(), &access)
         };
         assert!(method(Audience::Admin as i32).is_ok());
         for bad in [Audience::Unspecified as i32, 99] {

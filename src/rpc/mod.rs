@@ -15,13 +15,14 @@ use crate::{
     domain::tenant::Tenant,
     error::{Error, Reason, Result},
     limiter::Limiter,
-    pipeline::{dispatch::Dispatcher, publish::Publisher},
+    pipeline::{dispatch::Dispatcher, node::Node, publish::Publisher},
     proto::v1::{
         delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
-        key_service_server::KeyServiceServer,
+        flag_service_server::FlagServiceServer, key_service_server::KeyServiceServer,
         subscription_service_server::SubscriptionServiceServer,
         tenant_service_server::TenantServiceServer,
     },
+    rest::Rest,
     seal::Keyring,
     settings::Live,
     store::Store,
@@ -33,6 +34,7 @@ mod check;
 mod convert;
 pub mod deliveries;
 pub mod events;
+pub mod flags;
 pub mod gate;
 pub mod keys;
 mod mask;
@@ -67,9 +69,13 @@ pub struct Context {
     pub publisher: Arc<Publisher>,
     /// Decides what is sent next.
     pub dispatcher: Arc<Dispatcher>,
+    /// This node, as the others see it.
+    pub node: Arc<Node>,
+    /// The routes, by which methods are named.
+    pub rest: Arc<Rest>,
 }
 
-/// The five services, to which health and reflection can be added.
+/// The services of ours, to which health and reflection can be added.
 pub fn services(context: &Context) -> Routes {
     let keys = KeyServiceServer::new(keys::Keys(context.clone()));
     let tenants = TenantServiceServer::new(tenants::Tenants(context.clone()));
@@ -77,20 +83,23 @@ pub fn services(context: &Context) -> Routes {
         SubscriptionServiceServer::new(subscriptions::Subscriptions(context.clone()));
     let events = EventServiceServer::new(events::Events(context.clone()));
     let deliveries = DeliveryServiceServer::new(deliveries::Deliveries(context.clone()));
+    let flags = FlagServiceServer::new(flags::Flags(context.clone()));
     Routes::new(keys.max_decoding_message_size(MAX_MESSAGE))
         .add_service(tenants.max_decoding_message_size(MAX_MESSAGE))
         .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
         .add_service(events.max_decoding_message_size(MAX_MESSAGE))
         .add_service(deliveries.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(flags.max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// The services of ours, by their full names, for health.
-pub const SERVICES: [&str; 5] = [
+pub const SERVICES: [&str; 6] = [
     "onering.v1.KeyService",
     "onering.v1.TenantService",
     "onering.v1.SubscriptionService",
     "onering.v1.EventService",
     "onering.v1.DeliveryService",
+    "onering.v1.FlagService",
 ];
 
 /// Every gRPC service of this server: ours, `grpc.health.v1`, and reflection as

@@ -11,11 +11,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::domain::{
+    audit::{Chain, Hash, Head, Record},
     delivery::{Attempt, AttemptKind, Delivery, Status},
     event::Idempotency,
     id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
     key::Key,
     subscription::Subscription,
+    switch::{Change, Stored},
     tenant::Tenant,
 };
 
@@ -88,7 +90,7 @@ pub struct Changes {
     /// The whole list of subscriptions of each tenant in which one changed.
     pub subscriptions: Vec<TenantSubscriptions>,
     /// Every stored switch.
-    pub switches: Vec<(String, bool)>,
+    pub switches: Vec<Stored>,
 }
 
 /// A tenant's subscriptions at one revision.
@@ -107,7 +109,7 @@ pub struct TenantSubscriptions {
 /// that subscriptions' secrets are sealed with.
 #[derive(Debug, Clone)]
 pub struct SealedKey {
-    /// `pepper` or `data`.
+    /// `pepper`, `data` or `audit`.
     pub purpose: String,
     /// Counts up with each new key of the purpose.
     pub version: i32,
@@ -126,9 +128,6 @@ pub trait ConfigStore: Send + Sync {
     /// What changed after `since`, as of one revision; everything for 0.
     async fn changes(&self, since: i64) -> Result<Changes>;
 
-    /// Sets a stored switch.
-    async fn set_switch(&self, name: &str, on: bool) -> Result<()>;
-
     /// Every sealed key.
     async fn sealed_keys(&self) -> Result<Vec<SealedKey>>;
 
@@ -137,6 +136,65 @@ pub trait ConfigStore: Send + Sync {
 
     /// Replaces the seals of all these keys together.
     async fn reseal(&self, keys: &[SealedKey]) -> Result<()>;
+}
+
+/// Switches, and the audit log of what was changed.
+#[async_trait]
+pub trait SwitchStore: Send + Sync {
+    /// Changes these switches together, with a record for each in the audit log,
+    /// in the order in which they are named. [`StoreError::Conflict`] where
+    /// [`Change::Lift`] finds one that is not stopped.
+    async fn change_switches(
+        &self,
+        names: &[&str],
+        change: Change,
+        by: Author<'_>,
+        chain: &Chain,
+    ) -> Result<Changed>;
+
+    /// Records of the audit log whose action begins so, newest first; of one
+    /// target where one is named.
+    async fn audit(
+        &self,
+        action: &str,
+        target: Option<&str>,
+        page: Page<i64>,
+    ) -> Result<Vec<Record>>;
+
+    /// Reads the whole audit log from its first record on, all of it as of one
+    /// moment, and what there is to compare it with.
+    async fn read_audit(&self, each: &mut (dyn FnMut(Record) + Send)) -> Result<AuditEnd>;
+}
+
+/// Who changes something, and why.
+#[derive(Debug, Clone, Copy)]
+pub struct Author<'a> {
+    /// A key's id.
+    pub actor: &'a str,
+    /// The reason that was given.
+    pub reason: &'a str,
+}
+
+/// Switches that were changed.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    /// The configuration's revision from which on it holds.
+    pub revision: i64,
+    /// The switches as they are now, in the order in which they were named.
+    pub switches: Vec<Stored>,
+    /// The number of the last record that tells of it.
+    pub sequence: i64,
+    /// That record's hash.
+    pub hash: Hash,
+}
+
+/// What the audit log is compared with, as of the moment that it was read.
+#[derive(Debug, Clone)]
+pub struct AuditEnd {
+    /// What tells which record is the last one; none in an empty log.
+    pub head: Option<Head>,
+    /// Every stored switch.
+    pub switches: Vec<Stored>,
 }
 
 /// Tenants.
@@ -471,12 +529,33 @@ pub trait NodeStore: Send + Sync {
     /// on purpose. Doing it twice changes nothing.
     async fn hold(&self, session: Session, parts: &[Part], held: bool) -> Result<()>;
 
+    /// Notes which revision of the configuration a node has in force, and which
+    /// switches its environment pins, with commas between them. Nothing of a
+    /// session that has ended.
+    async fn confirm(&self, session: Session, revision: i64, pins: &str) -> Result<()>;
+
+    /// Every session that lives, in the order in which they began.
+    async fn nodes(&self) -> Result<Vec<LiveNode>>;
+
     /// Tells the owners of partitions that subscriptions have something due. A
     /// hint: it may be lost.
     async fn hint(&self, hints: &[(Part, SubscriptionId)]) -> Result<()>;
 
     /// Waits for hints. [`Hint::Reconnected`] means that some may be lost.
     async fn listen(&self) -> Result<Box<dyn Hints>>;
+}
+
+/// A session that lives, and what its node noted last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveNode {
+    /// The session.
+    pub session: Session,
+    /// The node's name.
+    pub name: String,
+    /// The revision that it has in force; 0 where it noted none.
+    pub revision: i64,
+    /// The switches that its environment pins, with commas between them.
+    pub pins: String,
 }
 
 /// What a node is told by another.
@@ -579,7 +658,14 @@ pub struct Usage {
 /// The whole contract.
 #[async_trait]
 pub trait Store:
-    ConfigStore + TenantStore + KeyStore + SubscriptionStore + QueueStore + NodeStore + HistoryStore
+    ConfigStore
+    + SwitchStore
+    + TenantStore
+    + KeyStore
+    + SubscriptionStore
+    + QueueStore
+    + NodeStore
+    + HistoryStore
 {
     /// The number of the last migration that is applied; asks the database.
     async fn applied_migration(&self) -> Result<i64>;

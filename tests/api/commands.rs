@@ -13,6 +13,7 @@ use crate::support::{
 
 contract![
     dev_shows_a_delivery,
+    dev_goes_on_with_its_switches,
     serve_opens_nothing,
     keys_by_command,
     exit_codes,
@@ -134,6 +135,67 @@ async fn dev_shows_a_delivery(db: Db) {
     }
     let file = std::fs::metadata(dir.path().join("onering-data/dev.json")).unwrap();
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
+}
+
+// X1: what dev switches on can be set, and stays as it was set; the environment
+// pins it there too.
+async fn dev_goes_on_with_its_switches(db: Db) {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("onering-data").display().to_string();
+    let url = database_url(db.database());
+    let vars = [
+        ("ONERING_DATA_DIR", data.as_str()),
+        ("ONERING_DATABASE_URL", &url),
+        ("ONERING_LISTEN", "127.0.0.1:0"),
+    ];
+    let start = async |more: &[(&str, &str)]| {
+        let mut all = vars.to_vec();
+        all.extend(more);
+        let dev = Running::onering(&["dev"], &all);
+        dev.told("Ctrl-C stops.").await;
+        let text = dev.stdout();
+        let url = word(&text, "OneRing is running at")
+            .trim_end_matches(',')
+            .to_owned();
+        (dev, url, text)
+    };
+    let (dev, address, text) = start(&[]).await;
+    assert!(text.contains("✅ its signature holds"), "{text}");
+    let key = word(&text, "consumer key").to_owned();
+    let admin = word(&text, "admin key").to_owned();
+    let flags = async |address: &str, args: &[&str]| {
+        let vars = [("ONERING_URL", address), ("ONERING_ADMIN_KEY", &admin)];
+        let mut all = vec!["flags"];
+        all.extend(args);
+        onering(&all, &vars).await
+    };
+    let off = ["set", "external_api.enabled", "off", "--reason", "x"];
+    flags(&address, &off).await.exits(0);
+    get(&address, "/v1/external/me", &key)
+        .await
+        .refused(503, "EXTERNAL_API_DISABLED");
+    dev.stop().await;
+
+    let (dev, address, text) = start(&[]).await;
+    assert!(text.contains("No first delivery"), "{text}");
+    get(&address, "/v1/external/me", &key)
+        .await
+        .refused(503, "EXTERNAL_API_DISABLED");
+    flags(&address, &["stop-all", "--reason", "x"])
+        .await
+        .exits(0);
+    dev.stop().await;
+    // A stop does not keep it from starting.
+    let (dev, address, _) = start(&[("ONERING_EXTERNAL_API_ENABLED", "1")]).await;
+    let lift = ["lift", "external_api.enabled", "--reason", "x"];
+    flags(&address, &lift).await.exits(0);
+    get(&address, "/v1/external/me", &key).await.ok();
+    let pinned = flags(&address, &off).await.exits(1);
+    assert!(
+        pinned.stderr.contains("ONERING_EXTERNAL_API_ENABLED"),
+        "{pinned:?}"
+    );
+    dev.stop().await;
 }
 
 // In production nothing is open until it is switched on; an admin is let in.
@@ -362,7 +424,7 @@ async fn another_master_key(db: Db) {
     std::fs::write(&file, &new).unwrap();
     let rewrap = ["keys", "rewrap", "--new-key-file", &file];
     let done = onering(&rewrap, &pairs(&vars)).await.exits(0);
-    assert!(done.stdout.contains("2 keys"), "{done:?}");
+    assert!(done.stdout.contains("3 keys"), "{done:?}");
     // The old one is not good for anything any more.
     let done = onering(&rewrap, &pairs(&vars)).await.exits(1);
     assert!(done.stderr.contains("can't be opened"), "{done:?}");

@@ -36,14 +36,13 @@ const REST_ONLY: [&str; 2] = ["METHOD_NOT_ALLOWED", "UNSUPPORTED_MEDIA_TYPE"];
 
 /// Reasons of issues that are not built, and those that are a fault of ours.
 /// STORE_UNAVAILABLE is provoked with the nodes' tests.
-const ELSEWHERE: [&str; 8] = [
+const ELSEWHERE: [&str; 7] = [
     "UNSPECIFIED",
     "INTERNAL",
     "STORE_UNAVAILABLE",
     "TOKEN_EXPIRED",
     "SCHEMA_MISMATCH",
     "PII_DETECTED",
-    "ENDPOINT_DISABLED",
     "DEGRADED",
 ];
 
@@ -267,6 +266,15 @@ async fn each_reason_has_its_status(db: Db) {
     }
 
     app.reload(&[("WEBHOOKS_ENABLED", "1")]);
+    let off = json!({"name": "GET /v1/external/me", "enabled": false, "reason": "a test"});
+    app.post("/v1/admin/switches", &admin, off).await.ok();
+    // To whoever calls, and whatever he calls with.
+    for key in ["", "osk_1", &admin, &good] {
+        let row = row("ENDPOINT_DISABLED", 503, Code::Unavailable, key, me());
+        check(&app, &row).await;
+        rows.push(row);
+    }
+
     let answer = app.rest("PUT", "/v1/external/me", &good, &json!({})).await;
     answer.refused(405, "METHOD_NOT_ALLOWED");
     assert_eq!(answer.header("allow"), "GET, HEAD, OPTIONS");

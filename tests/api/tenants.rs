@@ -175,6 +175,26 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
             call("DeliveryService/RetryDelivery", json!({"id": delivery})),
             NotFound,
         ),
+        (call("FlagService/GetSwitches", json!({})), Mismatch),
+        (
+            call(
+                "FlagService/SetSwitch",
+                json!({"name": "webhooks.enabled", "enabled": false, "reason": "x"}),
+            ),
+            Mismatch,
+        ),
+        (
+            call("FlagService/StopAll", json!({"reason": "x"})),
+            Mismatch,
+        ),
+        (
+            call(
+                "FlagService/LiftStop",
+                json!({"name": "webhooks.enabled", "reason": "x"}),
+            ),
+            Mismatch,
+        ),
+        (call("FlagService/ListSwitchChanges", json!({})), Mismatch),
         subscription("SubscriptionService/DeleteSubscription"),
         key("KeyService/RevokeKey"),
         key("KeyService/DeleteKey"),
@@ -183,7 +203,8 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
 
 /// Whether only admin keys may make the call.
 fn is_for_admins(rpc: &str) -> bool {
-    rpc != "KeyService/GetCaller" && (rpc.starts_with("Key") || rpc.starts_with("Tenant"))
+    let services = ["Key", "Tenant", "Flag"];
+    rpc != "KeyService/GetCaller" && services.iter().any(|s| rpc.starts_with(s))
 }
 
 async fn tenants_are_made_and_listed(db: Db) {

@@ -9,7 +9,7 @@ use onering::{
 };
 
 use crate::support::{
-    build::{DEFAULT, Tenancy, a_key, a_subscription, a_tenant},
+    build::{DEFAULT, Tenancy, a_key, a_subscription, a_tenant, set_switch},
     store::{Db, everything, page},
 };
 
@@ -72,7 +72,7 @@ async fn every_change_increments_the_revision(db: Db) {
     moved("a subscription's update").await;
     assert!(store.delete_subscription(sub.id).await.unwrap());
     moved("a subscription's end").await;
-    store.set_switch("x", true).await.unwrap();
+    set_switch(&*store, "x", true).await;
     moved("a switch").await;
 }
 
@@ -141,12 +141,16 @@ async fn changes_tell_what_changed(db: Db) {
     );
     assert_eq!(none.subscriptions[0].subscriptions, []);
 
-    store.set_switch("x", true).await.unwrap();
-    store.set_switch("y", true).await.unwrap();
-    store.set_switch("x", false).await.unwrap();
-    let mut switches = next().await.switches;
-    switches.sort();
-    assert_eq!(switches, [("x".to_owned(), false), ("y".to_owned(), true)]);
+    set_switch(&*store, "x", true).await;
+    set_switch(&*store, "y", true).await;
+    set_switch(&*store, "x", false).await;
+    let switches = next().await.switches;
+    let mut switches: Vec<_> = switches
+        .iter()
+        .map(|s| (s.name.as_str(), s.enabled))
+        .collect();
+    switches.sort_unstable();
+    assert_eq!(switches, [("x", false), ("y", true)]);
 
     let all = store.changes(0).await.unwrap();
     assert_eq!(all.tenants.len(), 2);

@@ -8,7 +8,7 @@ use onering::{
 };
 
 use crate::support::{
-    build::{DEFAULT, Ends as _},
+    build::{DEFAULT, Ends as _, set_switch},
     store::{Db, FOR_EVER, HOUR, Node, SECOND},
 };
 
@@ -23,6 +23,7 @@ contract![
     a_nodes_own_clock_steals_nothing,
     leases_are_listed_with_their_tokens,
     hints_reach_another_node,
+    nodes_confirm_what_they_have_in_force,
 ];
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -211,7 +212,7 @@ async fn hints_reach_another_node(db: Db) {
     let mut hints = two.listen().await.unwrap();
     let (a, b) = (DEFAULT.sub(), DEFAULT.sub());
     one.hint(&[(a.part(), a), (Part::new(9), b)]).await.unwrap();
-    one.set_switch("s", true).await.unwrap();
+    set_switch(&*one, "s", true).await;
     let mut missing = vec![
         Hint::Due(a.part(), a),
         Hint::Due(Part::new(9), b),
@@ -225,4 +226,37 @@ async fn hints_reach_another_node(db: Db) {
     };
     let in_time = tokio::time::timeout(Duration::from_secs(10), all).await;
     assert!(in_time.is_ok(), "no word of {missing:?}");
+}
+
+// X2: who lives, and what each has noted; nothing of a session that has ended.
+async fn nodes_confirm_what_they_have_in_force(db: Db) {
+    let store = db.open().await;
+    let seen = async || {
+        let nodes = store.nodes().await.unwrap();
+        let seen = nodes.into_iter().map(|n| (n.session, n.revision, n.pins));
+        seen.collect::<Vec<_>>()
+    };
+    assert_eq!(seen().await, []);
+    let one = Node::idle(&store, MINUTE).await;
+    let two = Node::idle(&db.another().await, 3 * MINUTE).await;
+    let (a, b) = (one.session, two.session);
+    let none = String::new;
+    assert_eq!(seen().await, [(a, 0, none()), (b, 0, none())]);
+    let before = store.revision().await.unwrap();
+    two.confirm(b, 7, "webhooks.enabled").await.unwrap();
+    one.confirm(a, 5, "").await.unwrap();
+    assert_eq!(
+        store.revision().await.unwrap(),
+        before,
+        "it changes nothing"
+    );
+    let pinned = "webhooks.enabled".to_owned();
+    assert_eq!(seen().await, [(a, 5, none()), (b, 7, pinned)]);
+    two.confirm(b, 8, "").await.unwrap();
+    store.shift_clock(90 * SECOND).await.unwrap();
+    one.confirm(a, 9, "").await.unwrap();
+    assert_eq!(seen().await, [(b, 8, none())], "one has run out");
+    two.end_session(b).await.unwrap();
+    two.confirm(b, 9, "").await.unwrap();
+    assert_eq!(seen().await, []);
 }

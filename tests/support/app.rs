@@ -10,9 +10,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use onering::{
     app::{App, Outside},
+    domain::switch::Switch,
     proto::v1::{
         delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
-        key_service_client::KeyServiceClient,
+        flag_service_client::FlagServiceClient, key_service_client::KeyServiceClient,
         subscription_service_client::SubscriptionServiceClient,
         tenant_service_client::TenantServiceClient,
     },
@@ -132,6 +133,14 @@ impl Builder {
     /// Has these faults befall its store.
     pub fn faults(mut self, faults: &Arc<Faults>) -> Self {
         self.outside.store = faults.around();
+        self
+    }
+
+    /// Pins no switch: the stored ones rule.
+    pub fn unpinned(mut self) -> Self {
+        for switch in Switch::ALL {
+            self.vars.remove(switch.variable());
+        }
         self
     }
 
@@ -308,6 +317,17 @@ impl TestApp {
         }
     }
 
+    /// Sets a switch, which every node must confirm.
+    pub async fn switch(&self, name: &str, on: bool) -> Value {
+        let body = json!({"name": name, "enabled": on, "reason": "a test"});
+        let set = self
+            .post("/v1/admin/switches", &self.admin, body)
+            .await
+            .ok();
+        confirmed(&set);
+        set
+    }
+
     /// Publishes an event: its id.
     pub async fn publish(&self, key: &str, event_type: &str, data: Value) -> String {
         let body = json!({ "event_type": event_type, "data": data });
@@ -331,6 +351,15 @@ impl TestApp {
         let list = self.get(&path, key).await.ok();
         list["deliveries"].as_array().unwrap().clone()
     }
+}
+
+/// Checks that every node has confirmed a change of switches: how many there are.
+#[track_caller]
+pub fn confirmed(answer: &Value) -> usize {
+    let nodes = answer["nodes"].as_array().unwrap();
+    assert!(!nodes.is_empty(), "{answer}");
+    assert!(nodes.iter().all(|n| n["confirmed"] == true), "{answer}");
+    nodes.len()
 }
 
 /// An HTTP client.
@@ -460,6 +489,7 @@ pub struct Grpc {
     pub subscriptions: SubscriptionServiceClient<Authorized>,
     pub events: EventServiceClient<Authorized>,
     pub deliveries: DeliveryServiceClient<Authorized>,
+    pub flags: FlagServiceClient<Authorized>,
 }
 
 impl Grpc {
@@ -471,7 +501,8 @@ impl Grpc {
             tenants: TenantServiceClient::new(channel.clone()),
             subscriptions: SubscriptionServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
-            deliveries: DeliveryServiceClient::new(channel),
+            deliveries: DeliveryServiceClient::new(channel.clone()),
+            flags: FlagServiceClient::new(channel),
         }
     }
 }

@@ -5,16 +5,43 @@ use std::time::Duration;
 use bytes::Bytes;
 use onering::{
     domain::{
+        audit::Chain,
         delivery::{Attempt, AttemptKind, Schedule, Status},
         event::Idempotency,
         id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId, wall_clock},
         key::{self, Hashed, Key, Kind},
         signature::Scheme,
         subscription::{DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, Sealed, Subscription},
+        switch::Change,
         tenant::Tenant,
     },
-    store::{Finish, Leased, NewDelivery, Publish, Settle, Store},
+    store::{Author, Changed, Finish, Leased, NewDelivery, Publish, Settle, Store, StoreError},
 };
+
+/// Sets a stored switch.
+pub async fn set_switch(store: &dyn Store, name: &str, on: bool) -> Changed {
+    change_switches(store, &[name], Change::Set(on))
+        .await
+        .unwrap()
+}
+
+/// Changes switches as `key_test`, under the key that [`a_chain`] has.
+pub async fn change_switches(
+    store: &dyn Store,
+    names: &[&str],
+    change: Change,
+) -> Result<Changed, StoreError> {
+    let by = Author {
+        actor: "key_test",
+        reason: "a test",
+    };
+    store.change_switches(names, change, by, &a_chain()).await
+}
+
+/// What records of the audit log are chained with.
+pub fn a_chain() -> Chain {
+    Chain::new(&[7; 32]).unwrap()
+}
 
 /// A tenant, and the revision of its subscriptions that publishes are matched
 /// against.

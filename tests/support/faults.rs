@@ -226,10 +226,15 @@ macro_rules! passed_on {
 passed_on!(ConfigStore, false, {
     revision() -> i64;
     changes(since: i64) -> Changes;
-    set_switch(name: &str, on: bool) -> ();
     sealed_keys() -> Vec<SealedKey>;
     add_sealed_key(key: &SealedKey) -> ();
     reseal(keys: &[SealedKey]) -> ();
+});
+
+passed_on!(SwitchStore, false, {
+    change_switches(names: &[&str], change: Change, by: Author<'_>, chain: &Chain) -> Changed;
+    audit(action: &str, target: Option<&str>, page: Page<i64>) -> Vec<Record>;
+    read_audit(each: &mut (dyn FnMut(Record) + Send)) -> AuditEnd;
 });
 
 passed_on!(TenantStore, false, {
@@ -275,6 +280,8 @@ passed_on!(NodeStore, false, {
     end_session(session: Session) -> ();
     take_partitions(session: Session) -> Vec<Part>;
     hold(session: Session, parts: &[Part], held: bool) -> ();
+    confirm(session: Session, revision: i64, pins: &str) -> ();
+    nodes() -> Vec<LiveNode>;
     hint(hints: &[(Part, SubscriptionId)]) -> ();
     listen() -> Box<dyn Hints>;
 });

@@ -168,6 +168,24 @@ impl Db {
         self.texts(sql).await;
     }
 
+    /// As [`tamper`](Self::tamper); what the database said where it refused.
+    pub async fn try_tamper(&self, sql: &str) -> Result<(), String> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.0.database {
+            Database::Postgres(url) => {
+                let mut connection = PgConnection::connect(url).await.unwrap();
+                let done = sqlx::query(sql).execute(&mut connection).await;
+                done.map(drop).map_err(|e| e.to_string())
+            }
+            Database::Sqlite(path) => {
+                let url = format!("sqlite://{}", path.display());
+                let mut connection = SqliteConnection::connect(&url).await.unwrap();
+                let done = sqlx::query(sql).execute(&mut connection).await;
+                done.map(drop).map_err(|e| e.to_string())
+            }
+        }
+    }
+
     /// The first column, a text, of what a statement behind the store's back answers.
     pub async fn texts(&self, sql: &str) -> Vec<String> {
         let sql = AssertSqlSafe(sql.to_owned());

@@ -17,6 +17,7 @@ Examples:
   onering bench publish --rate 2000 --json result.json --svg result.svg
   onering bench latency --b5-rate 5000
   onering bench suite --database postgres://localhost/postgres --database sqlite
+  onering bench switch --database postgres://localhost/postgres --nodes 3
   onering bench publish --url http://127.0.0.1:8000 --admin-key sk_admin_...
 
 Without --url it starts a server of its own on a free port of this machine, with a
@@ -43,6 +44,8 @@ pub enum Mode {
     Publish(PublishArgs),
     /// Latency from publish to arrival, at 100 events/s and at half of full speed.
     Latency(LatencyArgs),
+    /// From a changed switch or a revoked key until the last node acts on it.
+    Switch(SwitchArgs),
     /// Everything, as a table in Markdown.
     Suite(SuiteArgs),
 }
@@ -93,6 +96,45 @@ pub struct LatencyArgs {
     pub target: TargetArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Arguments of `bench switch`.
+#[derive(Debug, Args)]
+pub struct SwitchArgs {
+    /// Nodes on one database.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub nodes: u16,
+    /// How many times a switch is set, and how many keys are revoked.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub changes: u32,
+    /// `sqlite`, for one node, or a `postgres://` URL whose role may create databases.
+    #[arg(long, default_value = "sqlite")]
+    pub database: String,
+    /// More environment for each node: NAME=VALUE.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub server_env: Vec<String>,
+    /// Where the nodes' data is kept during the run.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+impl SwitchArgs {
+    /// Checks what clap can't.
+    pub fn check(&self) -> Result<()> {
+        let usage = |why: &str| Err(BenchError::Usage(why.into()));
+        if is_postgres(&self.database) {
+            return Ok(());
+        }
+        if self.database != "sqlite" {
+            return usage("--database: `sqlite` or a postgres:// URL is needed");
+        }
+        if self.nodes > 1 {
+            return usage("SQLite is for one node: --nodes 1, or --database postgres://…");
+        }
+        Ok(())
+    }
 }
 
 /// Arguments of `bench suite`.
@@ -312,6 +354,21 @@ mod tests {
         ] {
             assert!(check(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn several_nodes_need_postgresql() {
+        let check = |line: &str| {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            match cli.bench.mode {
+                Mode::Switch(args) => args.check().is_ok(),
+                _ => false,
+            }
+        };
+        assert!(check("bench switch --database postgres://h/x"));
+        assert!(check("bench switch --nodes 1"));
+        assert!(!check("bench switch"));
+        assert!(!check("bench switch --nodes 1 --database mysql://h/x"));
     }
 
     #[test]

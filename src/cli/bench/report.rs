@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{
+    latency::Percentiles,
     scenario::Run,
     stats::{Spread, ratio},
 };
@@ -70,8 +71,30 @@ pub(super) struct Report {
     pub raw_after: Vec<Run>,
     /// The runs.
     pub series: Vec<Series>,
+    /// How soon changes took effect.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub effects: Vec<Effect>,
     /// The table.
     pub rows: Vec<Row>,
+}
+
+/// How soon changes of one kind took effect on every node.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Effect {
+    /// What was changed.
+    pub what: String,
+    /// On so many nodes.
+    pub nodes: u16,
+    /// The database.
+    pub database: String,
+    /// From the sending of the change to its answer.
+    pub answer: Percentiles,
+    /// From the sending of the change until the last node answered by it.
+    pub from_sending: Percentiles,
+    /// From the answer of the change; 0 where all nodes were first.
+    pub from_answer: Percentiles,
+    /// Changes that a node had not confirmed when they were answered.
+    pub unconfirmed: u64,
 }
 
 impl Report {
@@ -161,6 +184,29 @@ impl Report {
             writeln!(
                 out,
                 "| {id} | {what} | {figure} | {of_raw} | {target} | {reached} |"
+            )?;
+        }
+        if !self.effects.is_empty() {
+            writeln!(
+                out,
+                "\n| change | nodes | database | changes | answered, p50 / p99 / max ms | in force everywhere after sending, p50 / p99 / max ms | after the answer, p50 / p99 / max ms | not confirmed |\n\
+                 |---|---|---|---|---|---|---|---|"
+            )?;
+        }
+        for e in &self.effects {
+            let times =
+                |p: &Percentiles| format!("{:.2} / {:.2} / {:.2}", p.p50_ms, p.p99_ms, p.max_ms);
+            writeln!(
+                out,
+                "| {} | {} | {} | {} | {} | {} | {} | {} |",
+                e.what,
+                e.nodes,
+                e.database,
+                e.answer.count,
+                times(&e.answer),
+                times(&e.from_sending),
+                times(&e.from_answer),
+                e.unconfirmed
             )?;
         }
         if !self.series.is_empty() {

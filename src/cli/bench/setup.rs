@@ -234,7 +234,8 @@ impl Session {
     }
 }
 
-fn common_headers(authority: &str) -> Result<HeaderMap> {
+/// What each call has.
+pub(super) fn common_headers(authority: &str) -> Result<HeaderMap> {
     let host = HeaderValue::from_str(authority)
         .map_err(|e| BenchError::Usage(format!("{authority}: {e}")))?;
     Ok(HeaderMap::from_iter([
@@ -243,14 +244,16 @@ fn common_headers(authority: &str) -> Result<HeaderMap> {
     ]))
 }
 
-fn bearer(key: &str) -> Result<HeaderValue> {
+/// A key, as `Authorization` has it.
+pub(super) fn bearer(key: &str) -> Result<HeaderValue> {
     let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
         .map_err(|_| BenchError::Usage("the key has characters that no header takes".into()))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-fn text(answer: &Value, field: &str) -> Result<String> {
+/// A text of an answer.
+pub(super) fn text(answer: &Value, field: &str) -> Result<String> {
     answer
         .get(field)
         .and_then(Value::as_str)

@@ -11,7 +11,7 @@ use sqlx::{
 use super::{HOT, Postgres, failed, queue::numbers};
 use crate::{
     domain::id::{Part, SubscriptionId},
-    store::{Hint, Hints, NodeStore, QueueStore, Result, Session, StoreError},
+    store::{Hint, Hints, LiveNode, NodeStore, QueueStore, Result, Session, StoreError},
 };
 
 /// A connection on which nothing was heard for so long is asked whether it lives.
@@ -110,6 +110,29 @@ impl NodeStore for Postgres {
         Ok(())
     }
 
+    async fn confirm(&self, session: Session, revision: i64, pins: &str) -> Result<()> {
+        sqlx::query(
+            "update nodes set seen_rev = $2, pins = $3 where sid = $1 and expires_at > now_us()",
+        )
+        .bind(session.0)
+        .bind(revision)
+        .bind(pins)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn nodes(&self) -> Result<Vec<LiveNode>> {
+        let rows = sqlx::query(
+            "select sid, name, seen_rev, pins from nodes where expires_at > now_us() order by sid",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(rows.iter().map(node).collect())
+    }
+
     async fn hint(&self, hints: &[(Part, SubscriptionId)]) -> Result<()> {
         // A notification holds at most 8000 bytes.
         for chunk in hints.chunks(200) {
@@ -174,6 +197,15 @@ async fn in_time<T>(asked: impl Future<Output = std::result::Result<T, sqlx::Err
         .await
         .map_err(|_| StoreError::Unavailable("no answer in time".into()))?
         .map_err(failed)
+}
+
+fn node(r: &super::Row) -> LiveNode {
+    LiveNode {
+        session: Session(r.get(0)),
+        name: r.get(1),
+        revision: r.get(2),
+        pins: r.get(3),
+    }
 }
 
 fn parts(rows: &[super::Row]) -> Vec<Part> {

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 
-use super::{Engine, Transaction, bump, failed, keys, subscriptions, tenants};
+use super::{Engine, Transaction, failed, keys, subscriptions, switches, tenants};
 use crate::{
     domain::id::KeyId,
     store::{Changes, ConfigStore, Result, SealedKey},
@@ -28,28 +28,10 @@ impl ConfigStore for Engine {
             keys: keys::changed(&mut tx, since).await?,
             deleted_keys: deleted(&mut tx, since).await?,
             subscriptions: subscriptions::changed(&mut tx, since).await?,
-            switches: switches(&mut tx).await?,
+            switches: switches::stored(&mut tx).await?,
         };
         tx.commit().await.map_err(failed)?;
         Ok(changes)
-    }
-
-    async fn set_switch(&self, name: &str, on: bool) -> Result<()> {
-        let mut tx = self.begin().await?;
-        let rev = bump(&mut tx).await?;
-        sqlx::query(
-            "insert into switches (name, enabled, rev) values ($1, $2, $3)
-             on conflict (name) do update set enabled = excluded.enabled, rev = excluded.rev",
-        )
-        .bind(name)
-        .bind(on)
-        .bind(rev)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
     }
 
     async fn sealed_keys(&self) -> Result<Vec<SealedKey>> {
@@ -103,12 +85,4 @@ async fn deleted(tx: &mut Transaction<'_>, since: i64) -> Result<Vec<KeyId>> {
         .await
         .map_err(failed)?;
     Ok(rows.iter().map(|r| KeyId(r.get(0))).collect())
-}
-
-async fn switches(tx: &mut Transaction<'_>) -> Result<Vec<(String, bool)>> {
-    let rows = sqlx::query("select name, enabled from switches")
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(failed)?;
-    Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
 }

@@ -5,10 +5,12 @@
 //! that writes), `snapshot()` (one that sees one state), `clock()` and
 //! `config_changed()`.
 
+mod audit;
 mod config;
 mod history;
 mod keys;
 mod subscriptions;
+mod switches;
 mod tenants;
 
 use super::{Engine, Row, Transaction, failed};

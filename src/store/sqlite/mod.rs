@@ -48,12 +48,13 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 3] = [
+const MIGRATIONS: [(&str, &str); 4] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
         include_str!("migrations/0002_client_certificates.sql"),
     ),
+    ("switches", include_str!("migrations/0003_switches.sql")),
     (
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),

@@ -9,7 +9,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use super::{Sqlite, failed};
 use crate::{
     domain::id::{DAY, Part, SubscriptionId},
-    store::{Hint, Hints, NodeStore, Result, Session, StoreError},
+    store::{Hint, Hints, LiveNode, NodeStore, Result, Session, StoreError},
 };
 
 const TAKE: &str = "
@@ -125,6 +125,36 @@ impl NodeStore for Sqlite {
             .await
             .map_err(failed)?;
         tx.commit().await.map_err(failed)
+    }
+
+    async fn confirm(&self, session: Session, revision: i64, pins: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("update nodes set seen_rev = $2, pins = $3 where sid = $1 and expires_at > $4")
+            .bind(session.0)
+            .bind(revision)
+            .bind(pins)
+            .bind(self.now())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
+    async fn nodes(&self) -> Result<Vec<LiveNode>> {
+        let rows = sqlx::query(
+            "select sid, name, seen_rev, pins from nodes where expires_at > $1 order by sid",
+        )
+        .bind(self.now())
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        let node = |r: &super::Row| LiveNode {
+            session: Session(r.get(0)),
+            name: r.get(1),
+            revision: r.get(2),
+            pins: r.get(3),
+        };
+        Ok(rows.iter().map(node).collect())
     }
 
     async fn hint(&self, hints: &[(Part, SubscriptionId)]) -> Result<()> {
