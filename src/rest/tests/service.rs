@@ -162,6 +162,12 @@ impl KeyService for Echo {
     async fn enable_key(&self, _: Request<EnableKeyRequest>) -> Answer<EnableKeyResponse> {
         Ok(Response::new(EnableKeyResponse { key: None }))
     }
+    async fn verify_key(&self, request: Request<VerifyKeyRequest>) -> Answer<VerifyKeyResponse> {
+        Ok(Response::new(VerifyKeyResponse {
+            detail: request.into_inner().key,
+            ..VerifyKeyResponse::default()
+        }))
+    }
     async fn rotate_key(&self, request: Request<RotateKeyRequest>) -> Answer<RotateKeyResponse> {
         let r = request.into_inner();
         let key = Key {
