@@ -7,9 +7,14 @@
 
 mod args;
 mod body;
+mod callers;
+mod calls;
 mod client;
 mod deployment;
+mod empty;
 mod error;
+mod gate;
+mod keys;
 mod latency;
 mod ledger;
 mod pacer;
@@ -36,6 +41,7 @@ use args::{
 };
 use deployment::Deployment;
 use error::{BenchError, Result};
+use gate::What;
 use report::{Report, Row, Series, spread};
 use scenario::Bench;
 
@@ -48,8 +54,31 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Latency(args) => (latency_mode(&args).await, args.output),
         Mode::Suite(args) => (suite_mode(&args).await, args.output),
         Mode::Switch(args) => (switch::measure(&args).await, args.output),
+        Mode::Verify(args) => return decisions(What::Verify, &args).await,
+        Mode::Me(args) => return decisions(What::Me, &args).await,
+        Mode::Empty(args) => return ended(empty::serve(&args).await.map(|()| None)),
     };
-    let written = outcome.and_then(|report| write(&report, &output).map(|()| report.failure()));
+    ended(outcome.and_then(|report| {
+        let svg = output.svg.is_some().then(|| plot::svg(&report));
+        write(&report, &report.markdown(), svg, &output).map(|()| report.failure())
+    }))
+}
+
+/// `bench verify` and `bench me`.
+async fn decisions(what: What, args: &gate::GateArgs) -> ExitCode {
+    let outcome = gate::measure(what, args).await;
+    ended(outcome.and_then(|calls| {
+        if args.output.svg.is_some() {
+            return Err(BenchError::Usage(
+                "there is nothing to draw here: no --svg".into(),
+            ));
+        }
+        write(&calls, &calls.markdown(), None, &args.output).map(|()| None)
+    }))
+}
+
+/// The exit code; the string is why a benchmark that ran to its end failed.
+fn ended(written: Result<Option<String>>) -> ExitCode {
     match written {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(failure)) => {
@@ -185,7 +214,12 @@ fn database(target: &TargetArgs) -> &str {
     target.database.first().map_or("sqlite", String::as_str)
 }
 
-fn write(report: &Report, output: &OutputArgs) -> Result<()> {
+fn write(
+    report: &impl serde::Serialize,
+    markdown: &str,
+    svg: Option<String>,
+    output: &OutputArgs,
+) -> Result<()> {
     let json =
         || serde_json::to_string_pretty(report).map_err(|e| BenchError::failed("no JSON", e));
     let save = |path: &std::path::Path, text: String| {
@@ -194,11 +228,11 @@ fn write(report: &Report, output: &OutputArgs) -> Result<()> {
     if let Some(path) = &output.json {
         save(path, json()?)?;
     }
-    if let Some(path) = &output.svg {
-        save(path, plot::svg(report))?;
+    if let (Some(path), Some(svg)) = (&output.svg, svg) {
+        save(path, svg)?;
     }
     let text = match output.output {
-        Format::Text => report.markdown(),
+        Format::Text => markdown.to_owned(),
         Format::Json => json()?,
     };
     writeln!(std::io::stdout(), "{}", text.trim_end())

@@ -16,9 +16,12 @@ const MAPPED: u8 = 96;
 /// IPv4.
 #[must_use]
 pub fn parse_network(text: &str) -> Option<IpNet> {
-    let net = match IpNet::from_str(text) {
-        Ok(net) => net,
-        Err(_) => IpNet::from(IpAddr::from_str(text).ok()?),
+    let net = match text.split_once('/') {
+        Some((address, prefix)) if prefix.bytes().all(|b| b.is_ascii_digit()) => {
+            IpNet::new(address.parse().ok()?, prefix.parse().ok()?).ok()?
+        }
+        Some(_) => return None,
+        None => IpNet::from(IpAddr::from_str(text).ok()?),
     };
     let net = match net {
         IpNet::V6(v6) if v6.prefix_len() >= MAPPED => match v6.addr().to_ipv4_mapped() {
@@ -90,6 +93,9 @@ mod tests {
             "",
             "203.0.113.0/33",
             "203.0.113.0/-1",
+            "203.0.113.0/+8",
+            "203.0.113.0/",
+            "/8",
             "203.0.113/24",
             "203.0.113.0/24 ",
             "010.0.0.0/8",

@@ -213,6 +213,9 @@ pub trait KeyStore: Send + Sync {
     /// Makes a key.
     async fn create_key(&self, key: &Key) -> Result<()>;
 
+    /// Makes these keys together, or none of them.
+    async fn create_keys(&self, keys: &[Key]) -> Result<()>;
+
     /// Makes the first admin key. [`StoreError::Exists`] where there is an
     /// admin key already, also when two nodes try at the same time.
     async fn create_first_admin_key(&self, key: &Key) -> Result<()>;

@@ -2,6 +2,7 @@
 //! method is open by mistake.
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http_body_util::Full;
 use onering::{
     domain::key::{self, Kind},
@@ -210,19 +211,15 @@ async fn guesses_are_told_apart_behind_a_proxy(db: Db) {
             .await
             .refused(401, "KEY_INVALID")
     };
-    for _ in 0..30 {
-        guess("198.51.100.1").await;
-    }
-    // Bounds from below, as in the test without a proxy.
+    join_all((0..120).map(|_| guess("198.51.100.1"))).await;
+    // A bound from below: no fast machine can fail it, nor a slow one.
     let began = std::time::Instant::now();
     guess("198.51.100.1").await;
-    assert!(began.elapsed().as_millis() >= 100, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_millis() >= 1000, "{:?}", began.elapsed());
     tokio::select! {
         biased;
-        _ = guess("198.51.100.2") => {}
-        () = async { for _ in 0..20 { guess("198.51.100.1").await; } } => {
-            panic!("held up by another's guesses")
-        }
+        () = async { for _ in 0..3 { guess("198.51.100.2").await; } } => {}
+        _ = guess("198.51.100.1") => panic!("held up by another's guesses"),
     }
     app.stop().await;
 }

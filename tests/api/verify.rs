@@ -1,5 +1,6 @@
 //! `VerifyKey`: the decision for the company's own services.
 
+use futures_util::future::join_all;
 use onering::{
     domain::key::{self, Kind},
     proto::v1::{self, ErrorReason, VerifyKeyRequest, VerifyKeyResponse},
@@ -437,17 +438,16 @@ async fn a_named_address_that_guesses_is_slowed(db: Db) {
         let answer = ask(&app, &verifier, request).await;
         assert_eq!(reason_of(&answer), "KEY_INVALID");
     };
-    for _ in 0..30 {
-        guess("203.0.113.9").await;
-    }
+    join_all((0..120).map(|_| guess("203.0.113.9"))).await;
+    // A bound from below: no fast machine can fail it, nor a slow one.
     let began = std::time::Instant::now();
     guess("::ffff:203.0.113.9").await;
-    assert!(began.elapsed().as_millis() >= 100, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_millis() >= 1000, "{:?}", began.elapsed());
     for from in ["", "203.0.113.10"] {
         tokio::select! {
             biased;
-            () = guess(from) => {}
-            () = async { for _ in 0..20 { guess("203.0.113.9").await; } } => panic!("held up"),
+            () = async { for _ in 0..3 { guess(from).await; } } => {}
+            () = guess("203.0.113.9") => panic!("held up"),
         }
     }
     app.stop().await;

@@ -15,6 +15,7 @@ use crate::support::{
 
 contract![
     a_key_is_read_as_it_was_written,
+    keys_are_made_together,
     a_key_is_updated_once,
     a_key_is_deleted_once,
     keys_are_listed_newest_first,
@@ -42,6 +43,22 @@ fn rotated(key: &Key) -> Key {
         updated_at: key.updated_at + 1,
         ..key.clone()
     }
+}
+
+// K3: all of them, at one revision, or none.
+async fn keys_are_made_together(db: Db) {
+    let store = db.open().await;
+    let keys: Vec<Key> = (0..20).map(|_| a_key(Some(TenantId::DEFAULT))).collect();
+    let before = store.revision().await.unwrap();
+    store.create_keys(&keys).await.unwrap();
+    assert_eq!(store.revision().await.unwrap(), before + 1);
+    for key in &keys {
+        assert_eq!(store.get_key(key.id).await.unwrap().as_ref(), Some(key));
+    }
+    let again = [a_key(None), keys[3].clone()];
+    let taken = store.create_keys(&again).await;
+    assert!(matches!(taken, Err(StoreError::Exists(_))), "{taken:?}");
+    assert_eq!(store.get_key(again[0].id).await.unwrap(), None);
 }
 
 // K2

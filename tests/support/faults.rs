@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use onering::{
     app::Around,
     domain::{
+        audit::{Chain, Record},
         delivery::{Attempt, Delivery, Status},
         id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
         key::Key,
@@ -18,9 +19,9 @@ use onering::{
         tenant::Tenant,
     },
     store::{
-        Changes, ConfigStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse,
-        Leased, NodeStore, Page, Publish, Published, QueueStore, Result, SealedKey, Session, Store,
-        StoreError, StoredEvent, SubscriptionStore, TenantStore, Usage, Waiting, Want,
+        AuditEnd, Author, Change, Changed, Changes, ConfigStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse,
+        Leased, LiveNode, NodeStore, Page, Publish, Published, QueueStore, Result, SealedKey, Session, Store,
+        StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;

@@ -5,7 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{
+    empty::EmptyArgs,
     error::{BenchError, Result},
+    gate::GateArgs,
     ledger::MAX_FAN_OUT,
 };
 
@@ -18,6 +20,8 @@ Examples:
   onering bench latency --b5-rate 5000
   onering bench suite --database postgres://localhost/postgres --database sqlite
   onering bench switch --database postgres://localhost/postgres --nodes 3
+  onering bench verify --keys 100000 --callers 64
+  onering bench me --output json
   onering bench publish --url http://127.0.0.1:8000 --admin-key sk_admin_...
 
 Without --url it starts a server of its own on a free port of this machine, with a
@@ -48,6 +52,13 @@ pub enum Mode {
     Switch(SwitchArgs),
     /// Everything, as a table in Markdown.
     Suite(SuiteArgs),
+    /// `VerifyKey` beside an empty unary gRPC call.
+    Verify(GateArgs),
+    /// `GET /v1/external/me` beside an empty HTTP handler.
+    Me(GateArgs),
+    /// What `verify` and `me` are compared with.
+    #[command(hide = true)]
+    Empty(EmptyArgs),
 }
 
 /// Arguments of `bench raw`.
@@ -245,12 +256,18 @@ impl TargetArgs {
         if self.database.len() > databases {
             return usage("only `bench suite` takes --database more than once".into());
         }
-        for database in &self.database {
-            if database != "sqlite" && !is_postgres(database) {
-                return usage("--database: `sqlite` or a postgres:// URL is needed".into());
-            }
+        self.database
+            .iter()
+            .try_for_each(|database| Self::check_own(database, &self.server_env))
+    }
+
+    /// Checks what a server of our own is started with.
+    pub(super) fn check_own(database: &str, server_env: &[String]) -> Result<()> {
+        let usage = |why: String| Err(BenchError::Usage(why));
+        if database != "sqlite" && !is_postgres(database) {
+            return usage("--database: `sqlite` or a postgres:// URL is needed".into());
         }
-        if let Some(pair) = self.server_env.iter().find(|pair| !pair.contains('=')) {
+        if let Some(pair) = server_env.iter().find(|pair| !pair.contains('=')) {
             return usage(format!("--server-env {pair}: NAME=VALUE is needed"));
         }
         Ok(())
@@ -274,7 +291,7 @@ pub(super) fn check_fan_out(endpoints: u64, fan_out: u64) -> Result<()> {
 }
 
 /// Reads `500ms`, `60s`, `2m` or `1h`; more than nothing.
-fn duration(text: &str) -> std::result::Result<Duration, String> {
+pub(super) fn duration(text: &str) -> std::result::Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = text.get(digits.len()..).unwrap_or_default();
     let millis = match unit {

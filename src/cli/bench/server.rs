@@ -20,6 +20,11 @@ use super::{
     client::Connection,
     error::{BenchError, Result},
 };
+use crate::{
+    app,
+    settings::{MasterKey, Settings},
+    store::Database,
+};
 
 /// How long a server may take to become healthy: the first start migrates.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
@@ -112,6 +117,17 @@ impl Server {
             folder,
             child: None,
         })
+    }
+
+    /// Where its database is, and what its secrets are sealed with: for what
+    /// writes there while it does not run.
+    pub(super) fn store_settings(&self) -> Result<(Database, MasterKey)> {
+        let settings = Settings::from_vars(self.environment.iter().cloned())
+            .map_err(|e| BenchError::Usage(e.to_string()))?;
+        let master = settings.master_key.clone();
+        master
+            .map(|master| (app::database(&settings), master))
+            .ok_or_else(|| BenchError::Failed("the server has no master key".into()))
     }
 
     /// Starts it and waits until `GET /health` answers 200.
@@ -229,7 +245,7 @@ impl Server {
 
 /// A port that is free now. Somebody else could take it before the server does;
 /// then the server says so and the benchmark ends.
-fn free_port() -> std::io::Result<u16> {
+pub(super) fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

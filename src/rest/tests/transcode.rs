@@ -24,7 +24,7 @@ async fn create_answers_with_its_own_status_and_all_fields() {
     assert_eq!(response.headers()["x-request-id"], "req_1");
     assert_eq!(
         text(response).await,
-        r#"{"key_id":"key_1","secret":"osk_1","key":{"key_id":"","tenant":"","name":"a","kind":"ADMIN","tier":"pro","scopes":["read:rings"],"canary_enabled":true,"rate_limit_per_hour":9007199254740993,"expire_time":"2026-01-01T00:00:00.500Z","metadata":{"a":"1","b":"2"},"status":"ACTIVE"}}"#
+        r#"{"key_id":"key_1","secret":"osk_1","key":{"key_id":"","tenant":"","name":"a","kind":"ADMIN","tier":"pro","scopes":["read:rings"],"canary_enabled":true,"rate_limit_per_hour":9007199254740993,"expire_time":"2026-01-01T00:00:00.500Z","metadata":{"a":"1","b":"2"},"status":"ACTIVE","allowed_cidrs":[]}}"#
     );
 }
 

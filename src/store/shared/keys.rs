@@ -84,6 +84,17 @@ impl KeyStore for Engine {
         Ok(())
     }
 
+    async fn create_keys(&self, new: &[Key]) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let rev = bump(&mut tx).await?;
+        for key in new {
+            insert(&mut tx, key, rev).await?;
+        }
+        tx.commit().await.map_err(failed)?;
+        self.config_changed().await;
+        Ok(())
+    }
+
     async fn create_first_admin_key(&self, new: &Key) -> Result<()> {
         let mut tx = self.begin().await?;
         // Takes the revision's lock first: of two nodes one sees the other's key.
