@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use crate::{
     domain::{
         id::Micros,
+        jsonlogic::Rule,
         signature::{Secret, Signed, Signer},
         subscription::Subscription,
     },
@@ -20,6 +21,8 @@ pub struct Target {
     pub uri: Uri,
     /// Its own headers.
     pub headers: HeaderMap,
+    /// Which payloads it wants.
+    pub filter: Option<Rule>,
     alone: Signer,
     overlap: Option<(Signer, Micros)>,
 }
@@ -55,6 +58,7 @@ impl Target {
             headers.insert(name, value);
         }
         Ok(Self {
+            filter: filter(&s),
             uri: s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
             headers,
             alone: Signer::new(s.scheme, &secret, None),
@@ -72,4 +76,18 @@ impl Target {
         };
         signer.sign(now.div_euclid(1_000_000), event_id, body)
     }
+}
+
+/// A subscription's filter. One that can't be compiled is a later version's, for
+/// each was when it was stored: an event too many does less harm than one too few.
+fn filter(s: &Subscription) -> Option<Rule> {
+    let compiled = Rule::parse(s.filter.as_deref()?);
+    compiled
+        .inspect_err(|e| {
+            tracing::error!(
+                subscription.id = %s.id, error.message = %e,
+                "filter can't be read: every payload passes it"
+            );
+        })
+        .ok()
 }

@@ -40,6 +40,8 @@ mod body;
 mod connect;
 #[path = "engine/endpoints.rs"]
 mod endpoints;
+#[path = "engine/filters.rs"]
+mod filters;
 #[path = "engine/held.rs"]
 mod held;
 #[path = "engine/idempotency.rs"]
@@ -58,3 +60,5 @@ mod schedule;
 mod signatures;
 #[path = "engine/subscriptions.rs"]
 mod subscriptions;
+#[path = "engine/traces.rs"]
+mod traces;

@@ -20,6 +20,7 @@ use crate::{
     domain::{
         delivery::{self, Attempt, Next, Outcome, Progress, Status},
         id::{DeliveryId, EventId, Micros, Part, SubscriptionId, TenantId},
+        trace::Trace,
     },
     metrics::Metrics,
     settings::Live,
@@ -44,6 +45,8 @@ pub struct Job {
     pub event_type: Arc<str>,
     /// What to send.
     pub body: Bytes,
+    /// Where the event came from.
+    pub trace: Option<Arc<Trace>>,
     /// The fence.
     pub token: i32,
     /// Attempts charged so far.
@@ -72,6 +75,7 @@ impl Job {
             event: row.event,
             event_type: row.event_type.into(),
             body: row.body,
+            trace: row.trace.map(Arc::new),
             token: row.token,
             attempts: row.attempts,
             replays: row.replays,
@@ -228,6 +232,7 @@ impl Dispatcher {
                             event: p.event,
                             event_type: event_type.clone(),
                             body: p.body.clone(),
+                            trace: p.trace.clone(),
                             token: 1,
                             attempts: 0,
                             replays: 0,

@@ -447,6 +447,7 @@ mod tests {
             event,
             event_type: "a".into(),
             body: Bytes::from_static(b"{}"),
+            trace: None,
             token: 1,
             attempts: 0,
             replays: 0,

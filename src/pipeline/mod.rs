@@ -15,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod claim;
 pub mod dispatch;
+mod filter;
 mod finish;
 mod follow;
 mod lanes;

@@ -5,7 +5,7 @@ use tonic::{Request, Response};
 use super::{
     Answer, Context, TRIES, caller,
     check::{self, Faults},
-    page,
+    page, trace,
 };
 use crate::{
     caller::Caller,
@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod fields;
+mod filter;
 mod view;
 
 /// The event that a test publishes.
@@ -137,6 +138,7 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
         description: String::new(),
         disabled: None,
         held: 0,
+        filter: None,
         format: PayloadFormat::Standard,
         scheme,
         schedule: None,
@@ -167,6 +169,7 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         max_age_seconds: given.max_age_seconds,
         metadata: given.metadata,
         payload_format: given.payload_format,
+        filter: given.filter,
         ..v1::Subscription::default()
     }
 }
@@ -361,6 +364,7 @@ impl SubscriptionService for Subscriptions {
     ) -> Answer<TestSubscriptionResponse> {
         self.0.webhooks_on()?;
         let caller = caller(&request)?;
+        let trace = trace::of_call(&request);
         let id = check::id("id", &request.get_ref().id)?;
         let found = self.load(&caller, id).await?;
         if self.0.directory.target(id).is_none() {
@@ -377,6 +381,7 @@ impl SubscriptionService for Subscriptions {
                 data: TEST_DATA.into(),
                 idempotency_key: None,
                 only: Some(id),
+                trace,
             })
             .await?;
         // Without a delivery: it was deleted at the same time.

@@ -10,6 +10,7 @@ use crate::domain::{
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
     subscription::{Disabled, Headers, PayloadFormat, PreviousSecret, Sealed, Subscription},
+    trace::Trace,
 };
 
 /// A [`Finish`] in the columns of the finishing statements.
@@ -179,6 +180,11 @@ impl KeyRow {
     }
 }
 
+/// Where an event came from, as its column has it.
+pub(super) fn trace(stored: Option<Vec<u8>>) -> Option<Trace> {
+    Trace::decode(&stored?)
+}
+
 /// What of a subscription is kept as one JSON text.
 #[derive(Serialize, Deserialize)]
 pub(super) struct SubscriptionDoc {
@@ -213,6 +219,8 @@ pub(super) struct SubscriptionRow {
     pub previous_secret: Vec<u8>,
     pub previous_until: Micros,
     pub updated_at: Micros,
+    /// A column and not in `doc`, which nodes of the version before write anew.
+    pub filter: Option<String>,
 }
 
 impl SubscriptionRow {
@@ -245,6 +253,7 @@ impl SubscriptionRow {
                 .map_or_else(Vec::new, |p| p.secret.0.clone()),
             previous_until: s.previous.as_ref().map_or(0, |p| p.until),
             updated_at: s.updated_at,
+            filter: s.filter.clone(),
         }
     }
 
@@ -270,6 +279,7 @@ impl SubscriptionRow {
             description: doc.description,
             disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
             held: doc.held,
+            filter: self.filter,
             format: format_of(doc.format),
             scheme: scheme_of(doc.scheme),
             schedule: doc.schedule,
@@ -336,6 +346,7 @@ mod tests {
             previous_secret: Vec::new(),
             previous_until: 0,
             updated_at: 1,
+            filter: None,
         };
         let doc = r#"{"url":"https://a.example/","event_types":["*"],"headers":[],
             "description":"","disabled":null,"held":0,"scheme":1,"schedule":null,"timeout":15,

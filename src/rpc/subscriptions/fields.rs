@@ -17,6 +17,7 @@ use crate::{
             DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, PayloadFormat, Subscription,
             is_pattern,
         },
+        trace,
     },
     error::{Error, Reason},
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// What can be changed of a subscription.
-pub(super) const CHANGEABLE: [&str; 12] = [
+pub(super) const CHANGEABLE: [&str; 13] = [
     "url",
     "event_types",
     "headers",
@@ -41,15 +42,21 @@ pub(super) const CHANGEABLE: [&str; 12] = [
     "max_age_seconds",
     "metadata",
     "payload_format",
+    "filter",
 ];
 
 /// Headers that are of the connection, of the message or of ours.
-const NOT_THEIRS: [&str; 17] = [
+const NOT_THEIRS: [&str; 22] = [
     cloudevent::header::ID,
     cloudevent::header::SOURCE,
     cloudevent::header::SPECVERSION,
     cloudevent::header::TIME,
     cloudevent::header::TYPE,
+    cloudevent::header::TRACEPARENT,
+    cloudevent::header::TRACESTATE,
+    trace::TRACEPARENT,
+    trace::TRACESTATE,
+    "x-request-id",
     "connection",
     "expect",
     "host",
@@ -98,6 +105,7 @@ pub(super) fn named(
         "max_age_seconds" => given.max_age_seconds != 0,
         "metadata" => !given.metadata.is_empty(),
         "payload_format" => given.payload_format != 0,
+        "filter" => !given.filter.is_empty(),
         _ => false,
     };
     mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults)
@@ -146,6 +154,7 @@ pub(super) fn apply(
             }
             "metadata" => s.metadata = faults.metadata(&given.metadata),
             "payload_format" => s.format = format(given.payload_format, faults),
+            "filter" => s.filter = super::filter::read(&given.filter, faults),
             _ => {}
         }
     }

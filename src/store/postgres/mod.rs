@@ -29,7 +29,13 @@ type Transaction<'a> = sqlx::Transaction<'a, Db>;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("base", include_str!("migrations/0001_base.sql")),
+    (
+        "filters and traces",
+        include_str!("migrations/0006_filters_and_traces.sql"),
+    ),
+];
 
 /// A PostgreSQL database, version 15 or later.
 pub struct Postgres {

@@ -14,7 +14,7 @@ use crate::{
     },
     store::{
         Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session, Waiting, Want,
-        rows::FinishRow,
+        rows::{FinishRow, trace},
     },
 };
 
@@ -44,7 +44,7 @@ leased as (
   returning q.*, chosen.active - q.age_from as age
 )
 select l.id, l.tenant, l.sub, l.event, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
-       l.token, l.attempts, l.replays, l.by_hand, l.age
+       l.token, l.attempts, l.replays, l.by_hand, l.age, coalesce(e.trace, k.trace)
 from leased l
 left join events e on e.part = l.part and e.day = l.event_day and e.id = l.event
 left join kept_bodies k on k.part = l.part and k.event = l.event
@@ -235,6 +235,7 @@ impl QueueStore for Postgres {
                 replays: r.get::<i16, _>(8) as u16,
                 by_hand: r.get(9),
                 age: r.get(10),
+                trace: trace(r.get(11)),
             })
             .collect())
     }

@@ -22,6 +22,7 @@ fn subscription(r: &Row) -> Result<Subscription> {
         previous_secret: r.get(4),
         previous_until: r.get(5),
         updated_at: r.get(6),
+        filter: r.get("filter"),
     }
     .into_subscription()
     .map_err(broken)
@@ -49,7 +50,8 @@ pub(super) async fn changed(
         });
     }
     let rows = sqlx::query(
-        "select s.id, s.tenant, s.doc, s.secret, s.previous_secret, s.previous_until, s.updated_at
+        "select s.id, s.tenant, s.doc, s.secret, s.previous_secret, s.previous_until, s.updated_at,
+                s.filter
          from subscriptions s join tenant_rev t on t.tenant = s.tenant
          where t.config_rev > $1 order by s.id",
     )
@@ -98,8 +100,8 @@ impl SubscriptionStore for Engine {
         }
         sqlx::query(
             "insert into subscriptions (id, tenant, doc, secret, previous_secret, previous_until,
-                                        updated_at, rev)
-             values ($1, $2, $3, $4, $5, $6, $7, $8)",
+                                        updated_at, rev, filter)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
         .bind(row.id)
         .bind(row.tenant)
@@ -109,6 +111,7 @@ impl SubscriptionStore for Engine {
         .bind(row.previous_until)
         .bind(row.updated_at)
         .bind(rev)
+        .bind(row.filter)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -119,7 +122,7 @@ impl SubscriptionStore for Engine {
 
     async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>> {
         sqlx::query(
-            "select id, tenant, doc, secret, previous_secret, previous_until, updated_at
+            "select id, tenant, doc, secret, previous_secret, previous_until, updated_at, filter
              from subscriptions where id = $1",
         )
         .bind(id.0)
@@ -137,7 +140,7 @@ impl SubscriptionStore for Engine {
         page: Page<SubscriptionId>,
     ) -> Result<Vec<Subscription>> {
         sqlx::query(
-            "select id, tenant, doc, secret, previous_secret, previous_until, updated_at
+            "select id, tenant, doc, secret, previous_secret, previous_until, updated_at, filter
              from subscriptions where tenant = $1 and id < $2 order by id desc limit $3",
         )
         .bind(tenant.0)
@@ -157,7 +160,7 @@ impl SubscriptionStore for Engine {
         let rev = bump_tenant(&mut tx, s.tenant).await?;
         let done = sqlx::query(
             "update subscriptions set doc = $3, secret = $4, previous_secret = $5,
-                    previous_until = $6, updated_at = $7, rev = $8
+                    previous_until = $6, updated_at = $7, rev = $8, filter = $9
              where id = $1 and updated_at = $2",
         )
         .bind(row.id)
@@ -168,6 +171,7 @@ impl SubscriptionStore for Engine {
         .bind(row.previous_until)
         .bind(row.updated_at)
         .bind(rev)
+        .bind(row.filter)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;

@@ -48,7 +48,13 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("base", include_str!("migrations/0001_base.sql")),
+    (
+        "filters and traces",
+        include_str!("migrations/0006_filters_and_traces.sql"),
+    ),
+];
 
 /// A SQLite database. One process at a time: its clock is the store's.
 pub struct Sqlite {

@@ -22,7 +22,7 @@ use crate::{
     },
     store::{
         Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
-        Session, Waiting, Want,
+        Session, Waiting, Want, rows::trace,
     },
 };
 
@@ -34,7 +34,8 @@ static DUE: Batch = Batch::joined(
        where part = ? and sub = ? and lease_sid = 0 and due_at <= ? order by due_at limit ?)",
     " union all ",
     ") select q.id, q.tenant, q.sub, q.event, coalesce(e.type, k.type, ''), coalesce(e.body, k.body),
-              q.token + 1, q.attempts, q.replays, q.by_hand, q.age_from, q.due_at
+              q.token + 1, q.attempts, q.replays, q.by_hand, q.age_from, q.due_at,
+              coalesce(e.trace, k.trace)
        from c cross join queue q on q.part = c.part and q.id = c.id
        left join events e on e.part = q.part and e.id = q.event and e.day = q.event_day
        left join kept_bodies k on k.part = q.part and k.event = q.event",
@@ -305,6 +306,7 @@ fn leased(r: &Row, own: &HashMap<i16, Own>) -> Leased {
         replays: r.get::<i16, _>(8) as u16,
         by_hand: r.get(9),
         age: active - r.get::<i64, _>(10),
+        trace: trace(r.get(12)),
     }
 }
 
