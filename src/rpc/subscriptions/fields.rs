@@ -105,7 +105,7 @@ pub(super) fn named(
         "max_age_seconds" => given.max_age_seconds != 0,
         "metadata" => !given.metadata.is_empty(),
         "payload_format" => given.payload_format != 0,
-        "filter" => !given.filter.is_empty(),
+        "filter" => given.filter.is_some(),
         _ => false,
     };
     mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults)
@@ -154,7 +154,9 @@ pub(super) fn apply(
             }
             "metadata" => s.metadata = faults.metadata(&given.metadata),
             "payload_format" => s.format = format(given.payload_format, faults),
-            "filter" => s.filter = super::filter::read(&given.filter, faults),
+            "filter" => {
+                s.filter = super::filter::read(given.filter.as_deref().unwrap_or_default(), faults)
+            }
             _ => {}
         }
     }

@@ -88,6 +88,6 @@ pub(super) fn view(
             .map(|p| timestamp(p.until)),
         create_time: Some(timestamp(s.created_at)),
         update_time: Some(timestamp(s.updated_at)),
-        filter: s.filter.clone().unwrap_or_default().into(),
+        filter: s.filter.clone().map(String::into_bytes),
     }
 }
