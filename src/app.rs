@@ -20,6 +20,7 @@ use crate::{
     metrics::Metrics,
     pipeline::{
         self, Pipeline,
+        clients::Clients,
         node::Node,
         sender::{Clock, Sender},
     },
@@ -50,12 +51,17 @@ pub enum StartError {
     Listen(SocketAddr, std::io::Error),
 }
 
+/// Puts something between a node and its store.
+pub type Around = Arc<dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync>;
+
 /// What tests replace.
 pub struct Outside {
     /// The wall clock that signatures are made and checked with.
     pub clock: Clock,
     /// Resolves receivers' names.
     pub resolver: connector::Resolver,
+    /// What the node takes for its store, given the one that it opened.
+    pub store: Around,
 }
 
 impl Default for Outside {
@@ -63,6 +69,7 @@ impl Default for Outside {
         Self {
             clock: Arc::new(wall_clock),
             resolver: connector::system_resolver(),
+            store: Arc::new(|store| store),
         }
     }
 }
@@ -119,7 +126,7 @@ impl App {
         })?;
         let acceptor = settings.tls.as_ref().map(server::tls).transpose();
         let acceptor = acceptor.map_err(StartError::Settings)?;
-        let store = store::connect(&database(&settings)).await?;
+        let store = (outside.store)(store::connect(&database(&settings)).await?);
         store.prepare_days().await?;
         let keyring = Arc::new(Keyring::open(&*store, master).await?);
         let metrics = Arc::new(Metrics::new());
@@ -137,8 +144,8 @@ impl App {
             outside.resolver,
             settings.egress_proxy.clone(),
         );
-        let https = connector::https(&settings, connector).map_err(StartError::Settings)?;
-        let sender = Arc::new(Sender::new(https, live.clone(), outside.clock));
+        let tls = connector::Tls::new(&settings, connector).map_err(StartError::Settings)?;
+        let sender = Arc::new(Sender::new(Clients::new(tls), live.clone(), outside.clock));
         // The address is taken before the session is begun: of two nodes with
         // one address the second must not take partitions and die.
         let listener = TcpListener::bind(settings.listen)

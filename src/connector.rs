@@ -14,18 +14,18 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::Uri;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-use crate::{
-    domain::address::Policy,
-    settings::{Live, Settings},
-};
+use crate::{domain::address::Policy, settings::Live};
+
+mod tls;
+
+pub use tls::{Https, Tls};
 
 /// How long opening one TCP connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -215,37 +215,6 @@ impl tower_service::Service<Uri> for Connector {
         let connector = self.clone();
         Box::pin(async move { Ok(TokioIo::new(connector.connect(uri).await?)) })
     }
-}
-
-/// A connector with TLS over it. Certificates are verified against the public
-/// authorities, and those of the configured file.
-///
-/// # Errors
-/// Where the file can't be read.
-pub fn https(
-    settings: &Settings,
-    connector: Connector,
-) -> Result<HttpsConnector<Connector>, String> {
-    let mut roots = RootCertStore::empty();
-    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    if let Some(path) = &settings.endpoint_ca {
-        for cert in read_certificates(path)? {
-            roots
-                .add(cert)
-                .map_err(|e| format!("{}: {e}", path.display()))?;
-        }
-    }
-    let config =
-        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-    Ok(HttpsConnectorBuilder::new()
-        .with_tls_config(config)
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(connector))
 }
 
 /// The certificates of a PEM file.

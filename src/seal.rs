@@ -1,7 +1,8 @@
 //! Sealing secrets at rest: XChaCha20-Poly1305 (RFC 8439, extended nonce). The
 //! master key seals two kinds of keys, which the store keeps: peppers, under
 //! which API keys' secrets are hashed, and data keys, which seal subscriptions'
-//! secrets and headers. Changing the master key seals those few again and nothing else.
+//! secrets, headers and client certificates. Changing the master key seals those
+//! few again and nothing else.
 
 use std::collections::HashMap;
 
@@ -15,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     domain::{
+        certificate::Pem,
         id::SubscriptionId,
         key::Hashed,
         subscription::{Headers, Sealed},
@@ -243,10 +245,41 @@ impl Keyring {
         };
         serde_json::from_str(&text).map_err(|_| SealError::WrongKey(place))
     }
+
+    /// Seals a subscription's client certificate with its private key.
+    ///
+    /// # Errors
+    /// Where the operating system gives no random bytes.
+    pub fn seal_certificate(&self, id: SubscriptionId, pem: &Pem) -> Result<Sealed, SealError> {
+        let place = certificate_place(id);
+        let text = serde_json::to_string(&(&pem.chain, &*pem.private_key))
+            .map(Zeroizing::new)
+            .map_err(|_| SealError::WrongKey(place.clone()))?;
+        self.seal(&place, &text)
+    }
+
+    /// Opens a subscription's client certificate.
+    ///
+    /// # Errors
+    /// Where it was sealed with another key or for another subscription.
+    pub fn open_certificate(&self, id: SubscriptionId, sealed: &Sealed) -> Result<Pem, SealError> {
+        let place = certificate_place(id);
+        let text = self.open_secret(&place, sealed)?;
+        let (chain, private_key): (String, String) =
+            serde_json::from_str(&text).map_err(|_| SealError::WrongKey(place))?;
+        Ok(Pem {
+            chain,
+            private_key: Zeroizing::new(private_key),
+        })
+    }
 }
 
 fn headers_place(id: SubscriptionId) -> String {
     format!("{id} headers")
+}
+
+fn certificate_place(id: SubscriptionId) -> String {
+    format!("{id} client certificate")
 }
 
 /// Whether these headers are a JSON list as it stands, from before they were
@@ -297,6 +330,29 @@ mod tests {
             assert!(open(&key, "sub_1", &changed).is_err(), "byte {i}");
         }
         assert!(open(&key, "sub_1", &sealed[..10]).is_err());
+    }
+
+    // Z1: a client certificate opens for its subscription only.
+    #[test]
+    fn client_certificates_are_sealed() {
+        let ring = Keyring {
+            peppers: HashMap::new(),
+            data: HashMap::from([(1, random_key().unwrap())]),
+            pepper: 0,
+            newest_data: 1,
+        };
+        let part = crate::domain::id::Part::new(0);
+        let [id, other] = [1, 2].map(|n| SubscriptionId::new(n, part));
+        let pem = Pem {
+            chain: "a chain\n".into(),
+            private_key: Zeroizing::new("abcdef".into()),
+        };
+        let sealed = ring.seal_certificate(id, &pem).unwrap();
+        assert!(!sealed.0.windows(6).any(|w| w == b"abcdef"));
+        assert_eq!(ring.open_certificate(id, &sealed).unwrap(), pem);
+        assert!(ring.open_certificate(other, &sealed).is_err());
+        assert!(ring.open_headers(id, &sealed).is_err());
+        assert!(ring.open_secret(&id.to_string(), &sealed).is_err());
     }
 
     // Z1: headers open for their subscription only, and not as its secret.

@@ -11,168 +11,12 @@ use zeroize::Zeroizing;
 
 use crate::{domain::delivery::Schedule, store::Database};
 
-/// Every name that can be set, with its default for people and what it is.
-pub const NAMES: &[(&str, &str, &str)] = &[
-    (
-        "EXTERNAL_API_ENABLED",
-        "unset",
-        "pins the switch external_api.enabled",
-    ),
-    (
-        "EXTERNAL_API_CANARY_ONLY",
-        "unset",
-        "pins the switch external_api.canary_only",
-    ),
-    (
-        "WEBHOOKS_ENABLED",
-        "unset",
-        "pins the switch webhooks.enabled",
-    ),
-    (
-        "WEBHOOKS_DELIVERY_ENABLED",
-        "unset",
-        "pins the switch webhooks.delivery.enabled",
-    ),
-    (
-        "WEBHOOKS_MAX_ATTEMPTS",
-        "3",
-        "attempts of a delivery, 1 to 20",
-    ),
-    (
-        "WEBHOOKS_BACKOFF_SECONDS",
-        "60,300,900",
-        "waits after failed attempts",
-    ),
-    (
-        "WEBHOOKS_REPLAY_WINDOW_SECONDS",
-        "300",
-        "the greatest age of a signature that leaves",
-    ),
-    (
-        "WEBHOOKS_DELIVERY_LOOP_SECONDS",
-        "5",
-        "upper bound of the poll for due deliveries",
-    ),
-    (
-        "WEBHOOKS_CONCURRENCY",
-        "512",
-        "attempts under way on this node",
-    ),
-    (
-        "DATABASE_URL",
-        "sqlite:// in the data folder",
-        "sqlite://FILE or postgres://…",
-    ),
-    (
-        "MASTER_KEY",
-        "none",
-        "base64 of 32 bytes; seals secrets at rest",
-    ),
-    ("MASTER_KEY_FILE", "none", "a file that holds it"),
-    (
-        "DATA_DIR",
-        "see docs",
-        "the embedded database and made keys",
-    ),
-    (
-        "BOOTSTRAP_ADMIN_KEY",
-        "none",
-        "the first admin key of an empty store",
-    ),
-    (
-        "MONITORING_OPEN",
-        "0 (1 in dev)",
-        "whether monitoring takes no key",
-    ),
-    (
-        "REQUIRE_OWN_SCOPES",
-        "0",
-        "whether consumers must name OneRing's own scopes",
-    ),
-    (
-        "STALE_SECONDS",
-        "10",
-        "how long to go on without the database",
-    ),
-    (
-        "ALLOWED_ENDPOINT_CIDRS",
-        "none",
-        "addresses that receivers may have beyond public ones",
-    ),
-    (
-        "ALLOW_HTTP_ENDPOINTS",
-        "0",
-        "whether receivers may be http://",
-    ),
-    (
-        "ENDPOINT_CA_FILE",
-        "none",
-        "certificates (PEM) that receivers may use beyond public ones",
-    ),
-    (
-        "EGRESS_PROXY",
-        "none",
-        "http://HOST:PORT through which deliveries go",
-    ),
-    ("LISTEN", "127.0.0.1:8000", "the address to listen on"),
-    ("TLS_CERT", "none", "certificate chain (PEM)"),
-    ("TLS_KEY", "none", "its key (PEM)"),
-    (
-        "TLS_CLIENT_CA",
-        "none",
-        "asks clients for a certificate of this authority (PEM)",
-    ),
-    (
-        "TIERS",
-        "free=100,pro=1000,enterprise=10000",
-        "tiers and their calls an hour",
-    ),
-    (
-        "EVENT_MAX_BYTES",
-        "262144",
-        "the greatest payload of an event",
-    ),
-    ("FAN_OUT_MAX", "1000", "the most deliveries of one event"),
-    ("QUOTA_SUBSCRIPTIONS", "1000", "subscriptions of a tenant"),
-    (
-        "QUOTA_STORED_BYTES",
-        "107374182400",
-        "bytes of stored events of a tenant",
-    ),
-    ("RETENTION_DAYS", "30", "how long history is kept"),
-    (
-        "SESSION_SECONDS",
-        "10",
-        "how long a node lives without the database, 2 to 20",
-    ),
-    (
-        "SHUTDOWN_SECONDS",
-        "10",
-        "how long a stop waits for what is under way",
-    ),
-    (
-        "NODE_NAME",
-        "the host's",
-        "this node's name in logs and attempts",
-    ),
-    ("LOG", "info", "log levels, such as `info,onering=debug`"),
-    ("LOG_FORMAT", "text", "`text` or `json`"),
-];
+mod names;
+mod source;
 
-/// Names of other programs of ours: the command's, and the tests'.
-const OTHER: &[&str] = &["CONFIG", "URL", "ADMIN_KEY"];
-
-/// A value that can't be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name}: read {read:?}, takes {takes}")]
-pub struct BadSetting {
-    /// The variable.
-    pub name: String,
-    /// What was read; secrets are not repeated.
-    pub read: String,
-    /// What is allowed.
-    pub takes: String,
-}
+pub use names::NAMES;
+pub use source::BadSetting;
+use source::Source;
 
 /// The four switches as this node's settings pin them; none: the stored switch
 /// rules.
@@ -296,71 +140,6 @@ pub struct Settings {
     pub unknown: Vec<String>,
 }
 
-/// Reads names from the environment and the file.
-struct Source {
-    file: BTreeMap<String, String>,
-    env: BTreeMap<String, String>,
-}
-
-impl Source {
-    fn text(&self, name: &str) -> Option<&str> {
-        self.env
-            .get(name)
-            .or_else(|| self.file.get(&name.to_lowercase()))
-            .map(String::as_str)
-            .filter(|v| !v.is_empty())
-    }
-
-    fn get<T>(
-        &self,
-        name: &str,
-        takes: &str,
-        parse: impl FnOnce(&str) -> Option<T>,
-    ) -> Result<Option<T>, BadSetting> {
-        self.text(name)
-            .map(|text| {
-                parse(text.trim()).ok_or_else(|| BadSetting {
-                    name: format!("ONERING_{name}"),
-                    // A URL may hold a password.
-                    read: if text.contains('@') {
-                        "(not shown)".to_owned()
-                    } else {
-                        text.to_owned()
-                    },
-                    takes: takes.to_owned(),
-                })
-            })
-            .transpose()
-    }
-
-    fn flag(&self, name: &str) -> Result<Option<bool>, BadSetting> {
-        self.get(name, "0, 1, true or false", |v| match v {
-            "1" | "true" => Some(true),
-            "0" | "false" => Some(false),
-            _ => None,
-        })
-    }
-
-    fn number<T: FromStr + PartialOrd + fmt::Display + Copy>(
-        &self,
-        name: &str,
-        default: T,
-        least: T,
-        most: T,
-    ) -> Result<T, BadSetting> {
-        let takes = format!("a number from {least} to {most}");
-        Ok(self
-            .get(name, &takes, |v| {
-                v.parse().ok().filter(|n| *n >= least && *n <= most)
-            })?
-            .unwrap_or(default))
-    }
-
-    fn path(&self, name: &str) -> Option<PathBuf> {
-        self.text(name).map(PathBuf::from)
-    }
-}
-
 fn backoff(text: &str) -> Option<Vec<u32>> {
     let waits: Option<Vec<u32>> = text
         .split(',')
@@ -478,42 +257,6 @@ fn tls(source: &Source) -> Result<Option<Tls>, BadSetting> {
     }
 }
 
-fn read_file(path: &str) -> Result<BTreeMap<String, String>, BadSetting> {
-    let bad = |takes: String| BadSetting {
-        name: "ONERING_CONFIG".into(),
-        read: path.to_owned(),
-        takes,
-    };
-    let text = std::fs::read_to_string(path).map_err(|e| bad(format!("a readable file ({e})")))?;
-    let table: toml::Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| bad(format!("a TOML file ({})", e.message())))?;
-    table
-        .into_iter()
-        .map(|(name, value)| {
-            if !NAMES.iter().any(|(n, ..)| n.to_lowercase() == name) {
-                return Err(bad(format!("known names only (`{name}` is not one)")));
-            }
-            let plain = |value: &toml::Value| match value {
-                toml::Value::String(s) => Some(s.clone()),
-                toml::Value::Integer(n) => Some(n.to_string()),
-                toml::Value::Boolean(b) => Some(b.to_string()),
-                _ => None,
-            };
-            let text = match &value {
-                toml::Value::Array(list) => list
-                    .iter()
-                    .map(plain)
-                    .collect::<Option<Vec<_>>>()
-                    .map(|l| l.join(",")),
-                value => plain(value),
-            };
-            let text = text.ok_or_else(|| bad(format!("`{name}` as text, a number or a list")))?;
-            Ok((name, text))
-        })
-        .collect()
-}
-
 impl Settings {
     /// Reads the environment, and the file that it names.
     ///
@@ -532,20 +275,7 @@ impl Settings {
     /// # Errors
     /// The first value that can't be used.
     pub fn from_vars(vars: impl Iterator<Item = (String, String)>) -> Result<Self, BadSetting> {
-        let env: BTreeMap<String, String> = vars
-            .filter_map(|(k, v)| Some((k.strip_prefix("ONERING_")?.to_owned(), v)))
-            .collect();
-        let file = match env.get("CONFIG") {
-            Some(path) => read_file(path)?,
-            None => BTreeMap::new(),
-        };
-        let unknown = env
-            .keys()
-            .filter(|k| !NAMES.iter().any(|(n, ..)| n == k))
-            .filter(|k| !OTHER.contains(&k.as_str()) && !k.starts_with("TEST_"))
-            .map(|k| format!("ONERING_{k}"))
-            .collect();
-        let source = Source { file, env };
+        let source = Source::of(vars)?;
         Ok(Self {
             live: live(&source)?,
             database: source.get(
@@ -592,7 +322,7 @@ impl Settings {
                     _ => None,
                 })?
                 .unwrap_or(false),
-            unknown,
+            unknown: source.unknown(),
         })
     }
 }

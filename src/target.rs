@@ -1,10 +1,13 @@
 //! A subscription, ready to be sent to: its secrets and headers opened, its URL
-//! parsed, once and not for each attempt.
+//! and client certificate parsed, once and not for each attempt.
+
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use crate::{
     domain::{
+        certificate::ClientCertificate,
         id::Micros,
         jsonlogic::Rule,
         signature::{Secret, Signed, Signer},
@@ -21,6 +24,9 @@ pub struct Target {
     pub uri: Uri,
     /// Its own headers.
     pub headers: HeaderMap,
+    /// What it shows to its receiver. Connections belong to one of these: with
+    /// another one, or none, a connection is another.
+    pub client_certificate: Option<Arc<ClientCertificate>>,
     /// Which payloads it wants.
     pub filter: Option<Rule>,
     alone: Signer,
@@ -48,6 +54,14 @@ impl Target {
             )),
             None => None,
         };
+        let certificate = |sealed| -> Result<Arc<ClientCertificate>, String> {
+            let pem = keyring
+                .open_certificate(s.id, sealed)
+                .map_err(|e| e.to_string())?;
+            let read = ClientCertificate::parse(&pem).map_err(|e| e.to_string())?;
+            Ok(Arc::new(read))
+        };
+        let client_certificate = s.client_certificate.as_ref().map(certificate).transpose()?;
         let own = keyring
             .open_headers(s.id, &s.headers)
             .map_err(|e| e.to_string())?;
@@ -61,6 +75,7 @@ impl Target {
             filter: filter(&s),
             uri: s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
             headers,
+            client_certificate,
             alone: Signer::new(s.scheme, &secret, None),
             overlap,
             subscription: s,

@@ -24,6 +24,8 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
 
 #[path = "api/bad_input.rs"]
 mod bad_input;
+#[path = "api/client_certificates.rs"]
+mod client_certificates;
 #[path = "api/cloudevents.rs"]
 mod cloudevents;
 #[path = "api/commands.rs"]
@@ -38,6 +40,8 @@ mod nodes;
 mod refusals;
 #[path = "api/settings.rs"]
 mod settings;
+#[path = "api/silence.rs"]
+mod silence;
 #[path = "api/tenants.rs"]
 mod tenants;
 #[path = "api/wire.rs"]

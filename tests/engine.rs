@@ -36,10 +36,14 @@ fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F)
 mod attempts;
 #[path = "engine/body.rs"]
 mod body;
+#[path = "engine/client_certificates.rs"]
+mod client_certificates;
 #[path = "engine/connect.rs"]
 mod connect;
 #[path = "engine/endpoints.rs"]
 mod endpoints;
+#[path = "engine/faults.rs"]
+mod faults;
 #[path = "engine/filters.rs"]
 mod filters;
 #[path = "engine/held.rs"]
@@ -56,6 +60,8 @@ mod replay;
 mod scene;
 #[path = "engine/schedule.rs"]
 mod schedule;
+#[path = "engine/sessions.rs"]
+mod sessions;
 #[path = "engine/signatures.rs"]
 mod signatures;
 #[path = "engine/subscriptions.rs"]

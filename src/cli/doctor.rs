@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::failed;
 use crate::{
     app,
-    domain::signature::Secret,
+    domain::{certificate::ClientCertificate, signature::Secret},
     seal::{self, Keyring},
     settings::Settings,
     store::{self, Store},
@@ -64,6 +64,8 @@ async fn secrets(store: &dyn Store, keyring: &Keyring) -> store::Result<Vec<Stri
     let mut faults = Vec::new();
     let (mut sealed, mut headers) = (0, 0);
     let mut bad_headers = Vec::new();
+    let mut certificates = 0;
+    let mut bad_certificates = Vec::new();
     for s in changes.subscriptions.iter().flat_map(|l| &l.subscriptions) {
         let place = s.id.to_string();
         for secret in std::iter::once(&s.secret).chain(s.previous.as_ref().map(|p| &p.secret)) {
@@ -89,6 +91,18 @@ async fn secrets(store: &dyn Store, keyring: &Keyring) -> store::Result<Vec<Stri
                 Ok(_) => {}
             }
         }
+        if let Some(certificate) = &s.client_certificate {
+            certificates += 1;
+            // What opens is authentic, so it lies there sealed.
+            match keyring.open_certificate(s.id, certificate) {
+                Err(e) => bad_certificates.push(e.to_string()),
+                Ok(pem) => {
+                    if let Err(e) = ClientCertificate::parse(&pem) {
+                        bad_certificates.push(format!("{place}: its client certificate: {e}"));
+                    }
+                }
+            }
+        }
     }
     println!(
         "✅ {} of {sealed} subscription secrets are sealed and open",
@@ -98,7 +112,12 @@ async fn secrets(store: &dyn Store, keyring: &Keyring) -> store::Result<Vec<Stri
         "✅ {} of {headers} subscriptions' headers are sealed and open",
         headers - bad_headers.len()
     );
+    println!(
+        "✅ {} of {certificates} client certificates' private keys are sealed and open",
+        certificates - bad_certificates.len()
+    );
     faults.append(&mut bad_headers);
+    faults.append(&mut bad_certificates);
     println!(
         "✅ {} API keys are stored as HMAC-SHA-256 digests under a sealed pepper",
         changes.keys.len()

@@ -1,6 +1,7 @@
 //! Decisions, as pure functions: no I/O, no clock of their own.
 
 pub mod address;
+pub mod certificate;
 pub mod cloudevent;
 pub mod delivery;
 pub mod event;

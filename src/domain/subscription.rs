@@ -97,6 +97,8 @@ pub struct Subscription {
     pub secret: Sealed,
     /// What signs too for a while after a rotation.
     pub previous: Option<PreviousSecret>,
+    /// The certificate that its attempts show to the receiver, with its key.
+    pub client_certificate: Option<Sealed>,
     /// The key that verifies Ed25519 signatures.
     pub public_key: String,
     /// When it was made.

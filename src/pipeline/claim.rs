@@ -4,6 +4,7 @@
 //! and nothing else.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::{dispatch::Dispatcher, node::Node};
 use crate::{
     directory::Directory,
-    domain::id::{Micros, wall_clock},
+    domain::id::{Micros, SubscriptionId, wall_clock},
     domain::subscription::PARKED_LIFETIME,
     metrics::Metrics,
-    store::{Store, Waiting, Want},
+    store::{Leased, Store, Waiting, Want, claim_share},
 };
 
 /// The most rows of one statement.
@@ -93,7 +94,13 @@ impl Claimer {
                 })
                 .collect();
             match self.store.claim(session, &wants).await {
-                Ok(rows) => self.dispatcher.fetched(session, &fetches, Some(rows)),
+                Ok(rows) => {
+                    let cut = cut_short(&wants, &rows);
+                    self.dispatcher.fetched(session, &fetches, Some(rows));
+                    for w in cut {
+                        self.dispatcher.sign(w.part, w.subscription);
+                    }
+                }
                 Err(e) => {
                     self.dispatcher.suspect();
                     self.dispatcher.fetched(session, &fetches, None);
@@ -104,8 +111,11 @@ impl Claimer {
     }
 
     async fn discover(&self) -> crate::store::Result<()> {
+        let waiting = self.store.waiting(&self.node.owned()).await?;
+        // What the store counts from is not later than its answer: a look at what
+        // is not due yet would find nothing, and leave it to the next poll.
         let now = Instant::now();
-        for w in self.store.waiting(&self.node.owned()).await? {
+        for w in waiting {
             match self.directory.target(w.subscription) {
                 Some(target) => match &target.subscription.disabled {
                     None if w.due_in.is_zero() => self.dispatcher.sign(w.part, w.subscription),
@@ -147,4 +157,15 @@ impl Claimer {
         }
         Ok(())
     }
+}
+
+/// Of which subscriptions there may be more than their share of bytes let in.
+fn cut_short<'a>(wants: &'a [Want], rows: &[Leased]) -> Vec<&'a Want> {
+    let mut bytes: HashMap<SubscriptionId, i64> = HashMap::new();
+    for row in rows {
+        *bytes.entry(row.subscription).or_default() += row.body.len() as i64;
+    }
+    let share = claim_share(wants);
+    let reached = |w: &&Want| bytes.get(&w.subscription).is_some_and(|n| *n >= share);
+    wants.iter().filter(reached).collect()
 }

@@ -2,6 +2,7 @@
 //! take jobs and complete them; the publisher and the claimer bring them.
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -11,81 +12,21 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
-use super::{lanes::Lanes, node::Node};
+pub use super::job::Job;
+use super::{job::Fetch, lanes::Lanes, node::Node};
 use crate::{
     directory::Directory,
     domain::{
         delivery::{self, Attempt, Next, Outcome, Progress, Status},
-        id::{DeliveryId, EventId, Micros, Part, SubscriptionId, TenantId},
-        trace::Trace,
+        id::{DeliveryId, Micros, Part, SubscriptionId},
     },
     metrics::Metrics,
     settings::Live,
     store::{Finish, Leased, Session, Settle},
     target::Target,
 };
-
-pub(super) use super::lanes::Fetch;
-
-/// A delivery that is leased to this node.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// Its id.
-    pub id: DeliveryId,
-    /// Its tenant.
-    pub tenant: TenantId,
-    /// Its subscription.
-    pub subscription: SubscriptionId,
-    /// Its event.
-    pub event: EventId,
-    /// The event's type.
-    pub event_type: Arc<str>,
-    /// What to send.
-    pub body: Bytes,
-    /// Where the event came from.
-    pub trace: Option<Arc<Trace>>,
-    /// The fence.
-    pub token: i32,
-    /// Attempts charged so far.
-    pub attempts: u16,
-    /// How often its signature was too old.
-    pub replays: u16,
-    /// Whether this is a retry by hand.
-    pub by_hand: bool,
-    /// Its age when it was leased, without what it was held.
-    pub age: Micros,
-    /// When it was leased.
-    pub since: Instant,
-    /// The session that it is leased to: with that its token ends.
-    pub session: Session,
-}
-
-impl Job {
-    /// A job of a claimed row. The row's age still counts the time in which its
-    /// subscription was off, `held`.
-    #[must_use]
-    pub fn of(row: Leased, held: Micros, session: Session) -> Self {
-        Self {
-            id: row.id,
-            tenant: row.tenant,
-            subscription: row.subscription,
-            event: row.event,
-            event_type: row.event_type.into(),
-            body: row.body,
-            trace: row.trace.map(Arc::new),
-            token: row.token,
-            attempts: row.attempts,
-            replays: row.replays,
-            by_hand: row.by_hand,
-            age: row.age - held,
-            since: Instant::now(),
-            session,
-        }
-    }
-}
 
 /// A job's end.
 #[derive(Debug)]
@@ -106,16 +47,26 @@ pub(super) struct Ended {
     pub(super) job: Job,
     pub(super) outcome: Outcome,
     pub(super) at: Instant,
+    /// When it was last given to the store.
+    given: Cell<Instant>,
 }
 
 impl Ended {
     /// What is to be recorded now: waits count from the attempt's end.
     pub(super) fn as_of_now(&self) -> Finish {
+        self.given.set(Instant::now());
         let mut finish = self.finish.clone();
         if let Settle::Retry { after, .. } | Settle::Failed(after) = &mut finish.settle {
-            *after = after.saturating_sub(self.at.elapsed());
+            *after = after.saturating_sub(self.given.get().duration_since(self.at));
         }
         finish
+    }
+
+    /// When a row that was recorded just now is surely due: the store began to
+    /// count at some time between the question and its answer.
+    fn due_by(&self, after: Duration, now: Instant) -> Instant {
+        let given = self.given.get();
+        given.max(self.at + after) + now.saturating_duration_since(given)
     }
 }
 
@@ -372,13 +323,15 @@ impl Dispatcher {
             reason,
             attempt,
         };
+        let now = Instant::now();
         // Fails once the finisher has stopped: then the process is about to end
         // and the lease with it.
         let _ = self.ended.send(Ended {
             finish,
             job,
             outcome,
-            at: Instant::now(),
+            at: now,
+            given: Cell::new(now),
         });
         self.work.notify_one();
     }
@@ -390,9 +343,12 @@ impl Dispatcher {
         for e in ended {
             lanes.let_go(e.job.id, e.job.token);
             match e.finish.settle {
-                Settle::Retry { after, .. }
-                    if (e.at + after).saturating_duration_since(now) >= self.horizon => {}
-                Settle::Retry { after, .. } => lanes.wake_at(e.at + after, e.job.subscription),
+                Settle::Retry { after, .. } => {
+                    let at = e.due_by(after, now);
+                    if at.saturating_duration_since(now) < self.horizon {
+                        lanes.wake_at(at, e.job.subscription);
+                    }
+                }
                 Settle::Release => lanes.wake_at(e.at + Duration::from_secs(1), e.job.subscription),
                 _ => {}
             }
@@ -417,6 +373,12 @@ impl Dispatcher {
             self.lanes().sign(subscription);
             self.fetch.notify_one();
         }
+    }
+
+    /// Whether this node sends what is due in a partition.
+    #[must_use]
+    pub fn owns(&self, part: Part) -> bool {
+        self.node.owns(part)
     }
 
     /// Asks for a look at everything that waits in the store.
@@ -574,3 +536,6 @@ fn jitter(id: DeliveryId) -> f64 {
     let [.., a, b, _] = id.0.into_bytes();
     f64::from(u16::from_be_bytes([a, b])) / f64::from(u16::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -126,8 +126,9 @@ impl Finisher {
     fn account(&self, ended: &Ended, result: Finished) {
         match result {
             Finished::Stale => return self.metrics.leases_stale.increment(1),
-            Finished::Before => return,
-            Finished::Now => {}
+            // Recorded by the statement whose answer was lost: what follows of it
+            // was not done yet.
+            Finished::Before | Finished::Now => {}
         }
         let job = &ended.job;
         match ended.outcome {

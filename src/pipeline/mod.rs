@@ -14,10 +14,12 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod claim;
+pub mod clients;
 pub mod dispatch;
 mod filter;
 mod finish;
 mod follow;
+mod job;
 mod lanes;
 pub mod node;
 pub mod publish;

@@ -5,12 +5,12 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{dispatch::Dispatcher, filter::Payload, node::Node};
@@ -33,6 +33,12 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
 /// How many calls may wait for the writer; more are refused at once.
 const QUEUE: usize = 4096;
+/// How many bytes of them may: what does not fit is refused too.
+const QUEUE_BYTES: usize = 64 << 20;
+/// How long one waits for the writer. A database that does not answer holds up
+/// each batch for as long as a statement may take; those behind it are not to wait
+/// for one batch after another.
+const QUEUE_WAIT: Duration = Duration::from_secs(5);
 /// How often an event is matched again before its caller is told to try later.
 const MATCHES: usize = 8;
 /// With more jobs than this in memory, publishing waits for sending.
@@ -74,6 +80,16 @@ pub struct Receipt {
 pub(super) struct Pending {
     publish: Publish,
     answer: oneshot::Sender<std::result::Result<Published, StoreError>>,
+    since: Instant,
+    /// Its share of the bytes that may wait, given back with the answer.
+    room: OwnedSemaphorePermit,
+}
+
+impl Pending {
+    /// What it takes of memory while it waits.
+    fn bytes(publish: &Publish) -> usize {
+        publish.body.len() + size_of_val(publish.deliveries.as_slice())
+    }
 }
 
 /// The way in.
@@ -82,6 +98,7 @@ pub struct Publisher {
     live: Arc<ArcSwap<Live>>,
     metrics: Arc<Metrics>,
     queue: mpsc::Sender<Pending>,
+    room: Arc<Semaphore>,
     ledger: Arc<Ledger>,
 }
 
@@ -99,6 +116,7 @@ impl Publisher {
             live,
             metrics,
             queue: sender,
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             ledger,
         };
         (publisher, queue)
@@ -231,16 +249,23 @@ impl Publisher {
     }
 
     async fn commit(&self, publish: Publish) -> Result<Published> {
+        let full = || {
+            Error::new(
+                Reason::StoreUnavailable,
+                "too many events wait for the database",
+            )
+            .retry_after(Duration::from_secs(1))
+        };
+        let bytes = u32::try_from(Pending::bytes(&publish)).unwrap_or(u32::MAX);
+        let room = self.room.clone().try_acquire_many_owned(bytes);
         let (answer, answered) = oneshot::channel();
-        self.queue
-            .try_send(Pending { publish, answer })
-            .map_err(|_| {
-                Error::new(
-                    Reason::StoreUnavailable,
-                    "too many events wait for the database",
-                )
-                .retry_after(Duration::from_secs(1))
-            })?;
+        let pending = Pending {
+            publish,
+            answer,
+            since: Instant::now(),
+            room: room.map_err(|_| full())?,
+        };
+        self.queue.try_send(pending).map_err(|_| full())?;
         answered
             .await
             .map_err(|_| Error::new(Reason::StoreUnavailable, "the server is stopping"))?
@@ -277,6 +302,14 @@ pub(crate) fn unavailable(error: StoreError) -> Error {
     }
 }
 
+/// Answers those that waited too long. Nothing was tried with them.
+fn refuse_stale(waiting: &mut Vec<Pending>) {
+    for p in waiting.extract_if(.., |p| p.since.elapsed() >= QUEUE_WAIT) {
+        let late = StoreError::Unavailable("no answer in time to what came before".into());
+        let _ = p.answer.send(Err(late));
+    }
+}
+
 /// The one writer.
 pub(super) struct Writer {
     pub(super) store: Arc<dyn Store>,
@@ -299,6 +332,10 @@ impl Writer {
                     n = queue.recv_many(&mut waiting, BATCH) => if n == 0 { return },
                     () = cancel.cancelled() => return,
                 }
+            }
+            refuse_stale(&mut waiting);
+            if waiting.is_empty() {
+                continue;
             }
             self.let_sending_catch_up().await;
             let mut bytes = 0;
@@ -331,8 +368,10 @@ impl Writer {
     }
 
     async fn write(&self, pending: Vec<Pending>) {
-        let (mut batch, answers): (Vec<Publish>, Vec<_>) =
-            pending.into_iter().map(|p| (p.publish, p.answer)).unzip();
+        let (mut batch, answers): (Vec<Publish>, Vec<_>) = pending
+            .into_iter()
+            .map(|p| (p.publish, (p.answer, p.room)))
+            .unzip();
         self.metrics.publish_batch.record(batch.len() as f64);
         self.dispatcher.plan(&mut batch);
         let session = self.node.session();
@@ -352,7 +391,7 @@ impl Writer {
                     .collect();
                 self.dispatcher.published(session, &batch, &leased);
                 self.hint(&batch, &leased);
-                for (answer, result) in answers.into_iter().zip(results) {
+                for ((answer, _), result) in answers.into_iter().zip(results) {
                     // The caller may have gone; the event stays accepted.
                     let _ = answer.send(Ok(result));
                 }
@@ -362,7 +401,7 @@ impl Writer {
                 self.dispatcher.suspect();
                 self.dispatcher
                     .published(session, &batch, &vec![None; batch.len()]);
-                for answer in answers {
+                for (answer, _) in answers {
                     let _ = answer.send(Err(e.clone()));
                 }
             }

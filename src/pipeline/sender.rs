@@ -19,15 +19,10 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::Client,
-    rt::{TokioExecutor, TokioTimer},
-};
 
-use super::dispatch::Job;
+use super::{clients::Clients, dispatch::Job};
 use crate::{
-    connector::{Connector, RefusedEndpoint},
+    connector::RefusedEndpoint,
     domain::{
         cloudevent::{self, Message},
         delivery::{Outcome, outcome_of_status},
@@ -90,7 +85,7 @@ pub struct Sent {
 
 /// The HTTP client of this node's attempts.
 pub struct Sender {
-    client: Client<HttpsConnector<Connector>, SignedBody>,
+    clients: Clients<SignedBody>,
     live: Arc<ArcSwap<Live>>,
     clock: Clock,
     agent: HeaderValue,
@@ -141,24 +136,11 @@ impl Body for SignedBody {
 }
 
 impl Sender {
-    /// A client that connects as these settings allow.
+    /// A sender over these clients.
     #[must_use]
-    pub fn new(
-        connector: HttpsConnector<Connector>,
-        live: Arc<ArcSwap<Live>>,
-        clock: Clock,
-    ) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            // As many as there are attempts at once: a lower bound would close
-            // connections that the next attempts open again.
-            .pool_max_idle_per_host(usize::MAX)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .http2_adaptive_window(true)
-            .build(connector);
+    pub fn new(clients: Clients<SignedBody>, live: Arc<ArcSwap<Live>>, clock: Clock) -> Self {
         Self {
-            client,
+            clients,
             live,
             clock,
             agent: HeaderValue::from_static(concat!("onering/", env!("CARGO_PKG_VERSION"))),
@@ -179,6 +161,11 @@ impl Sender {
             took: began.elapsed(),
         };
         let retryable = Outcome::Retryable { retry_after: None };
+        let certificate = target.client_certificate.as_ref();
+        if certificate.is_some_and(|c| c.has_expired(signed_at)) {
+            // Its owner may yet give the subscription another one.
+            return failed("client_certificate_expired", retryable);
+        }
         let message = cloudevent::message(
             target.subscription.format,
             job.tenant,
@@ -198,13 +185,15 @@ impl Sender {
                 return failed("bad_request", Outcome::Permanent);
             }
         };
-        match tokio::time::timeout(patience, self.client.request(request)).await {
+        let client = self.clients.of(certificate);
+        match tokio::time::timeout(patience, client.request(request)).await {
             Ok(Ok(response)) => self.answered(response, began, patience).await,
             Ok(Err(_)) if expired.load(Ordering::Acquire) => {
                 failed("replay_expired", Outcome::ReplayExpired)
             }
             Ok(Err(e)) => {
-                let failure = Failure::of(&e);
+                let ended = || client.tls_ended_since(&target.uri, began);
+                let failure = Failure::of(&e).or_tls(ended);
                 // For the operator: it may say what an internal name resolves to.
                 tracing::debug!(delivery.id = %job.id, error.message = failure.detail, "attempt failed");
                 failed(failure.error, retryable)
@@ -374,6 +363,21 @@ impl Failure {
         Self {
             error: class,
             detail,
+        }
+    }
+
+    /// Where the connection was lost after its handshake: it may be TLS that
+    /// ended it.
+    fn or_tls(self, ended: impl FnOnce() -> Option<String>) -> Self {
+        if !matches!(self.error, "connection_lost" | "connection_reset") {
+            return self;
+        }
+        match ended() {
+            None => self,
+            Some(detail) => Self {
+                error: "tls_failed",
+                detail,
+            },
         }
     }
 }

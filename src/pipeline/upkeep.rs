@@ -155,6 +155,11 @@ impl Upkeep {
         session: Session,
         unknown: &mut HashMap<DeliveryId, i32>,
     ) -> crate::store::Result<()> {
+        if self.node.owned().is_empty() {
+            // Then nothing is leased to it, and the whole queue is read to see it.
+            unknown.clear();
+            return Ok(());
+        }
         let now: HashMap<DeliveryId, i32> = self
             .store
             .leases(session)

@@ -8,7 +8,8 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    dispatch::{Completion, Dispatcher, Job},
+    dispatch::{Completion, Dispatcher},
+    job::Job,
     sender::{Sender, Sent},
 };
 use crate::{

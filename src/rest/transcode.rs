@@ -203,8 +203,23 @@ fn other_method(method: &Method, allow: &str) -> Result<Response, Refused> {
 /// claims.
 ///
 /// # Errors
-/// `PAYLOAD_TOO_LARGE`; `INVALID_ARGUMENT` where the caller broke off.
+/// `PAYLOAD_TOO_LARGE`; `INVALID_ARGUMENT` where the caller broke off, or took
+/// longer than 30 seconds.
 pub async fn collect<B>(headers: &HeaderMap, body: B, limit: usize) -> Result<Bytes, Error>
+where
+    B: http_body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    collect_within(BODY, headers, body, limit).await
+}
+
+/// The same, of a client that may take that long.
+pub(super) async fn collect_within<B>(
+    patience: Duration,
+    headers: &HeaderMap,
+    body: B,
+    limit: usize,
+) -> Result<Bytes, Error>
 where
     B: http_body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -220,19 +235,19 @@ where
     if claimed.is_some_and(|claimed| usize::try_from(claimed).map_or(true, |c| c > limit)) {
         let waits = headers.contains_key(header::EXPECT);
         if !waits && claimed.is_some_and(|claimed| claimed <= DISCARD) {
-            discard(body).await;
+            discard(patience, body).await;
         }
         return Err(too_large());
     }
     let collecting = Limited::new(body.as_mut(), limit).collect();
-    let Ok(collected) = tokio::time::timeout(BODY, collecting).await else {
-        let detail = format!("did not arrive within {} seconds", BODY.as_secs());
+    let Ok(collected) = tokio::time::timeout(patience, collecting).await else {
+        let detail = format!("did not arrive within {} seconds", patience.as_secs());
         return Err(Error::field("body", detail));
     };
     match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => {
-            discard(body).await;
+            discard(patience, body).await;
             Err(too_large())
         }
         Err(_) => Err(Error::field("body", "could not be read to its end")),
@@ -243,15 +258,19 @@ where
 /// clients read no answer before they have sent all of it.
 const DISCARD: u64 = 16 << 20;
 
-/// Reads a body, and keeps nothing of it.
-async fn discard<B: http_body::Body>(mut body: std::pin::Pin<&mut B>) {
+/// Reads a body for that long at the most, and keeps nothing of it.
+async fn discard<B: http_body::Body>(patience: Duration, mut body: std::pin::Pin<&mut B>) {
     use bytes::Buf as _;
-    let mut read = 0;
-    while read < DISCARD
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        read += frame.data_ref().map_or(0, |data| data.remaining() as u64);
-    }
+    let reading = async {
+        let mut read = 0;
+        while read < DISCARD
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            read += frame.data_ref().map_or(0, |data| data.remaining() as u64);
+        }
+    };
+    // The refusal is known either way.
+    let _ = tokio::time::timeout(patience, reading).await;
 }
 
 fn frame(message: &DynamicMessage) -> Result<Bytes, Error> {

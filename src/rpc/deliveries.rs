@@ -7,7 +7,7 @@ use crate::{
     caller::Caller,
     domain::{
         delivery::{Attempt, AttemptKind, Delivery, Status},
-        id::{DeliveryId, EventId, SubscriptionId},
+        id::{DeliveryId, EventId, Part, SubscriptionId},
         trace::Trace,
     },
     error::{Error, Reason, Result},
@@ -132,6 +132,15 @@ impl Deliveries {
         found
             .filter(|d| caller.sees(d.tenant))
             .ok_or_else(|| Error::not_found(format_args!("delivery {id}")))
+    }
+
+    /// Something of a subscription is due now, on this node or another.
+    async fn tell_owner(&self, part: Part, subscription: SubscriptionId) {
+        if self.0.dispatcher.owns(part) {
+            self.0.dispatcher.sign(part, subscription);
+        } else if let Err(e) = self.0.store.hint(&[(part, subscription)]).await {
+            tracing::debug!(error.message = %e, "hint not sent; the owner's poll finds the delivery");
+        }
     }
 
     fn is_disabled(&self, id: SubscriptionId) -> bool {
@@ -319,7 +328,7 @@ impl DeliveryService for Deliveries {
         let before = store.retry_by_hand(id).await.map_err(unavailable)?;
         let before = before.ok_or_else(|| Error::not_found(format_args!("delivery {id}")))?;
         retried(before)?;
-        self.0.dispatcher.sign(id.part(), subscription);
+        self.tell_owner(id.part(), subscription).await;
         let now = self.load(&caller, id).await?;
         Ok(Response::new(RetryDeliveryResponse {
             delivery: Some(self.view(now)),

@@ -2,12 +2,7 @@
 //! the switch (503), the key and its state (401), canary-only (403), the scope
 //! (403).
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, header};
@@ -25,6 +20,10 @@ use crate::{
     rest::{Rest, annotations::Access},
     settings::Live,
 };
+
+mod guard;
+
+use guard::{Guard, Verdict};
 
 /// Scopes that a monitoring call may come with.
 const SCOPE_MONITORING: &str = "monitoring:read";
@@ -75,7 +74,8 @@ impl Gate {
     }
 
     /// Decides on a call. A refusal for a credential that does not hold takes
-    /// longer, the more of them came from the same address.
+    /// longer, the more of them came from the same address; and of too many at a
+    /// time the address is told that alone. One that holds is not held up.
     ///
     /// # Errors
     /// The reason for which the call is refused.
@@ -89,7 +89,11 @@ impl Gate {
         if let Err(e) = &result {
             self.metrics.refused(e.reason);
             if matches!(e.reason, Reason::KeyInvalid | Reason::KeyMalformed) {
-                tokio::time::sleep(self.guard.failed(peer)).await;
+                match self.guard.failed(peer) {
+                    Verdict::Answer => {}
+                    Verdict::Wait(wait, _waiting) => tokio::time::sleep(wait).await,
+                    Verdict::Refuse => return Err(too_many_guesses()),
+                }
             }
         }
         result
@@ -197,62 +201,17 @@ fn bearer(headers: &HeaderMap) -> Result<&str> {
     Ok(key.trim())
 }
 
-/// Slows addresses that guess.
-#[derive(Default)]
-struct Guard {
-    failures: Mutex<HashMap<IpAddr, (u32, Instant)>>,
-}
-
-/// Failures an address has free in a window.
-const FREE: u32 = 20;
-/// The window.
-const WINDOW: Duration = Duration::from_secs(60);
-/// The most addresses that are remembered.
-const ADDRESSES: usize = 100_000;
-/// The longest that an answer is held back.
-const SLOWEST: Duration = Duration::from_secs(2);
-
-impl Guard {
-    /// Counts a failure; how long its answer is to wait.
-    fn failed(&self, peer: IpAddr) -> Duration {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if failures.len() >= ADDRESSES {
-            failures.retain(|_, (_, since)| now - *since < WINDOW);
-        }
-        if failures.len() >= ADDRESSES && !failures.contains_key(&peer) {
-            return SLOWEST;
-        }
-        let (count, since) = failures.entry(peer).or_insert((0, now));
-        if now - *since >= WINDOW {
-            (*count, *since) = (0, now);
-        }
-        *count += 1;
-        let over = count.saturating_sub(FREE);
-        (Duration::from_millis(10) * over).min(SLOWEST)
-    }
+fn too_many_guesses() -> Error {
+    Error::new(
+        Reason::RateLimited,
+        "too many calls of this address came without a key that holds",
+    )
+    .retry_after(Duration::from_secs(2))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    // Z6: the first mistakes are free, then each takes longer; others are not held up.
-    #[test]
-    fn guessing_is_slowed() {
-        let guard = Guard::default();
-        let guesser: IpAddr = "203.0.113.1".parse().unwrap();
-        for _ in 0..FREE {
-            assert_eq!(guard.failed(guesser), Duration::ZERO);
-        }
-        assert_eq!(guard.failed(guesser), Duration::from_millis(10));
-        assert_eq!(guard.failed(guesser), Duration::from_millis(20));
-        assert_eq!(guard.failed("203.0.113.2".parse().unwrap()), Duration::ZERO);
-        for _ in 0..1000 {
-            guard.failed(guesser);
-        }
-        assert_eq!(guard.failed(guesser), SLOWEST);
-    }
 
     #[test]
     fn credentials() {

@@ -4,7 +4,8 @@ use futures_util::{StreamExt as _, stream};
 use tonic::{Request, Response};
 
 use super::{
-    Answer, Context, TRIES, caller,
+    Answer, Context, caller,
+    change::Changes,
     check::{self, Faults},
     page,
 };
@@ -23,7 +24,7 @@ use crate::{
         ListKeysResponse, RevokeKeyRequest, RevokeKeyResponse, RotateKeyRequest, RotateKeyResponse,
         UpdateKeyRequest, UpdateKeyResponse, key_service_server::KeyService,
     },
-    store::{KeyUse, StoreError},
+    store::{self, KeyUse},
 };
 
 mod fields;
@@ -38,15 +39,11 @@ const READS: usize = 8;
 /// Issues, changes and withdraws API keys.
 pub struct Keys(pub Context);
 
-/// What a change makes of a key.
-enum Change {
-    /// It is to be written.
-    Write,
-    /// It is so already.
-    Nothing,
-}
+#[tonic::async_trait]
+impl Changes for Keys {
+    type Id = KeyId;
+    type Row = Key;
 
-impl Keys {
     async fn load(&self, caller: &Caller, id: KeyId) -> Result<Key> {
         let found = self.0.store.get_key(id).await.map_err(unavailable)?;
         found
@@ -58,34 +55,20 @@ impl Keys {
             .ok_or_else(|| Error::not_found(format_args!("key {id}")))
     }
 
-    /// Changes a key that is not revoked. Whoever changed it at the same time
-    /// was first: the change is made to what they left.
-    async fn change(
-        &self,
-        caller: &Caller,
-        id: KeyId,
-        mut change: impl FnMut(&mut Key, Micros) -> Result<Change> + Send,
-    ) -> Result<Key> {
-        for _ in 0..TRIES {
-            let old = self.load(caller, id).await?;
-            let now = wall_clock();
-            let mut new = old.clone();
-            if matches!(change(&mut new, now)?, Change::Nothing) {
-                return Ok(old);
-            }
-            new.updated_at = now.max(old.updated_at + 1);
-            match self.0.store.update_key(&new, old.updated_at).await {
-                Ok(()) => {
-                    self.0.catch_up().await;
-                    return Ok(new);
-                }
-                Err(StoreError::Conflict) => {}
-                Err(e) => return Err(unavailable(e)),
-            }
-        }
-        Err(unavailable(StoreError::Conflict))
+    async fn write(&self, key: &Key, updated_at: Micros) -> store::Result<()> {
+        self.0.store.update_key(key, updated_at).await
     }
 
+    fn updated_at(key: &mut Key) -> &mut Micros {
+        &mut key.updated_at
+    }
+
+    async fn written(&self) {
+        self.0.catch_up().await;
+    }
+}
+
+impl Keys {
     async fn view(&self, key: &Key) -> v1::Key {
         // When it was last used is not worth failing for.
         let stored = self.0.store.key_use(key.id).await.ok().flatten();
@@ -251,7 +234,7 @@ impl KeyService for Keys {
         };
         let live = self.0.live.load_full();
         let directory = &self.0.directory;
-        let key = self
+        let (_, key) = self
             .change(&caller, id, |key, now| {
                 if key.status == Status::Revoked {
                     return Err(revoked());
@@ -259,14 +242,8 @@ impl KeyService for Keys {
                 let mut faults = Faults::under("key.");
                 let shown = View::new(key, (0, 0), directory, &live, now);
                 let names = fields::named(&wanted, &shown, given.update_mask.as_ref(), &mut faults);
-                let before = key.clone();
                 fields::apply(key, &wanted, &names, &live, now, &mut faults);
-                faults.done()?;
-                Ok(if *key == before {
-                    Change::Nothing
-                } else {
-                    Change::Write
-                })
+                faults.done()
             })
             .await?;
         Ok(Response::new(UpdateKeyResponse {
@@ -277,7 +254,7 @@ impl KeyService for Keys {
     async fn disable_key(&self, request: Request<DisableKeyRequest>) -> Answer<DisableKeyResponse> {
         let caller = caller(&request)?;
         let id = check::id("key_id", &request.get_ref().key_id)?;
-        let key = self
+        let (_, key) = self
             .change(&caller, id, |key, _| set_status(key, Status::Disabled))
             .await?;
         Ok(Response::new(DisableKeyResponse {
@@ -288,7 +265,7 @@ impl KeyService for Keys {
     async fn enable_key(&self, request: Request<EnableKeyRequest>) -> Answer<EnableKeyResponse> {
         let caller = caller(&request)?;
         let id = check::id("key_id", &request.get_ref().key_id)?;
-        let key = self
+        let (_, key) = self
             .change(&caller, id, |key, _| set_status(key, Status::Active))
             .await?;
         Ok(Response::new(EnableKeyResponse {
@@ -307,7 +284,7 @@ impl KeyService for Keys {
         let asked = given.overlap_seconds.is_some_and(|s| s > 0);
         let kind = self.load(&caller, id).await?.kind;
         let (secret, hash) = self.secret(kind, id)?;
-        let key = self
+        let (_, key) = self
             .change(&caller, id, |key, now| {
                 rotate(key, hash, overlap, asked, now)
             })
@@ -336,13 +313,10 @@ impl KeyService for Keys {
         let caller = caller(&request)?;
         let id = check::id("key_id", &request.get_ref().key_id)?;
         let revoke = |key: &mut Key, _| {
-            if key.status == Status::Revoked {
-                return Ok(Change::Nothing);
-            }
             key.status = Status::Revoked;
-            Ok(Change::Write)
+            Ok(())
         };
-        let key = self.change(&caller, id, revoke).await?;
+        let (_, key) = self.change(&caller, id, revoke).await?;
         Ok(Response::new(RevokeKeyResponse {
             key: Some(self.view(&key).await),
         }))
@@ -370,26 +344,17 @@ pub fn describe(context: &Context, caller: &Caller) -> GetCallerResponse {
     view::caller(caller.key(), &context.directory, &context.live.load())
 }
 
-fn set_status(key: &mut Key, status: Status) -> Result<Change> {
-    match key.status {
-        Status::Revoked => Err(revoked()),
-        now if now == status => Ok(Change::Nothing),
-        _ => {
-            key.status = status;
-            Ok(Change::Write)
-        }
+fn set_status(key: &mut Key, status: Status) -> Result<()> {
+    if key.status == Status::Revoked {
+        return Err(revoked());
     }
+    key.status = status;
+    Ok(())
 }
 
 /// Gives a key a new secret. The one before stays good until the overlap ends;
 /// one from before that stops now.
-fn rotate(
-    key: &mut Key,
-    hash: Hashed,
-    overlap: Micros,
-    asked: bool,
-    now: Micros,
-) -> Result<Change> {
+fn rotate(key: &mut Key, hash: Hashed, overlap: Micros, asked: bool, now: Micros) -> Result<()> {
     if key.status == Status::Revoked {
         return Err(revoked());
     }
@@ -405,7 +370,7 @@ fn rotate(
     });
     key.secret = hash;
     key.whole_text = false;
-    Ok(Change::Write)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::{
     usage::Usage,
 };
 
+mod change;
 mod check;
 mod convert;
 pub mod deliveries;
@@ -42,9 +43,6 @@ pub mod trace;
 /// The largest request: the largest payload or batch, and room for what is
 /// around it.
 pub const MAX_MESSAGE: usize = (4 << 20) + (256 << 10);
-
-/// How often a row that another call changed at the same time is read again.
-const TRIES: usize = 5;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 

@@ -3,13 +3,15 @@
 use tonic::{Request, Response};
 
 use super::{
-    Answer, Context, TRIES, caller,
+    Answer, Context, caller,
+    change::Changes,
     check::{self, Faults},
     page, trace,
 };
 use crate::{
     caller::Caller,
     domain::{
+        certificate::{Facts, Pem},
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
         subscription::{
@@ -29,12 +31,14 @@ use crate::{
         subscription_service_server::SubscriptionService,
     },
     seal,
-    store::StoreError,
+    store::{self, StoreError},
 };
 
 mod fields;
 mod filter;
 mod view;
+
+use fields::Opened;
 
 /// The event that a test publishes.
 const TEST_TYPE: &str = "webhook.test";
@@ -43,49 +47,48 @@ const TEST_DATA: &[u8] = br#"{"message":"This is a test of your webhook subscrip
 /// Manages webhook subscriptions.
 pub struct Subscriptions(pub Context);
 
-impl Subscriptions {
+#[tonic::async_trait]
+impl Changes for Subscriptions {
+    type Id = SubscriptionId;
+    type Row = Subscription;
+
     async fn load(&self, caller: &Caller, id: SubscriptionId) -> Result<Subscription> {
-        let found = self
-            .0
-            .store
-            .get_subscription(id)
-            .await
-            .map_err(unavailable)?;
+        let found = self.0.store.get_subscription(id).await;
         found
+            .map_err(unavailable)?
             .filter(|s| caller.sees(s.tenant))
             .ok_or_else(|| not_found(id))
     }
 
-    /// Changes a subscription. Whoever changed it at the same time was first:
-    /// the change is made to what they left. Answers it as it was and as it is.
-    async fn change(
+    async fn write(&self, s: &Subscription, updated_at: Micros) -> store::Result<()> {
+        self.0.store.update_subscription(s, updated_at).await
+    }
+
+    fn updated_at(s: &mut Subscription) -> &mut Micros {
+        &mut s.updated_at
+    }
+
+    async fn written(&self) {
+        self.0.catch_up().await;
+    }
+}
+
+impl Subscriptions {
+    /// Changes a subscription, and seals its headers where they are not sealed
+    /// yet. Answers it as it was and as it is.
+    async fn change_sealed(
         &self,
         caller: &Caller,
         id: SubscriptionId,
         mut change: impl FnMut(&mut Subscription, Micros) -> Result<()> + Send,
     ) -> Result<(Subscription, Subscription)> {
-        for _ in 0..TRIES {
-            let old = self.load(caller, id).await?;
-            let now = wall_clock();
-            let mut new = old.clone();
-            if seal::in_clear(&new.headers) {
-                new.headers = self.seal_headers(id, &self.headers(&new)?)?;
+        self.change(caller, id, |s, now| {
+            if seal::in_clear(&s.headers) {
+                s.headers = self.seal_headers(id, &self.headers(s)?)?;
             }
-            change(&mut new, now)?;
-            if new == old {
-                return Ok((old, new));
-            }
-            new.updated_at = now.max(old.updated_at + 1);
-            match self.0.store.update_subscription(&new, old.updated_at).await {
-                Ok(()) => {
-                    self.0.catch_up().await;
-                    return Ok((old, new));
-                }
-                Err(StoreError::Conflict) => {}
-                Err(e) => return Err(unavailable(e)),
-            }
-        }
-        Err(unavailable(StoreError::Conflict))
+            change(s, now)
+        })
+        .await
     }
 
     fn seal(&self, id: SubscriptionId, secret: &Secret) -> Result<Sealed> {
@@ -102,6 +105,12 @@ impl Subscriptions {
             .map_err(Error::internal)
     }
 
+    fn seal_certificate(&self, id: SubscriptionId, pem: Option<&Pem>) -> Result<Option<Sealed>> {
+        pem.map(|pem| self.0.keyring.seal_certificate(id, pem))
+            .transpose()
+            .map_err(Error::internal)
+    }
+
     fn headers(&self, s: &Subscription) -> Result<Headers> {
         self.0
             .keyring
@@ -109,9 +118,30 @@ impl Subscriptions {
             .map_err(Error::internal)
     }
 
+    fn certificate(&self, s: &Subscription) -> Result<Option<Pem>> {
+        let open = |sealed| self.0.keyring.open_certificate(s.id, sealed);
+        let opened = s.client_certificate.as_ref().map(open).transpose();
+        opened.map_err(Error::internal)
+    }
+
+    fn opened(&self, s: &Subscription) -> Result<Opened> {
+        Ok(Opened {
+            headers: self.headers(s)?,
+            certificate: self.certificate(s)?,
+        })
+    }
+
     fn view(&self, s: &Subscription) -> Result<v1::Subscription> {
-        let headers = self.headers(s)?;
-        Ok(view::view(s, headers, &self.0.directory, wall_clock()))
+        self.view_opened(s, &self.opened(s)?)
+    }
+
+    fn view_opened(&self, s: &Subscription, opened: &Opened) -> Result<v1::Subscription> {
+        let certificate = opened.certificate.as_ref();
+        let facts = certificate.map(|pem| Facts::of(&pem.chain)).transpose();
+        let info = facts.map_err(Error::internal)?.map(view::certificate);
+        let headers = opened.headers.clone();
+        let directory = &self.0.directory;
+        Ok(view::view(s, headers, info, directory, wall_clock()))
     }
 }
 
@@ -148,6 +178,7 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
         metadata: Vec::new(),
         secret: Sealed(Vec::new()),
         previous: None,
+        client_certificate: None,
         public_key: String::new(),
         created_at: id.time(),
         updated_at: id.time(),
@@ -169,6 +200,7 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         max_age_seconds: given.max_age_seconds,
         metadata: given.metadata,
         payload_format: given.payload_format,
+        client_certificate: given.client_certificate,
         filter: given.filter,
         ..v1::Subscription::default()
     }
@@ -193,16 +225,8 @@ impl SubscriptionService for Subscriptions {
         let mut new = blank(id, tenant.id, scheme);
         let live = self.0.live.load_full();
         let names = fields::CHANGEABLE.map(|n| if n == "signature_scheme" { "" } else { n });
-        let mut headers = Headers::new();
-        fields::apply(
-            &mut new,
-            &mut headers,
-            &wanted,
-            &names,
-            &live,
-            now,
-            &mut faults,
-        );
+        let mut own = Opened::default();
+        fields::apply(&mut new, &mut own, &wanted, &names, &live, now, &mut faults);
         let secret = secret(&brought, scheme);
         if let Err(e) = &secret {
             for v in &e.violations {
@@ -212,7 +236,8 @@ impl SubscriptionService for Subscriptions {
         faults.done()?;
         let secret = secret?;
         new.secret = self.seal(id, &secret)?;
-        new.headers = self.seal_headers(id, &headers)?;
+        new.headers = self.seal_headers(id, &own.headers)?;
+        new.client_certificate = self.seal_certificate(id, own.certificate.as_ref())?;
         new.public_key = secret.public_key().unwrap_or_default();
         let quota = live.quota_subscriptions;
         self.0
@@ -276,17 +301,20 @@ impl SubscriptionService for Subscriptions {
         };
         let live = self.0.live.load_full();
         let (old, new) = self
-            .change(&caller, id, |s, now| {
+            .change_sealed(&caller, id, |s, now| {
                 let mut faults = Faults::under("subscription.");
-                let before = self.headers(s)?;
-                let mut headers = before.clone();
-                let shown = view::view(s, before.clone(), &self.0.directory, now);
+                let before = self.opened(s)?;
+                let mut own = before.clone();
+                let shown = self.view_opened(s, &before)?;
                 let names = fields::named(&wanted, &shown, given.update_mask.as_ref(), &mut faults);
-                fields::apply(s, &mut headers, &wanted, &names, &live, now, &mut faults);
+                fields::apply(s, &mut own, &wanted, &names, &live, now, &mut faults);
                 faults.done()?;
                 // The same ones sealed again would look like a change.
-                if headers != before {
-                    s.headers = self.seal_headers(id, &headers)?;
+                if own.headers != before.headers {
+                    s.headers = self.seal_headers(id, &own.headers)?;
+                }
+                if own.certificate != before.certificate {
+                    s.client_certificate = self.seal_certificate(id, own.certificate.as_ref())?;
                 }
                 Ok(())
             })
@@ -332,7 +360,7 @@ impl SubscriptionService for Subscriptions {
         let secret = secret(&brought, scheme)?;
         let sealed = self.seal(id, &secret)?;
         let (_, new) = self
-            .change(&caller, id, |s, now| {
+            .change_sealed(&caller, id, |s, now| {
                 rotate(s, sealed.clone(), overlap, now);
                 s.public_key = secret.public_key().unwrap_or_default();
                 Ok(())
@@ -352,7 +380,7 @@ impl SubscriptionService for Subscriptions {
         self.0.webhooks_on()?;
         let caller = caller(&request)?;
         let id = check::id("id", &request.get_ref().id)?;
-        let (_, new) = self.change(&caller, id, end_overlap).await?;
+        let (_, new) = self.change_sealed(&caller, id, end_overlap).await?;
         Ok(Response::new(EndSubscriptionSecretOverlapResponse {
             subscription: Some(self.view(&new)?),
         }))

@@ -311,6 +311,16 @@ pub struct Leased {
     pub age: Micros,
 }
 
+/// The bytes of bodies that a claim brings, but for what the last of each
+/// subscription has beyond.
+const CLAIM_BYTES: i64 = 16 << 20;
+
+/// The bytes of bodies with which each subscription of a claim has enough.
+#[must_use]
+pub fn claim_share(wants: &[Want]) -> i64 {
+    CLAIM_BYTES / i64::try_from(wants.len().max(1)).unwrap_or(i64::MAX)
+}
+
 /// How many due deliveries of a subscription to claim.
 #[derive(Debug, Clone, Copy)]
 pub struct Want {
@@ -401,7 +411,9 @@ pub trait QueueStore: Send + Sync {
 
     /// Leases due deliveries of these subscriptions to the session, earliest
     /// first. Gives nothing of a partition that the session does not own, and
-    /// nothing to a session that has ended.
+    /// nothing to a session that has ended. Of a subscription it gives no more
+    /// once the bodies have [`claim_share`] bytes: fewer than wanted mean that no
+    /// more are due only where there are fewer bytes.
     async fn claim(&self, session: Session, wants: &[Want]) -> Result<Vec<Leased>>;
 
     /// Records attempts' ends. A row whose token differs is left alone.
@@ -452,7 +464,8 @@ pub trait NodeStore: Send + Sync {
     /// Renews a session; false where it has ended already.
     async fn renew_session(&self, session: Session, ttl: Duration) -> Result<bool>;
 
-    /// Ends a session: its leases are free and its partitions without an owner.
+    /// Ends a session: its partitions are without an owner, and then its leases
+    /// free.
     async fn end_session(&self, session: Session) -> Result<()>;
 
     /// Takes every partition that no live session owns, and frees what their

@@ -220,6 +220,8 @@ pub(super) struct SubscriptionRow {
     pub previous_until: Micros,
     pub updated_at: Micros,
     /// A column and not in `doc`, which nodes of the version before write anew.
+    pub client_certificate: Option<Vec<u8>>,
+    /// The same.
     pub filter: Option<String>,
 }
 
@@ -253,6 +255,7 @@ impl SubscriptionRow {
                 .map_or_else(Vec::new, |p| p.secret.0.clone()),
             previous_until: s.previous.as_ref().map_or(0, |p| p.until),
             updated_at: s.updated_at,
+            client_certificate: s.client_certificate.as_ref().map(|c| c.0.clone()),
             filter: s.filter.clone(),
         }
     }
@@ -292,6 +295,7 @@ impl SubscriptionRow {
                 secret: Sealed(self.previous_secret),
                 until: self.previous_until,
             }),
+            client_certificate: self.client_certificate.map(Sealed),
             public_key: doc.public_key,
             created_at: id.time(),
             updated_at: self.updated_at,
@@ -346,6 +350,7 @@ mod tests {
             previous_secret: Vec::new(),
             previous_until: 0,
             updated_at: 1,
+            client_certificate: None,
             filter: None,
         };
         let doc = r#"{"url":"https://a.example/","event_types":["*"],"headers":[],

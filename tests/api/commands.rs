@@ -8,6 +8,7 @@ use crate::support::{
     app::{Http, TestApp, database_url, variables},
     command::{Done, ONERING, Running, onering, run},
     store::Db,
+    tls::Authority,
 };
 
 contract![
@@ -342,7 +343,9 @@ async fn another_master_key(db: Db) {
         ..SinkConfig::default()
     });
     let sink = sink.await.unwrap();
-    let hook = json!({"url": sink.url(), "event_types": ["*"], "secret": secret});
+    let certificate = Authority::new().client("us").json();
+    let hook = json!({"url": sink.url(), "event_types": ["*"], "secret": secret,
+        "client_certificate": certificate});
     app.subscribe(&key, hook).await;
     let again = app.again();
     let vars = app.vars().clone();
@@ -372,7 +375,11 @@ async fn another_master_key(db: Db) {
     app.delivery_is(&key, deliveries[0]["id"].as_str().unwrap(), "DELIVERED")
         .await;
     assert_eq!(sink.deliveries()[0].verified, Some(true));
+    let vars = app.vars().clone();
     app.stop().await;
+    let done = onering(&["doctor", "secrets"], &pairs(&vars)).await;
+    let done = done.exits(0);
+    assert!(done.stdout.contains("1 of 1 client cert"), "{done:?}");
 }
 
 // Z1: `doctor secrets` proves that what is stored is sealed.
@@ -381,7 +388,8 @@ async fn secrets_are_sealed(db: Db) {
     let (_, key) = app.key(json!({})).await;
     app.subscribe(
         &key,
-        json!({"url": "https://example.com", "event_types": ["*"], "headers": {"x-a": "b"}}),
+        json!({"url": "https://example.com", "event_types": ["*"], "headers": {"x-a": "b"},
+            "client_certificate": Authority::new().client("us").json()}),
     )
     .await;
     let vars = app.vars().clone();
@@ -395,6 +403,11 @@ async fn secrets_are_sealed(db: Db) {
     );
     assert!(
         done.stdout.contains("1 of 1 subscriptions' headers"),
+        "{done:?}"
+    );
+    assert!(
+        done.stdout
+            .contains("1 of 1 client certificates' private keys"),
         "{done:?}"
     );
     let other = onering(&["keys", "master"], &[]).await.stdout;
@@ -411,6 +424,19 @@ async fn secrets_are_sealed(db: Db) {
         .await
         .exits(1);
     assert!(done.stdout.contains("0 of 1 subscriptions'"), "{done:?}");
+    // So is a private key.
+    let plain = match db.engine() {
+        crate::support::store::Engine::Sqlite => "cast('plain' as blob)",
+        crate::support::store::Engine::Postgres => "'plain'::bytea",
+    };
+    db.tamper(&format!(
+        "update subscriptions set client_certificate = {plain}"
+    ))
+    .await;
+    let done = onering(&["doctor", "secrets"], &pairs(&vars))
+        .await
+        .exits(1);
+    assert!(done.stdout.contains("0 of 1 client cert"), "{done:?}");
     // So is a secret that lies there as it is.
     if db.engine() == crate::support::store::Engine::Sqlite {
         db.tamper("update subscriptions set secret = cast('whsec_plain' as blob)")

@@ -1,5 +1,10 @@
 //! Several nodes, and nodes whose database is gone.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use serde_json::json;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -10,6 +15,7 @@ use crate::support::{
     app::{TestApp, eventually, reason},
     call::call,
     proxy::Proxy,
+    receiver::{Receiver, status},
     store::Db,
 };
 
@@ -25,6 +31,7 @@ macro_rules! on_postgres_alone {
 on_postgres_alone![
     a_change_reaches_every_node,
     what_one_node_makes_the_other_knows,
+    a_retry_on_another_node_reaches_the_owner,
     a_node_goes_on_without_its_database,
     a_node_without_patience_refuses,
 ];
@@ -88,6 +95,33 @@ async fn what_one_node_makes_the_other_knows(db: Db) {
     assert_eq!(one.post(&path, &acme.key, json!({})).await.status, 202);
     one.stop().await;
     two.stop().await;
+}
+
+// A2: a retry by hand begins at once, whatever node it was asked of.
+async fn a_retry_on_another_node_reaches_the_owner(db: Db) {
+    let owner = TestApp::builder(&db)
+        .set("WEBHOOKS_DELIVERY_LOOP_SECONDS", 3600)
+        .start()
+        .await;
+    let other = owner.again().start().await;
+    let fixed = Arc::new(AtomicBool::new(false));
+    let now = fixed.clone();
+    let receiver =
+        Receiver::answering(move |_| status(if now.load(Ordering::SeqCst) { 200 } else { 400 }))
+            .await;
+    let hook = json!({"url": receiver.url(), "event_types": ["*"]});
+    owner.subscribe(&owner.admin, hook).await;
+    let event = owner.publish(&owner.admin, "a.b", json!({})).await;
+    let deliveries = owner.deliveries_of(&owner.admin, &event).await;
+    let id = deliveries[0]["id"].as_str().unwrap();
+    owner.delivery_is(&owner.admin, id, "DEAD").await;
+    fixed.store(true, Ordering::SeqCst);
+    let path = format!("/v1/external/deliveries/{id}/retry");
+    other.post(&path, &other.admin, json!({})).await.ok();
+    owner.delivery_is(&owner.admin, id, "DELIVERED").await;
+    assert_eq!(receiver.count(), 2);
+    owner.stop().await;
+    other.stop().await;
 }
 
 async fn health(app: &TestApp) -> Vec<ServingStatus> {

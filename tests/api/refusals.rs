@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::future::join_all;
 use onering::{
     domain::{
         id::KeyId,
@@ -27,13 +28,14 @@ contract![
     every_answer_has_a_request_id,
     guesses_are_told_nothing,
     guessing_is_slowed,
+    guesses_at_once_are_refused,
 ];
 
 /// Reasons that one face alone has: they are about HTTP.
 const REST_ONLY: [&str; 2] = ["METHOD_NOT_ALLOWED", "UNSUPPORTED_MEDIA_TYPE"];
 
 /// Reasons of issues that are not built, and those that are a fault of ours.
-/// STORE_UNAVAILABLE is provoked with the nodes' tests.
+/// STORE_UNAVAILABLE is provoked with the nodes' tests, RATE_LIMITED by guessing.
 const ELSEWHERE: [&str; 10] = [
     "UNSPECIFIED",
     "INTERNAL",
@@ -474,5 +476,44 @@ async fn guessing_is_slowed(db: Db) {
         me = app.get("/v1/external/me", &app.admin) => { me.ok(); }
         () = async { for _ in 0..20 { guess().await; } } => panic!("held up by guesses"),
     }
+    app.stop().await;
+}
+
+// Z6: guesses beside each other are refused at once, so that they don't gather
+// here; from the same address a key that holds is taken.
+async fn guesses_at_once_are_refused(db: Db) {
+    let app = TestApp::start(&db).await;
+    let id: KeyId = "key_01h455vb4pex5vsknk084sn02q".parse().unwrap();
+    let text = guess(id, Kind::Consumer);
+    let guess = || app.get("/v1/external/me", &text);
+    let guesses = join_all((0..300).map(|_| guess()));
+    let (guesses, ()) = tokio::join!(guesses, async {
+        for _ in 0..20 {
+            app.get("/v1/external/me", &app.admin).await.ok();
+        }
+    });
+    let mut refused = 0;
+    for answer in guesses {
+        if answer.status == 429 {
+            answer.refused(429, "RATE_LIMITED");
+            assert_eq!(answer.header("retry-after"), "2");
+            refused += 1;
+        } else {
+            answer.refused(401, "KEY_INVALID");
+        }
+    }
+    // Some end early enough to leave their place to another.
+    assert!(refused >= 150, "{refused} refused");
+    let late = || app.grpc(&text);
+    let late = join_all((0..40).map(|_| async move {
+        let mut client = late().keys;
+        let refused = client
+            .get_caller(v1::GetCallerRequest {})
+            .await
+            .unwrap_err();
+        (reason(&refused), refused.code())
+    }))
+    .await;
+    assert!(late.contains(&("RATE_LIMITED".to_owned(), Code::ResourceExhausted)));
     app.stop().await;
 }

@@ -31,6 +31,7 @@ contract![
     names_of_private_addresses_are_refused,
     a_name_with_both_goes_to_the_public_one,
     a_rebound_name_leads_nowhere,
+    plain_http_is_refused_at_the_connect_too,
     certificates_are_verified,
     http_2_where_it_is_offered,
     an_egress_proxy_gets_the_address,
@@ -71,6 +72,27 @@ impl Names {
             ..Outside::default()
         }
     }
+}
+
+// A10, Z3: a subscription from a time when it was allowed fails, and is tried again.
+async fn plain_http_is_refused_at_the_connect_too(db: Db) {
+    let mut app = TestApp::start(&db).await;
+    let receiver = Receiver::start().await;
+    let fields = json!({"retry_schedule": {"max_attempts": 9, "backoff_seconds": [3]}});
+    app.webhook(&receiver.url(), fields).await;
+    app.reload(&[("ALLOW_HTTP_ENDPOINTS", "0")]);
+    let delivery = app.one_delivery("a.b").await;
+    let shown = app.is(&delivery, "RETRYING").await;
+    assert_eq!(
+        (&shown["reason"], &shown["attempt_count"]),
+        (&json!("endpoint_not_allowed"), &json!(1))
+    );
+    assert_eq!(receiver.count(), 0);
+    app.reload(&[("ALLOW_HTTP_ENDPOINTS", "1")]);
+    let shown = app.is(&delivery, "DELIVERED").await;
+    assert!(shown["attempt_count"].as_u64() > Some(1), "{shown}");
+    assert_eq!(receiver.count(), 1);
+    app.stop().await;
 }
 
 async fn reason(app: &TestApp) -> Value {
@@ -267,7 +289,7 @@ async fn http_2_where_it_is_offered(db: Db) {
 }
 
 /// A proxy that knows CONNECT and nothing else; what it was asked for.
-async fn proxy(allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
+pub(crate) async fn proxy(allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));

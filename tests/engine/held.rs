@@ -1,14 +1,13 @@
 //! Deliveries that are held on purpose, and what becomes of them.
 
-use std::{sync::Arc, time::Duration};
-
 use serde_json::json;
-use tokio::sync::Semaphore;
 
+use super::scene::gated;
 use crate::support::{
     app::{TestApp, eventually},
-    receiver::{Receiver, status},
-    store::Db,
+    faults::Faults,
+    receiver::Receiver,
+    store::{Db, SECOND},
 };
 
 contract![
@@ -56,16 +55,7 @@ async fn what_queued_up_goes_out(db: Db) {
 // D6: each gets at least a quarter of the sends, while both wait.
 async fn old_and_new_are_mixed(db: Db) {
     let mut app = TestApp::start(&db).await;
-    let permits = Arc::new(Semaphore::new(0));
-    let gate = permits.clone();
-    let receiver = Receiver::with(move |_| {
-        let gate = gate.clone();
-        async move {
-            gate.acquire().await.unwrap().forget();
-            status(200)
-        }
-    })
-    .await;
+    let (receiver, permits) = gated().await;
     let sub = app
         .webhook(&receiver.url(), json!({"max_in_flight": 1}))
         .await;
@@ -95,7 +85,12 @@ async fn old_and_new_are_mixed(db: Db) {
 
 // D3, D6: neither the switch nor a disabled subscription makes a delivery old.
 async fn time_held_is_not_age(db: Db) {
-    let mut app = TestApp::start(&db).await;
+    let faults = Faults::none();
+    let mut app = TestApp::builder(&db)
+        .set("SESSION_SECONDS", 20)
+        .faults(&faults)
+        .start()
+        .await;
     let receiver = Receiver::start().await;
     let by_switch = app
         .webhook(&receiver.url(), json!({"max_age_seconds": 2}))
@@ -106,12 +101,15 @@ async fn time_held_is_not_age(db: Db) {
             json!({"max_age_seconds": 2, "enabled": false}),
         )
         .await;
+    let noted = faults.answered("hold");
     switch_off(&mut app).await;
+    faults.wait("hold", noted + 1).await;
     for _ in 0..3 {
         app.event("a.b").await;
     }
-    // What is tested is age: it comes with time alone.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Within the session's life, and more than the deliveries'.
+    let store = &app.app().context.store;
+    store.shift_clock(14 * SECOND).await.unwrap();
     app.reload(&ON);
     app.wait_for(&by_switch.id, "DELIVERED", 3).await;
     assert_eq!(app.with_status(&by_owner.id, "PARKED").await.len(), 3);

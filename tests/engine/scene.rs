@@ -1,10 +1,13 @@
 //! What tests of deliveries do again and again.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::support::{
     app::{Subscribed, TestApp, eventually},
-    receiver::Receiver,
+    receiver::{Receiver, status},
 };
 
 impl TestApp {
@@ -102,4 +105,19 @@ pub(crate) async fn idle(receiver: &Receiver) {
         (receiver.under_way() == 0).then_some(())
     })
     .await;
+}
+
+/// A receiver that answers one request for each permit.
+pub(crate) async fn gated() -> (Receiver, Arc<Semaphore>) {
+    let permits = Arc::new(Semaphore::new(0));
+    let gate = permits.clone();
+    let receiver = Receiver::with(move |_| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            status(200)
+        }
+    })
+    .await;
+    (receiver, permits)
 }

@@ -2,14 +2,32 @@
 
 use std::time::{Duration, Instant};
 
-use onering::domain::id::SubscriptionId;
+use onering::{
+    domain::{
+        delivery::Status,
+        id::{DeliveryId, SubscriptionId},
+    },
+    store::Database,
+};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::support::{
     build::{DEFAULT, Ends},
-    store::{Db, Node},
+    store::{Db, Engine, Node},
+    wait::until,
 };
 
-contract![a_long_queue_slows_no_statement];
+contract![
+    a_long_queue_slows_no_statement,
+    leases_are_found_in_a_long_queue,
+];
+
+mod postgres_alone {
+    #[test]
+    fn ending_a_session_holds_no_lock_for_long() {
+        crate::on_postgres(super::ending_a_session_holds_no_lock_for_long);
+    }
+}
 
 /// So many that reading them all for each batch takes many times as long as the
 /// batch.
@@ -78,4 +96,90 @@ async fn a_long_queue_slows_no_statement(db: Db) {
         long < empty * 5 + Duration::from_millis(20),
         "{long:?} beside a backlog, {empty:?} without"
     );
+}
+
+/// Rows that nobody holds, behind the store's back: the event of each is the
+/// given one.
+async fn pad(db: &Db, like: DeliveryId, rows: u32) {
+    let more = match db.engine() {
+        Engine::Postgres => format!(
+            "insert into queue select q.part, gen_random_uuid(), q.tenant, q.sub, q.event, q.event_day,
+               q.due_at, 0, q.age_from, 0, 1, 1, 0, 0, false, 0, ''
+             from queue q, generate_series(1, {rows}) where q.id = '{}'",
+            like.0
+        ),
+        Engine::Sqlite => format!(
+            "with recursive n(i) as (select 1 union all select i + 1 from n where i < {rows})
+             insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid,
+               token, state, attempts, replays, by_hand, status, reason)
+             select q.part, randomblob(16), q.tenant, q.sub, q.event, q.event_day,
+               q.due_at, 0, q.age_from, 0, 1, 1, 0, 0, 0, 0, ''
+             from queue q, n where q.id = x'{}'",
+            like.0.simple()
+        ),
+    };
+    db.tamper(&more).await;
+}
+
+/// Deliveries that a node holds, with a long queue between them.
+async fn held_apart(db: &Db, node: &Node) -> Vec<DeliveryId> {
+    let sub = DEFAULT.sub();
+    let mut held = Vec::new();
+    for n in 0..3 {
+        if n > 0 {
+            pad(db, held[0], 60_000).await;
+        }
+        let event = DEFAULT.event().to(&[sub]).leased().build();
+        held.extend(node.accept(&event).await);
+    }
+    held
+}
+
+// N4
+async fn leases_are_found_in_a_long_queue(db: Db) {
+    let node = db.node().await;
+    let held = held_apart(&db, &node).await;
+    let found: Vec<_> = node.held().await;
+    assert_eq!(found, held.iter().map(|id| (*id, 1)).collect::<Vec<_>>());
+    node.end_session(node.session).await.unwrap();
+    assert_eq!(node.held().await, []);
+    for id in held {
+        assert_eq!(node.status(id).await, Status::Pending);
+    }
+}
+
+// N4: partitions can be taken while what their last owner held is still being
+// freed, and that is freed a little at a time.
+async fn ending_a_session_holds_no_lock_for_long(db: Db) {
+    let node = db.node().await;
+    let held = held_apart(&db, &node).await;
+    let Database::Postgres(url) = db.database() else {
+        panic!("PostgreSQL alone")
+    };
+    let mut other = PgConnection::connect(url).await.unwrap();
+    let mut lock = other.begin().await.unwrap();
+    sqlx::query("select from queue where id = $1 for update")
+        .bind(held[2].0)
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let ending = tokio::spawn({
+        let node = node.clone();
+        async move { node.end_session(node.session).await.unwrap() }
+    });
+    until("the partitions and the first rows are free", async || {
+        let owned = db
+            .texts("select part::text from part_owner where sid <> 0")
+            .await;
+        let leased = db
+            .texts("select id::text from queue where lease_sid <> 0")
+            .await;
+        (owned.is_empty() && leased == [held[2].0.to_string()]).then_some(())
+    })
+    .await;
+    assert!(!ending.is_finished());
+    lock.rollback().await.unwrap();
+    other.close().await.unwrap();
+    ending.await.unwrap();
+    assert_eq!(node.held().await, []);
 }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use onering::{
     domain::{delivery::Status, id::SubscriptionId},
-    store::{Finished, Leased, Waiting, Want},
+    store::{Finished, Leased, Waiting, Want, claim_share},
 };
 
 use crate::support::{
@@ -17,6 +17,7 @@ contract![
     the_earliest_due_come_first,
     no_more_than_wanted_of_each_subscription,
     a_long_queue_hides_no_other,
+    a_claim_is_bounded_in_bytes,
     one_row_is_leased_once_at_a_time,
     nodes_that_take_turns_never_share_a_row,
     nothing_is_claimed_before_it_is_due,
@@ -86,6 +87,44 @@ async fn the_earliest_due_come_first(db: Db) {
     }
     assert_eq!(times.len(), 4);
     assert!(times.is_sorted(), "{times:?}");
+}
+
+// N3: large bodies don't fill the memory, none of them is forgotten, and a
+// subscription with large ones does not keep another's out.
+async fn a_claim_is_bounded_in_bytes(db: Db) {
+    let node = db.node().await;
+    let (large, small) = (DEFAULT.sub(), DEFAULT.sub());
+    let event = |bytes| DEFAULT.event().body(vec![b'x'; bytes]).to(&[large]).build();
+    for _ in 0..8 {
+        node.accept(&event(3 << 20)).await;
+    }
+    publish_many(&node, small, 3).await;
+    let wants = [large, small].map(|subscription| Want {
+        part: subscription.part(),
+        subscription,
+        limit: 256,
+    });
+    let claim = async || node.store.claim(node.session, &wants).await.unwrap();
+    let count = |rows: &[Leased], sub| rows.iter().filter(|l| l.subscription == sub).count();
+    let first = claim().await;
+    // The third is that with which it has half of 16 MiB.
+    assert_eq!((count(&first, large), count(&first, small)), (3, 3));
+    let bytes: usize = first.iter().map(|l| l.body.len()).sum();
+    assert!(bytes as i64 >= claim_share(&wants));
+    assert!(first.iter().all(|l| l.token == 1));
+    let mut ids: HashSet<_> = first.iter().map(|l| l.id).collect();
+    for rest in [3, 2] {
+        let more = claim().await;
+        assert_eq!((count(&more, large), count(&more, small)), (rest, 0));
+        ids.extend(more.iter().map(|l| l.id));
+    }
+    assert_eq!(ids.len(), 11);
+    assert!(claim().await.is_empty());
+    // One that alone is more than enough is given.
+    node.accept(&event(17 << 20)).await;
+    let last = claim().await;
+    assert_eq!(last.len(), 1);
+    assert_eq!(last[0].body.len(), 17 << 20);
 }
 
 // A8

@@ -228,6 +228,7 @@ fn other_settings(sub: &Subscription) -> Subscription {
             secret: Sealed(vec![9]),
             until: 77,
         }),
+        client_certificate: None,
         metadata: Vec::new(),
         updated_at: sub.updated_at + 1,
         ..sub.clone()

@@ -11,6 +11,7 @@ use onering::{
 use crate::support::{
     build::{DEFAULT, Ends as _, Tenancy},
     store::{Db, FOR_EVER, HOUR, Node, everything, page},
+    wait::until,
 };
 
 contract![
@@ -21,6 +22,13 @@ contract![
     unknown_ids_have_nothing,
     usage_is_absolute,
 ];
+
+mod postgres_alone {
+    #[test]
+    fn reads_that_hang_stop_nothing_else() {
+        crate::on_postgres(super::reads_that_hang_stop_nothing_else);
+    }
+}
 
 /// Deliveries in every place and state, oldest first.
 async fn of_every_kind(node: &Node, sub: SubscriptionId) -> Vec<(DeliveryId, Status)> {
@@ -210,4 +218,44 @@ async fn usage_is_absolute(db: Db) {
     let mut bytes = node.stored_bytes().await.unwrap();
     bytes.sort_unstable();
     assert_eq!(bytes, [(DEFAULT.id, 1125), (acme.id, 7)]);
+}
+
+// N3: what callers read waits for connections of its own, not for those by which
+// the node publishes, finishes, keeps its session and its configuration.
+async fn reads_that_hang_stop_nothing_else(db: Db) {
+    let node = db.node().await;
+    let sub = DEFAULT.sub();
+    let id = node.accept(&DEFAULT.event_to(sub)).await[0];
+    let lease = node.claim_one(sub).await;
+    let lock = db.lock_table("kept_bodies").await;
+    let mut reads = tokio::task::JoinSet::new();
+    for n in 0..24 {
+        let (store, event) = (node.store.clone(), lease.event);
+        reads.spawn(async move {
+            match n % 3 {
+                0 => store.get_event(event).await.map(drop),
+                1 => store.get_delivery(id).await.map(drop),
+                _ => {
+                    let list = store.deliveries_of_event(event, None, everything());
+                    list.await.map(drop)
+                }
+            }
+        });
+    }
+    until("reads hang", async || {
+        let waiting = "select count(*)::text from pg_locks
+            where not granted and relation = 'kept_bodies'::regclass";
+        let count: usize = db.texts(waiting).await[0].parse().unwrap();
+        (count >= 4).then_some(())
+    })
+    .await;
+    // For want of a connection each of these would fail after some seconds.
+    node.renew_session(node.session, FOR_EVER).await.unwrap();
+    node.revision().await.unwrap();
+    node.waiting(&[sub.part()]).await.unwrap();
+    node.accept(&DEFAULT.event_to(sub)).await;
+    node.finish_now(&lease.delivered()).await;
+    drop(lock);
+    // Of those that got no connection in time nothing is promised.
+    reads.shutdown().await;
 }

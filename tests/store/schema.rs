@@ -1,9 +1,12 @@
 //! Migrations, and what the schema promises.
 
-use onering::store::StoreError;
+use onering::{
+    domain::{id::TenantId, subscription::Subscription},
+    store::StoreError,
+};
 
 use crate::support::{
-    build::{DEFAULT, a_key},
+    build::{DEFAULT, a_key, a_subscription},
     store::{Db, Engine, Node},
 };
 
@@ -11,6 +14,7 @@ contract![
     opening_again_changes_nothing,
     a_newer_database_is_refused,
     a_changed_migration_is_refused,
+    client_certificates_beside_the_version_before,
     two_nodes_open_an_empty_database,
     the_store_answers_until_it_is_closed,
     hot_tables_keys_begin_with_the_partition,
@@ -65,6 +69,44 @@ async fn a_changed_migration_is_refused(db: Db) {
         .await;
     let refused = db.try_open().await.err();
     assert!(matches!(refused, Some(StoreError::Unfit(_))), "{refused:?}");
+}
+
+// N6, A10: what the version before has stored is read, and what it writes once the
+// column is there leaves a client certificate as it is.
+async fn client_certificates_beside_the_version_before(db: Db) {
+    let sub = a_subscription(TenantId::DEFAULT);
+    let without = Subscription {
+        client_certificate: None,
+        ..a_subscription(TenantId::DEFAULT)
+    };
+    let store = db.open().await;
+    for s in [&sub, &without] {
+        store.create_subscription(s, 9).await.unwrap();
+    }
+    db.close().await;
+    db.tamper("alter table subscriptions drop column client_certificate")
+        .await;
+    db.tamper("delete from _sqlx_migrations where version = 2")
+        .await;
+    let store = db.open().await;
+    let read = store.get_subscription(sub.id).await.unwrap().unwrap();
+    assert_eq!(read.client_certificate, None);
+    let all = store.changes(0).await.unwrap().subscriptions;
+    assert!(all.iter().any(|l| l.subscriptions.contains(&without)));
+    store
+        .update_subscription(&sub, sub.updated_at)
+        .await
+        .unwrap();
+    db.close().await;
+    // As the version before updates a row.
+    db.tamper(
+        "update subscriptions set doc = doc, secret = secret, previous_secret = previous_secret,
+                previous_until = previous_until, updated_at = updated_at, rev = rev",
+    )
+    .await;
+    let store = db.open().await;
+    let read = store.get_subscription(sub.id).await.unwrap();
+    assert_eq!(read, Some(sub));
 }
 
 // N6

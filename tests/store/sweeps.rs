@@ -18,6 +18,7 @@ contract![
     cancelling_works_on_any_day,
     giving_up_ends_what_waited_too_long,
     freeing_takes_from_ended_sessions_alone,
+    freeing_comes_to_every_row,
     statements_keep_to_the_partitions_they_are_given,
 ];
 
@@ -142,6 +143,24 @@ async fn freeing_takes_from_ended_sessions_alone(db: Db) {
         assert!(new.token > old.token);
     }
     assert_eq!(store.free_lost(&[part]).await.unwrap(), 0, "it is alive");
+}
+
+// N2: however many rows there are, and however many that nobody holds come first.
+async fn freeing_comes_to_every_row(db: Db) {
+    const EACH: usize = 6000;
+    let store = db.open().await;
+    let short = Node::idle(&store, MINUTE).await;
+    short.take_partitions(short.session).await.unwrap();
+    let sub = DEFAULT.sub();
+    let free = DEFAULT.event().to(&vec![sub; EACH]).build();
+    short.accept(&free).await;
+    let held = DEFAULT.event().to(&vec![sub; EACH]).leased().build();
+    short.accept(&held).await;
+    assert_eq!(short.held().await.len(), EACH);
+    short.pass(HOUR).await;
+    let freed = store.free_lost(&[sub.part()]).await.unwrap();
+    assert_eq!(freed, EACH as u64);
+    assert_eq!(short.held().await.len(), 0);
 }
 
 // N5

@@ -2,7 +2,7 @@
 //! faces. It listens on a free port; every switch is on, receivers on loopback
 //! are allowed, and it has an admin key.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, header};
@@ -27,7 +27,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::store::Db;
+use super::{faults::Faults, store::Db};
 
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -126,6 +126,12 @@ impl Builder {
     /// Leaves a variable out.
     pub fn unset(mut self, name: &str) -> Self {
         self.vars.remove(&format!("ONERING_{name}"));
+        self
+    }
+
+    /// Has these faults befall its store.
+    pub fn faults(mut self, faults: &Arc<Faults>) -> Self {
+        self.outside.store = faults.around();
         self
     }
 

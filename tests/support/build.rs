@@ -265,6 +265,7 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
         ],
         secret: Sealed(vec![0, 1, 255]),
         previous: None,
+        client_certificate: Some(Sealed(vec![9, 0, 254])),
         public_key: "whpk_x".to_owned(),
         created_at: id.time(),
         updated_at: id.time(),

@@ -10,6 +10,7 @@ pub mod app;
 pub mod build;
 pub mod call;
 pub mod command;
+pub mod faults;
 pub mod gate;
 pub mod proxy;
 pub mod receiver;

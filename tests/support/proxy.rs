@@ -1,11 +1,16 @@
 //! A TCP proxy that can be cut: what stands behind it is then gone, for those
-//! who are connected and for those who try.
+//! who are connected and for those who try. And one that can go silent: nothing
+//! passes any more, and nobody is told; or let questions through and lose the
+//! answers.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::watch,
 };
 
@@ -15,7 +20,39 @@ use super::store::Db;
 /// The proxy. It ends with the test's runtime.
 pub struct Proxy {
     pub address: SocketAddr,
-    open: Arc<watch::Sender<bool>>,
+    state: Arc<watch::Sender<State>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Open,
+    Deaf,
+    Cut,
+    Silent,
+}
+
+impl State {
+    fn takes_questions(self) -> bool {
+        matches!(self, Self::Open | Self::Deaf)
+    }
+}
+
+/// Passes answers on, but for those that come while the proxy is deaf.
+async fn answers(
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    state: watch::Receiver<State>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        if *state.borrow() != State::Deaf {
+            to.write_all(&buffer[..n]).await?;
+        }
+    }
 }
 
 impl Proxy {
@@ -32,35 +69,58 @@ impl Proxy {
     async fn to(to: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let open = Arc::new(watch::Sender::new(true));
-        let state = open.clone();
+        let state = Arc::new(watch::Sender::new(State::Open));
+        let now = state.clone();
         tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let (to, mut open) = (to.clone(), state.subscribe());
+            while let Ok((near, _)) = listener.accept().await {
+                let (to, mut state) = (to.clone(), now.subscribe());
                 tokio::spawn(async move {
-                    if !*open.borrow_and_update() {
-                        return;
+                    let began = *state.borrow_and_update();
+                    match began {
+                        State::Open | State::Deaf => {}
+                        State::Cut => return,
+                        State::Silent => std::future::pending().await,
                     }
-                    let Ok(mut far) = TcpStream::connect(to).await else {
+                    let Ok(far) = TcpStream::connect(to).await else {
                         return;
                     };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
-                        _ = open.wait_for(|open| !open) => {}
+                    let (mut asking, mut answered) = near.into_split();
+                    let (mut answering, mut asked) = far.into_split();
+                    let silent = tokio::select! {
+                        _ = copy(&mut asking, &mut asked) => false,
+                        _ = answers(&mut answering, &mut answered, state.clone()) => false,
+                        changed = state.wait_for(|s| !s.takes_questions()) => {
+                            changed.is_ok_and(|s| *s == State::Silent)
+                        }
+                    };
+                    if silent {
+                        // Both ends stay open.
+                        std::future::pending::<()>().await;
                     }
                 });
             }
         });
-        Self { address, open }
+        Self { address, state }
     }
 
     /// Ends every connection, and takes no other one.
     pub fn cut(&self) {
-        self.open.send_replace(false);
+        self.state.send_replace(State::Cut);
+    }
+
+    /// Lets nothing through any more, in either direction; connections stay open,
+    /// and others are taken. Those of before stay silent for good.
+    pub fn silence(&self) {
+        self.state.send_replace(State::Silent);
+    }
+
+    /// Lets questions through and loses their answers.
+    pub fn deafen(&self) {
+        self.state.send_replace(State::Deaf);
     }
 
     /// Takes connections again.
     pub fn mend(&self) {
-        self.open.send_replace(true);
+        self.state.send_replace(State::Open);
     }
 }

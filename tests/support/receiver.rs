@@ -19,6 +19,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
+use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -33,6 +34,10 @@ pub struct Received {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// Its connection: the first one is 0.
+    pub connection: usize,
+    /// The SHA-256 of the client certificate that it came with, in hexadecimal.
+    pub certificate: Option<String>,
 }
 
 impl Received {
@@ -199,20 +204,25 @@ impl Receiver {
 
 async fn serve(listener: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>, shared: Arc<Shared>) {
     let mut connections = tokio::task::JoinSet::new();
+    let mut accepted_before = 0;
     loop {
         let (stream, _) = tokio::select! {
             accepted = listener.accept() => accepted.unwrap(),
             Some(_) = connections.join_next() => continue,
         };
+        let number = accepted_before;
+        accepted_before += 1;
         stream.set_nodelay(true).unwrap();
         let (tls, shared) = (tls.clone(), shared.clone());
         connections.spawn(async move {
             match tls {
-                None => connection(stream, shared).await,
+                None => connection(stream, shared, number, None).await,
                 Some(tls) => {
                     // A client that does not trust us hangs up.
                     if let Ok(stream) = tls.accept(stream).await {
-                        connection(stream, shared).await;
+                        let certificate = stream.get_ref().1.peer_certificates();
+                        let certificate = certificate.map(|c| hex::encode(Sha256::digest(&c[0])));
+                        connection(stream, shared, number, certificate).await;
                     }
                 }
             }
@@ -223,10 +233,12 @@ async fn serve(listener: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>, sh
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     shared: Arc<Shared>,
+    number: usize,
+    certificate: Option<String>,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let shared = shared.clone();
-        async move { answer(&shared, request).await }
+        let (shared, certificate) = (shared.clone(), certificate.clone());
+        async move { answer(&shared, request, number, certificate).await }
     });
     // However the connection ends, what came on it was noted.
     let _ = auto::Builder::new(TokioExecutor::new())
@@ -234,7 +246,12 @@ async fn connection(
         .await;
 }
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Result<Reply, Infallible> {
+async fn answer(
+    shared: &Shared,
+    request: Request<Incoming>,
+    connection: usize,
+    certificate: Option<String>,
+) -> Result<Reply, Infallible> {
     let under_way = UnderWay::new(shared);
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else {
@@ -246,6 +263,8 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Result<Reply, In
         path: head.uri.path().to_owned(),
         headers: head.headers,
         body: body.to_bytes(),
+        connection,
+        certificate,
     };
     shared.received.lock().unwrap().push(received.clone());
     let reply = (shared.handler)(received).await;

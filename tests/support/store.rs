@@ -188,6 +188,21 @@ impl Db {
         }
     }
 
+    /// Keeps all others from a table, until what this answers is dropped. Of
+    /// PostgreSQL alone: SQLite's readers wait for nobody.
+    pub async fn lock_table(&self, table: &str) -> PgConnection {
+        let Database::Postgres(url) = &self.0.database else {
+            panic!("not on PostgreSQL")
+        };
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        let sql = format!("begin; lock table {table} in access exclusive mode");
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection
+    }
+
     /// A node that owns every partition, on a store of its own.
     pub async fn node(&self) -> Node {
         let store = self.open().await;

@@ -9,12 +9,12 @@ from pathlib import Path
 
 OPERATIONS = Path("docs/operations.md")
 GUIDE = Path("docs/consumer-guide.md")
-SETTINGS = Path("src/settings.rs")
+SETTINGS = Path("src/settings/names.rs")
 METRICS = Path("src/metrics.rs")
 REASONS = Path("proto/onering/v1/error_reason.proto")
 
 # `("LISTEN", "127.0.0.1:8000", "the address to listen on"),`
-SETTING = re.compile(r'^    \("([A-Z_]+)", "(.*?)", ".*"\),$', re.M)
+SETTING = re.compile(r'^    \(\s*"([A-Z_]+)",\s*"(.*?)",\s*"[^"]*",?\s*\),$', re.M)
 OTHER = re.compile(r"const OTHER: &\[&str\] = &\[(.*?)\];", re.S)
 METRIC = re.compile(r'"(onering_[a-z_]+)"')
 REASON = re.compile(r"^  ERROR_REASON_([A-Z_]+) = (\d+);", re.M)

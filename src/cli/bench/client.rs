@@ -5,7 +5,7 @@
 //! own, so that what only drives the load costs little. Raw posts go through a
 //! [`Pool`]: the client that deliveries are sent with.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::poll;
@@ -40,7 +40,7 @@ pub(super) enum CallError {
 #[derive(Debug)]
 pub(super) enum Caller {
     /// Over a connection of the caller's own.
-    Own(Connection),
+    Own(Box<Connection>),
     /// Over any connection of a pool.
     Pooled(Pool),
 }
@@ -68,7 +68,7 @@ impl Caller {
 /// Connections shared by all callers, set up as a node's sender sets its own up.
 #[derive(Debug, Clone)]
 pub(super) struct Pool {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Arc<Client<HttpConnector, Full<Bytes>>>,
     timeout: Duration,
 }
 
@@ -84,7 +84,10 @@ impl Pool {
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .build(connector);
-        Self { client, timeout }
+        Self {
+            client: Arc::new(client),
+            timeout,
+        }
     }
 
     async fn call(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), CallError> {

@@ -132,7 +132,10 @@ pub(super) async fn publish(
     let mut tally = Tally::new()?;
     let mut caller = match &target.pool {
         Some(pool) => Caller::Pooled(pool.clone()),
-        None => Caller::Own(Connection::new(target.authority.clone(), CALL_TIMEOUT)),
+        None => Caller::Own(Box::new(Connection::new(
+            target.authority.clone(),
+            CALL_TIMEOUT,
+        ))),
     };
     // Connecting is not what is measured.
     caller.connect().await;

@@ -1,5 +1,16 @@
 //! Whole calls.
 
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use http_body::{Body, Frame};
+
 use super::{call, errors, json, service::RAW, text};
 
 #[tokio::test]
@@ -301,4 +312,53 @@ async fn other_methods_and_paths() {
     assert_eq!(head.status(), 200);
     assert_eq!(head.headers()["content-length"], *length);
     assert_eq!(text(head).await, "");
+}
+
+/// A body of which one piece comes, and then nothing, and no end.
+struct Stalled(Option<Bytes>);
+
+impl Body for Stalled {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0.take() {
+            Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+            None => Poll::Pending,
+        }
+    }
+}
+
+// E3: who sends half a body and stays is refused in the end, also where the body
+// was too large already.
+#[tokio::test]
+async fn a_body_that_does_not_end_is_refused() {
+    let limit = 100;
+    for (sent, claimed, code) in [
+        (10, None, "INVALID_ARGUMENT"),
+        (10, Some(20), "INVALID_ARGUMENT"),
+        (0, None, "INVALID_ARGUMENT"),
+        (200, None, "PAYLOAD_TOO_LARGE"),
+        (10, Some(200), "PAYLOAD_TOO_LARGE"),
+    ] {
+        let mut headers = HeaderMap::new();
+        if let Some(length) = claimed {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        let body = Stalled(Some(Bytes::from(vec![b' '; sent])));
+        let patience = Duration::from_millis(50);
+        let collecting = crate::rest::transcode::collect_within(patience, &headers, body, limit);
+        let ended = tokio::time::timeout(Duration::from_secs(20), collecting).await;
+        let refused = ended
+            .unwrap_or_else(|_| panic!("{sent} of {claimed:?}: no end"))
+            .unwrap_err();
+        assert_eq!(
+            crate::error::code(refused.reason),
+            code,
+            "{sent} of {claimed:?}"
+        );
+    }
 }

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use http::{HeaderName, HeaderValue, Uri};
 use url::Url;
+use zeroize::Zeroizing;
 
 use crate::{
     connector,
     domain::{
         address::MAX_URL_LENGTH,
+        certificate::{CertificateError, ClientCertificate, Pem},
         cloudevent,
         delivery::Schedule,
         id::Micros,
@@ -29,7 +31,7 @@ use crate::{
 };
 
 /// What can be changed of a subscription.
-pub(super) const CHANGEABLE: [&str; 13] = [
+pub(super) const CHANGEABLE: [&str; 14] = [
     "url",
     "event_types",
     "headers",
@@ -42,8 +44,20 @@ pub(super) const CHANGEABLE: [&str; 13] = [
     "max_age_seconds",
     "metadata",
     "payload_format",
+    CLIENT_CERTIFICATE,
     "filter",
 ];
+
+const CLIENT_CERTIFICATE: &str = "client_certificate";
+
+/// What of a subscription is stored sealed, opened, beside its secrets.
+#[derive(Clone, Default, PartialEq)]
+pub(super) struct Opened {
+    /// Its own headers.
+    pub headers: Headers,
+    /// What it shows to its receiver.
+    pub certificate: Option<Pem>,
+}
 
 /// Headers that are of the connection, of the message or of ours.
 const NOT_THEIRS: [&str; 22] = [
@@ -91,6 +105,11 @@ pub(super) fn named(
         ),
         Fixed::new("disable_time", &given.disable_time, &now.disable_time),
         Fixed::moving("previous_secret_expire_time"),
+        Fixed::new(
+            "client_certificate_info",
+            &given.client_certificate_info,
+            &now.client_certificate_info,
+        ),
     ];
     let set = |name: &str| match name {
         "url" => !given.url.is_empty(),
@@ -105,17 +124,24 @@ pub(super) fn named(
         "max_age_seconds" => given.max_age_seconds != 0,
         "metadata" => !given.metadata.is_empty(),
         "payload_format" => given.payload_format != 0,
+        CLIENT_CERTIFICATE => given.client_certificate.is_some(),
         "filter" => given.filter.is_some(),
         _ => false,
     };
-    mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults)
+    let mut names = mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults);
+    let by_name = update_mask.is_some_and(|m| m.paths.iter().any(|p| p == CLIENT_CERTIFICATE));
+    // Among all of them, one that is not shown is missing and not taken away.
+    if given.client_certificate.is_none() && !by_name {
+        names.retain(|name| *name != CLIENT_CERTIFICATE);
+    }
+    names
 }
 
-/// Takes these fields over into a subscription, and its headers into `own`: they
-/// are sealed when all is right.
+/// Takes these fields over into a subscription, and what is to be sealed once all
+/// is right into `own`.
 pub(super) fn apply(
     s: &mut Subscription,
-    own: &mut Headers,
+    own: &mut Opened,
     given: &v1::Subscription,
     names: &[&str],
     live: &Live,
@@ -131,7 +157,7 @@ pub(super) fn apply(
                 s.url = url(&given.url, live, faults);
             }
             "event_types" => s.event_types = event_types(&given.event_types, faults),
-            "headers" => *own = headers(&given.headers, faults),
+            "headers" => own.headers = headers(&given.headers, faults),
             "description" => {
                 s.description = faults.text("description", &given.description, 500, true);
             }
@@ -155,7 +181,10 @@ pub(super) fn apply(
             "metadata" => s.metadata = faults.metadata(&given.metadata),
             "payload_format" => s.format = format(given.payload_format, faults),
             "filter" => {
-                s.filter = super::filter::read(given.filter.as_deref().unwrap_or_default(), faults)
+                s.filter = super::filter::read(given.filter.as_deref().unwrap_or_default(), faults);
+            }
+            CLIENT_CERTIFICATE => {
+                own.certificate = certificate(given.client_certificate.as_ref(), now, faults);
             }
             _ => {}
         }
@@ -191,6 +220,29 @@ fn url(given: &str, live: &Live, faults: &mut Faults) -> String {
             String::new()
         }
     }
+}
+
+/// A client certificate that can be used, as it stands.
+fn certificate(
+    given: Option<&v1::ClientCertificate>,
+    now: Micros,
+    faults: &mut Faults,
+) -> Option<Pem> {
+    let given = given?;
+    let pem = Pem {
+        chain: given.certificate_chain.clone(),
+        private_key: Zeroizing::new(given.private_key.clone()),
+    };
+    let chain = "client_certificate.certificate_chain";
+    match ClientCertificate::parse(&pem) {
+        Ok(read) if read.has_expired(now) => faults.add(chain, "has expired"),
+        Ok(_) => {}
+        Err(CertificateError::Chain(why)) => faults.add(chain, why),
+        Err(CertificateError::PrivateKey(why)) => {
+            faults.add("client_certificate.private_key", why);
+        }
+    }
+    Some(pem)
 }
 
 fn event_types(given: &[String], faults: &mut Faults) -> Vec<String> {

@@ -3,6 +3,7 @@
 use crate::{
     directory::Directory,
     domain::{
+        certificate::Facts,
         delivery::Schedule,
         id::Micros,
         signature::Scheme,
@@ -51,10 +52,21 @@ pub(super) fn schedule(schedule: &Schedule) -> RetrySchedule {
     }
 }
 
-/// Shows a subscription with its headers, without its secret.
+/// What may be shown of a client certificate.
+pub(super) fn certificate(facts: Facts) -> v1::ClientCertificateInfo {
+    v1::ClientCertificateInfo {
+        subject: facts.subject,
+        serial_number: facts.serial_number,
+        fingerprint_sha256: facts.fingerprint,
+        expire_time: Some(timestamp(facts.expires_at)),
+    }
+}
+
+/// Shows a subscription with its headers, without its secret and private key.
 pub(super) fn view(
     s: &Subscription,
     headers: Headers,
+    certificate: Option<v1::ClientCertificateInfo>,
     directory: &Directory,
     now: Micros,
 ) -> v1::Subscription {
@@ -88,6 +100,8 @@ pub(super) fn view(
             .map(|p| timestamp(p.until)),
         create_time: Some(timestamp(s.created_at)),
         update_time: Some(timestamp(s.updated_at)),
+        client_certificate: None,
+        client_certificate_info: certificate,
         filter: s.filter.clone().map(String::into_bytes),
     }
 }

@@ -120,7 +120,7 @@ impl Postgres {
         let in_use = format!(
             "select exists (select from {table} where at > now_us() - 86400000000) or not exists (select from {table})"
         );
-        let mut tx = self.begin().await?;
+        let mut tx = self.pool.begin().await.map_err(failed)?;
         // Once before the lock, so that a bucket in use is not locked in vain.
         for lock in [false, true] {
             if lock {

@@ -10,43 +10,57 @@ use std::{str::FromStr as _, time::Duration};
 use async_trait::async_trait;
 use sqlx::{
     Connection as _,
-    postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode},
+    postgres::{PgConnectOptions, PgSslMode},
 };
 
 use super::{Micros, Result, Store, StoreError};
 
 mod history;
 mod nodes;
+mod pool;
 mod publish;
 mod queue;
 #[path = "../shared/mod.rs"]
 mod shared;
 
+use pool::{Pool, Transaction};
+
 type Db = sqlx::Postgres;
 type Row = sqlx::postgres::PgRow;
-type Transaction<'a> = sqlx::Transaction<'a, Db>;
 
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     ("base", include_str!("migrations/0001_base.sql")),
+    (
+        "client certificates",
+        include_str!("migrations/0002_client_certificates.sql"),
+    ),
     (
         "filters and traces",
         include_str!("migrations/0006_filters_and_traces.sql"),
     ),
 ];
 
+/// The longest that a statement may take on which a caller, a delivery or the
+/// session waits.
+const HOT: Duration = Duration::from_secs(10);
+/// The same for a sweep or a long list: longer than the server lets one run.
+const LONG: Duration = Duration::from_secs(35);
+
 /// A PostgreSQL database, version 15 or later.
 pub struct Postgres {
-    pool: PgPool,
+    pool: Pool,
+    /// The same connections, for what must not take long.
+    hot: Pool,
     /// One connection that publishes and one that finishes: their statements and
     /// the tables' metadata stay in one backend's caches.
-    publishing: PgPool,
+    publishing: Pool,
     /// For what callers read of the history: slow lists must not keep the session
     /// or the configuration waiting.
-    history: PgPool,
-    finishing: PgPool,
+    history: Pool,
+    finishing: Pool,
     options: PgConnectOptions,
 }
 
@@ -75,39 +89,31 @@ impl Postgres {
         } else {
             options.ssl_mode(PgSslMode::Prefer)
         };
-        let connections = |most| {
-            PgPoolOptions::new()
-                .max_connections(most)
-                .acquire_timeout(Duration::from_secs(5))
-                // Asking the server before each use would double the round trips
-                // of the hot statements; a dead connection fails its first
-                // statement, which every caller handles.
-                .test_before_acquire(false)
-        };
-        let pool = connections(6)
-            .connect_with(options.clone())
-            .await
-            .map_err(failed)?;
+        let pool = Pool::new(options.clone(), 6, LONG);
         migrate(&pool).await?;
+        // The server gives up before this side does: then it is known that
+        // nothing was done.
+        let hot = options.clone().options([("statement_timeout", "8s")]);
         Ok(Self {
+            hot: pool.within(HOT),
             pool,
-            history: connections(4).connect_lazy_with(options.clone()),
-            publishing: connections(1).connect_lazy_with(options.clone()),
-            finishing: connections(1).connect_lazy_with(options.clone()),
+            history: Pool::new(options.clone(), 4, LONG),
+            publishing: Pool::new(hot.clone(), 1, HOT),
+            finishing: Pool::new(hot, 1, HOT),
             options,
         })
     }
 
-    fn reader(&self) -> &PgPool {
-        &self.pool
+    fn reader(&self) -> &Pool {
+        &self.hot
     }
 
-    fn history(&self) -> &PgPool {
+    fn history(&self) -> &Pool {
         &self.history
     }
 
     async fn begin(&self) -> Result<Transaction<'_>> {
-        self.pool.begin().await.map_err(failed)
+        self.hot.begin().await.map_err(failed)
     }
 
     /// A transaction that sees one state of the database.
@@ -130,7 +136,7 @@ impl Postgres {
     /// and on its own: `notify` inside a transaction serialises commits.
     async fn config_changed(&self) {
         if let Err(e) = sqlx::query("select pg_notify('onering_config', '')")
-            .execute(&self.pool)
+            .execute(&self.hot)
             .await
         {
             tracing::debug!(error.message = %e, "configuration hint not sent");
@@ -150,10 +156,10 @@ impl Postgres {
     }
 }
 
-async fn migrate(pool: &PgPool) -> Result<()> {
+async fn migrate(pool: &Pool) -> Result<()> {
     // On a connection of its own without the statement timeout: a migration may
     // take longer than any statement of ours.
-    let mut connection = pool.acquire().await.map_err(failed)?.detach();
+    let mut connection = pool.connect().await.map_err(failed)?;
     sqlx::raw_sql("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0")
         .execute(&mut connection)
         .await
@@ -171,7 +177,7 @@ async fn migrate(pool: &PgPool) -> Result<()> {
 impl Store for Postgres {
     async fn ping(&self) -> Result<()> {
         sqlx::query("select 1")
-            .execute(&self.pool)
+            .execute(&self.hot)
             .await
             .map_err(failed)?;
         Ok(())

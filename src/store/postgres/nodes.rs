@@ -8,11 +8,14 @@ use sqlx::{
     postgres::{PgListener, PgPoolOptions},
 };
 
-use super::{Postgres, failed, queue::numbers};
+use super::{HOT, Postgres, failed, queue::numbers};
 use crate::{
     domain::id::{Part, SubscriptionId},
-    store::{Hint, Hints, NodeStore, QueueStore, Result, Session},
+    store::{Hint, Hints, NodeStore, QueueStore, Result, Session, StoreError},
 };
+
+/// A connection on which nothing was heard for so long is asked whether it lives.
+const QUIET: Duration = Duration::from_secs(10);
 
 const FREE: &str = "
 select exists (select from part_owner where sid not in (select sid from nodes where expires_at > now_us()))";
@@ -42,7 +45,7 @@ impl NodeStore for Postgres {
         )
         .bind(name)
         .bind(crate::domain::id::micros(ttl))
-        .fetch_one(&self.pool)
+        .fetch_one(&self.hot)
         .await
         .map_err(failed)?;
         Ok(Session(sid))
@@ -54,7 +57,7 @@ impl NodeStore for Postgres {
         )
         .bind(session.0)
         .bind(crate::domain::id::micros(ttl))
-        .execute(&self.pool)
+        .execute(&self.hot)
         .await
         .map_err(failed)?;
         Ok(done.rows_affected() == 1)
@@ -67,26 +70,22 @@ impl NodeStore for Postgres {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        sqlx::query("update part_owner set sid = 0 where sid = $1")
+        let owned = sqlx::query("update part_owner set sid = 0 where sid = $1 returning part")
             .bind(session.0)
-            .execute(&mut *tx)
+            .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-        sqlx::query(
-            "update queue set lease_sid = 0, token = token + 1
-             where part = any($1::smallint[]) and lease_sid = $2 and lease_sid <> 0",
-        )
-        .bind(numbers(&Part::all().collect::<Vec<_>>()))
-        .bind(session.0)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        // Committed before what it held is freed, as when partitions are taken.
+        tx.commit().await.map_err(failed)?;
+        if !owned.is_empty() {
+            QueueStore::free_lost(self, &parts(&owned)).await?;
+        }
+        Ok(())
     }
 
     async fn take_partitions(&self, session: Session) -> Result<Vec<Part>> {
         let free: bool = sqlx::query_scalar(FREE)
-            .fetch_one(&self.pool)
+            .fetch_one(&self.hot)
             .await
             .map_err(failed)?;
         if free {
@@ -94,7 +93,7 @@ impl NodeStore for Postgres {
         }
         let owned = sqlx::query(OWNED)
             .bind(session.0)
-            .fetch_all(&self.pool)
+            .fetch_all(&self.hot)
             .await
             .map_err(failed)?;
         Ok(parts(&owned))
@@ -105,7 +104,7 @@ impl NodeStore for Postgres {
             .bind(session.0)
             .bind(numbers(parts))
             .bind(held)
-            .execute(&self.pool)
+            .execute(&self.hot)
             .await
             .map_err(failed)?;
         Ok(())
@@ -120,7 +119,7 @@ impl NodeStore for Postgres {
                 .collect();
             sqlx::query("select pg_notify('onering_due', $1)")
                 .bind(text.join(" "))
-                .execute(&self.pool)
+                .execute(&self.hot)
                 .await
                 .map_err(failed)?;
         }
@@ -130,16 +129,14 @@ impl NodeStore for Postgres {
     async fn listen(&self) -> Result<Box<dyn Hints>> {
         let pool = PgPoolOptions::new()
             .max_connections(1)
+            .acquire_timeout(HOT)
             .max_lifetime(None)
             .idle_timeout(None)
             .connect_with(self.options.clone())
             .await
             .map_err(failed)?;
-        let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
-        listener
-            .listen_all(["onering_config", "onering_due"])
-            .await
-            .map_err(failed)?;
+        let mut listener = in_time(PgListener::connect_with(&pool)).await?;
+        in_time(listener.listen_all(["onering_config", "onering_due"])).await?;
         Ok(Box::new(Listener {
             listener,
             pending: Vec::new(),
@@ -171,6 +168,14 @@ impl Postgres {
     }
 }
 
+/// What the listening connection is asked, within the limit.
+async fn in_time<T>(asked: impl Future<Output = std::result::Result<T, sqlx::Error>>) -> Result<T> {
+    tokio::time::timeout(HOT, asked)
+        .await
+        .map_err(|_| StoreError::Unavailable("no answer in time".into()))?
+        .map_err(failed)
+}
+
 fn parts(rows: &[super::Row]) -> Vec<Part> {
     rows.iter()
         .map(|r| Part::new(r.get::<i16, _>(0) as u8))
@@ -189,7 +194,11 @@ impl Hints for Listener {
             if let Some(hint) = self.pending.pop() {
                 return Ok(hint);
             }
-            let Some(note) = self.listener.try_recv().await.map_err(failed)? else {
+            let Ok(heard) = tokio::time::timeout(QUIET, self.listener.try_recv()).await else {
+                in_time(sqlx::query("select 1").execute(&mut self.listener)).await?;
+                continue;
+            };
+            let Some(note) = heard.map_err(failed)? else {
                 return Ok(Hint::Reconnected);
             };
             if note.channel() == "onering_config" {

@@ -14,12 +14,15 @@ use crate::{
     },
     store::{
         Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session, Waiting, Want,
+        claim_share,
         rows::{FinishRow, trace},
     },
 };
 
 /// One look-up for each subscription, so that a million rows of one can't hide
-/// another's.
+/// another's. Of a large body only its length is read before it is leased. The
+/// rows that are too many are locked until the statement's end, and left as they
+/// were. Sums run in the order in which rows come, which takes no sorting.
 const CLAIM: &str = "
 with t as materialized (select now_us() as now),
 own as materialized (
@@ -28,27 +31,33 @@ own as materialized (
   where o.sid = $1 and n.expires_at > t.now
 ),
 chosen as materialized (
-  select q.ctid, own.active
+  select q.place, q.type, q.body, q.trace, own.active
   from unnest($2::smallint[], $3::uuid[], $4::bigint[]) as w(part, sub, n)
   join own on own.part = w.part
   cross join t
   cross join lateral (
-    select ctid from queue
-    where part = w.part and sub = w.sub and lease_sid = 0 and due_at <= t.now
-    order by due_at limit w.n for update skip locked
+    select due.place, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
+           coalesce(e.trace, k.trace) as trace,
+           sum(octet_length(coalesce(e.body, k.body))) over (rows unbounded preceding)
+             - octet_length(coalesce(e.body, k.body)) as before
+    from (
+      select ctid as place, part, event, event_day from queue
+      where part = w.part and sub = w.sub and lease_sid = 0 and due_at <= t.now
+      order by due_at limit w.n for update skip locked
+    ) due
+    left join events e on e.part = due.part and e.day = due.event_day and e.id = due.event
+    left join kept_bodies k on k.part = due.part and k.event = due.event
   ) q
+  where q.before is null or q.before < $5
 ),
 leased as (
   update queue q set lease_sid = $1, token = token + 1
-  from chosen where q.ctid = chosen.ctid
-  returning q.*, chosen.active - q.age_from as age
+  from chosen c where q.ctid = c.place
+  returning q.id, q.tenant, q.sub, q.event, c.type, c.body, q.token, q.attempts, q.replays, q.by_hand,
+            c.active - q.age_from as age, c.trace, q.due_at
 )
-select l.id, l.tenant, l.sub, l.event, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
-       l.token, l.attempts, l.replays, l.by_hand, l.age, coalesce(e.trace, k.trace)
-from leased l
-left join events e on e.part = l.part and e.day = l.event_day and e.id = l.event
-left join kept_bodies k on k.part = l.part and k.event = l.event
-order by l.due_at, l.id";
+select id, tenant, sub, event, type, body, token, attempts, replays, by_hand, age, trace
+from leased order by due_at, id";
 
 /// Each row is looked up by its key and then touched by its place: a plan made
 /// while the queue is empty would otherwise scan it whole once it is long. It is
@@ -133,28 +142,23 @@ from step s cross join lateral (
   select due_at from queue where part = s.part and sub = s.sub and lease_sid = 0 order by due_at limit 1) q
 where q.due_at < 9223372036854775807";
 
-/// Frees a slice of each of these partitions after that id. There is no index on
-/// the lease: the slices keep each statement short, however long the queue is.
-/// Answers where the slices ended that were full.
+/// There is no index on the lease: every delivery would pay two writes for it.
+/// What is leased is found by reading the table in the order of its pages, a slice
+/// in each statement, so that none is long and none holds locks for long, however
+/// long the queue is. A row that stays leased stays where it is: none is missed.
 const FREE_LOST: &str = "
-with slice as materialized (
-  select w.part, q.id, q.lease_sid
-  from unnest($1::smallint[], $2::uuid[]) as w(part, after)
-  cross join lateral (
-    select id, lease_sid from queue where part = w.part and id > w.after order by id limit $3) q
-),
-freed as (
-  update queue q set lease_sid = 0, token = q.token + 1
-  from slice s
-  where q.part = s.part and q.id = s.id and s.lease_sid <> 0
-    and q.lease_sid <> 0 and q.lease_sid not in (select sid from nodes where expires_at > now_us())
-  returning 1
-)
-select part, count(*), (array_agg(id order by id desc))[1], (select count(*) from freed)
-from slice group by part";
+update queue set lease_sid = 0, token = token + 1
+where ctid >= $1::text::tid and ctid < $2::text::tid and part = any($3::smallint[])
+  and lease_sid <> 0 and lease_sid not in (select sid from nodes where expires_at > now_us())";
 
-/// Rows of one partition that are looked at in one statement.
-const FREE_SLICE: i64 = 5000;
+const LEASES: &str = "
+select id, token from queue
+where ctid >= $1::text::tid and ctid < $2::text::tid and lease_sid = $3 and lease_sid <> 0";
+
+/// Pages that are read in one statement.
+const SLICE: i64 = 2048;
+/// Behind every page.
+const END: i64 = u32::MAX as i64 - 1;
 
 const BURY: &str = "
 with late as (
@@ -218,7 +222,8 @@ impl QueueStore for Postgres {
             .bind(wants.iter().map(|w| w.part.get()).collect::<Vec<_>>())
             .bind(wants.iter().map(|w| w.subscription.0).collect::<Vec<_>>())
             .bind(wants.iter().map(|w| w.limit).collect::<Vec<_>>())
-            .fetch_all(&self.pool)
+            .bind(claim_share(wants))
+            .fetch_all(&self.hot)
             .await
             .map_err(failed)?;
         Ok(rows
@@ -290,7 +295,7 @@ impl QueueStore for Postgres {
     async fn waiting(&self, parts: &[Part]) -> Result<Vec<Waiting>> {
         let rows = sqlx::query(WAITING)
             .bind(numbers(parts))
-            .fetch_all(&self.pool)
+            .fetch_all(&self.hot)
             .await
             .map_err(failed)?;
         Ok(rows
@@ -304,37 +309,28 @@ impl QueueStore for Postgres {
     }
 
     async fn leases(&self, session: Session) -> Result<Vec<(DeliveryId, i32)>> {
-        let rows = sqlx::query(
-            "select id, token from queue where part = any($1::smallint[]) and lease_sid = $2 and lease_sid <> 0",
-        )
-        .bind(numbers(&Part::all().collect::<Vec<_>>()))
-        .bind(session.0)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed)?;
-        Ok(rows
-            .iter()
-            .map(|r| (DeliveryId(r.get(0)), r.get(1)))
-            .collect())
-    }
-
-    async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
-        let mut after: Vec<(i16, Uuid)> = parts.iter().map(|p| (p.get(), Uuid::nil())).collect();
-        let mut freed = 0;
-        while !after.is_empty() {
-            let rows = sqlx::query(FREE_LOST)
-                .bind(after.iter().map(|(part, _)| *part).collect::<Vec<_>>())
-                .bind(after.iter().map(|(_, id)| *id).collect::<Vec<_>>())
-                .bind(FREE_SLICE)
+        let mut leases = Vec::new();
+        for (from, to) in self.slices().await? {
+            let rows = sqlx::query(LEASES)
+                .persistent(false)
+                .bind(from)
+                .bind(to)
+                .bind(session.0)
                 .fetch_all(&self.pool)
                 .await
                 .map_err(failed)?;
-            freed += rows.first().map_or(0, |r| r.get::<i64, _>(3)) as u64;
-            after = rows
-                .iter()
-                .filter(|r| r.get::<i64, _>(1) == FREE_SLICE)
-                .map(|r| (r.get(0), r.get(2)))
-                .collect();
+            leases.extend(rows.iter().map(|r| (DeliveryId(r.get(0)), r.get(1))));
+        }
+        Ok(leases)
+    }
+
+    async fn free_lost(&self, parts: &[Part]) -> Result<u64> {
+        let mut freed = 0;
+        for (from, to) in self.slices().await? {
+            // Planned anew: a plan for any place may be one that reads the whole
+            // table.
+            let free = sqlx::query(FREE_LOST).persistent(false).bind(from).bind(to);
+            freed += self.changed(free.bind(numbers(parts))).await?;
         }
         Ok(freed)
     }
@@ -388,7 +384,7 @@ impl QueueStore for Postgres {
         let row = sqlx::query(RETRY_WAITING)
             .bind(id.part().get())
             .bind(id.0)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&self.hot)
             .await
             .map_err(failed)?;
         if let Some(row) = row {
@@ -397,7 +393,7 @@ impl QueueStore for Postgres {
         let row = sqlx::query(RETRY_DEAD)
             .bind(id.part().get())
             .bind(id.0)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&self.hot)
             .await
             .map_err(failed)?;
         if let Some(row) = row {
@@ -411,6 +407,20 @@ impl QueueStore for Postgres {
 type Query<'q> = sqlx::query::Query<'q, super::Db, sqlx::postgres::PgArguments>;
 
 impl Postgres {
+    /// Slices of the queue's table, the last with all that it grows by.
+    async fn slices(&self) -> Result<Vec<(String, String)>> {
+        let pages: i64 = sqlx::query_scalar(
+            "select pg_relation_size('queue') / current_setting('block_size')::bigint",
+        )
+        .fetch_one(&self.hot)
+        .await
+        .map_err(failed)?;
+        let starts = (0..=pages / SLICE).map(|n| n * SLICE);
+        let ends = starts.clone().skip(1).chain([END]);
+        let place = |page| format!("({page},0)");
+        Ok(starts.map(place).zip(ends.map(place)).collect())
+    }
+
     async fn changed(&self, query: Query<'_>) -> Result<u64> {
         Ok(query
             .execute(&self.pool)

@@ -48,8 +48,12 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     ("base", include_str!("migrations/0001_base.sql")),
+    (
+        "client certificates",
+        include_str!("migrations/0002_client_certificates.sql"),
+    ),
     (
         "filters and traces",
         include_str!("migrations/0006_filters_and_traces.sql"),

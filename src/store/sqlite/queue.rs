@@ -22,29 +22,35 @@ use crate::{
     },
     store::{
         Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
-        Session, Waiting, Want, rows::trace,
+        Session, Waiting, Want, claim_share, rows::trace,
     },
 };
 
 /// One look-up for each subscription, so that a million rows of one can't hide
-/// another's.
+/// another's. Of bodies only their lengths, which are read without them.
 static DUE: Batch = Batch::joined(
     "with c(part, id) as (",
     "select part, id from (select part, id from queue
        where part = ? and sub = ? and lease_sid = 0 and due_at <= ? order by due_at limit ?)",
     " union all ",
-    ") select q.id, q.tenant, q.sub, q.event, coalesce(e.type, k.type, ''), coalesce(e.body, k.body),
-              q.token + 1, q.attempts, q.replays, q.by_hand, q.age_from, q.due_at,
-              coalesce(e.trace, k.trace)
+    ") select q.id, q.sub, coalesce(length(e.body), length(k.body), 0)
        from c cross join queue q on q.part = c.part and q.id = c.id
        left join events e on e.part = q.part and e.id = q.event and e.day = q.event_day
-       left join kept_bodies k on k.part = q.part and k.event = q.event",
+       left join kept_bodies k on k.part = q.part and k.event = q.event
+       order by q.due_at",
 );
 
 static LEASE: Batch = Batch::new(
     "update queue set token = token + 1, lease_sid = ? where (part, id) in (values ",
     "(?,?)",
-    ")",
+    ") returning id, tenant, sub, event,
+       coalesce((select type from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
+                (select type from kept_bodies k where k.part = queue.part and k.event = queue.event), ''),
+       coalesce((select body from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
+                (select body from kept_bodies k where k.part = queue.part and k.event = queue.event)),
+       token, attempts, replays, by_hand, age_from, due_at,
+       coalesce((select trace from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
+                (select trace from kept_bodies k where k.part = queue.part and k.event = queue.event))",
 );
 
 /// Steps from one subscription to the next through the index, so that the cost
@@ -93,6 +99,25 @@ insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age
 select part, id, tenant, sub, event, event_day, $3, 0, $4, 0, token + 1, 3, attempts, 0, 1, status, reason
 from dead where part = $1 and id = $2";
 
+/// A delivery that is due.
+struct Due {
+    id: DeliveryId,
+    subscription: SubscriptionId,
+    /// The bytes of its body.
+    size: i64,
+}
+
+/// Those that fit into one claim: of each subscription until it has its share.
+fn enough(due: &[Due], share: i64) -> Vec<DeliveryId> {
+    let mut bytes: HashMap<SubscriptionId, i64> = HashMap::new();
+    let fits = due.iter().filter(|d| {
+        let before = bytes.entry(d.subscription).or_default();
+        *before += d.size;
+        *before - d.size < share
+    });
+    fits.map(|d| d.id).collect()
+}
+
 #[async_trait]
 impl QueueStore for Sqlite {
     async fn publish(&self, session: Session, batch: &[Publish]) -> Result<Vec<Published>> {
@@ -100,6 +125,7 @@ impl QueueStore for Sqlite {
     }
 
     async fn claim(&self, session: Session, wants: &[Want]) -> Result<Vec<Leased>> {
+        let share = claim_share(wants);
         let mut limits: BTreeMap<_, i64> = BTreeMap::new();
         for w in wants.iter().filter(|w| w.limit > 0) {
             let limit = limits.entry((w.part, w.subscription)).or_default();
@@ -112,7 +138,7 @@ impl QueueStore for Sqlite {
             .into_iter()
             .filter(|((part, _), _)| own.get(&part.get()).is_some_and(|o| o.mine))
             .collect();
-        let mut chosen = Vec::new();
+        let mut due = Vec::new();
         for piece in pieces(wants.len()) {
             let mut query = sqlx::query(DUE.text(&piece));
             for ((part, subscription), limit) in &wants[piece] {
@@ -123,22 +149,30 @@ impl QueueStore for Sqlite {
                     .bind(*limit);
             }
             for r in query.fetch_all(&mut *tx).await.map_err(failed)? {
-                chosen.push((r.get::<i64, _>(11), leased(&r, &own)));
+                due.push(Due {
+                    id: DeliveryId(r.get(0)),
+                    subscription: SubscriptionId(r.get(1)),
+                    size: r.get(2),
+                });
             }
         }
+        let chosen = enough(&due, share);
         if chosen.is_empty() {
             return Ok(Vec::new());
         }
+        let mut rows = Vec::with_capacity(chosen.len());
         for piece in pieces(chosen.len()) {
             let mut query = sqlx::query(LEASE.text(&piece)).bind(session.0);
-            for (_, l) in &chosen[piece] {
-                query = query.bind(l.id.part().get()).bind(l.id.0);
+            for id in &chosen[piece] {
+                query = query.bind(id.part().get()).bind(id.0);
             }
-            query.execute(&mut *tx).await.map_err(failed)?;
+            for r in query.fetch_all(&mut *tx).await.map_err(failed)? {
+                rows.push((r.get::<i64, _>(11), leased(&r, &own)));
+            }
         }
         tx.commit().await.map_err(failed)?;
-        chosen.sort_unstable_by_key(|(due_at, l)| (*due_at, l.id));
-        Ok(chosen.into_iter().map(|(_, l)| l).collect())
+        rows.sort_unstable_by_key(|(due_at, l)| (*due_at, l.id));
+        Ok(rows.into_iter().map(|(_, l)| l).collect())
     }
 
     async fn finish(&self, batch: &[Finish]) -> Result<Vec<Finished>> {

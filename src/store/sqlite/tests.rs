@@ -2,8 +2,14 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    domain::id::{DeliveryId, EventId, SubscriptionId, TenantId},
-    store::{NewDelivery, NodeStore as _, Publish, Published, QueueStore as _, Session},
+    domain::{
+        delivery::Status,
+        id::{DeliveryId, EventId, SubscriptionId, TenantId},
+    },
+    store::{
+        ConfigStore as _, Finish, Finished, NewDelivery, NodeStore as _, Publish, Published,
+        QueueStore as _, Session, Settle, Want,
+    },
 };
 
 #[tokio::test]
@@ -138,4 +144,67 @@ async fn a_full_disk_passes() {
     limit(1 << 30).await;
     let accepted = store.publish(session, &[big]).await.unwrap();
     assert_eq!(accepted, [Published::Accepted { leased: true }]);
+}
+
+// N2, W4: a file that can be opened has no other process: whatever session it
+// tells of is over, and its leases are free at once.
+#[tokio::test]
+async fn a_process_that_died_holds_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("o.db");
+    let store = Sqlite::open(&path).await.unwrap();
+    let ended = started(&store).await;
+    let published = event(true);
+    let accepted = store.publish(ended, std::slice::from_ref(&published)).await;
+    assert_eq!(accepted.unwrap(), [Published::Accepted { leased: true }]);
+    store.close().await;
+
+    let store = Sqlite::open(&path).await.unwrap();
+    assert_eq!(store.leases(ended).await.unwrap(), []);
+    let minute = Duration::from_secs(60);
+    assert!(!store.renew_session(ended, minute).await.unwrap());
+    let session = store.begin_session("n", minute).await.unwrap();
+    assert_ne!(session, ended);
+    let owned = store.take_partitions(session).await.unwrap();
+    assert_eq!(owned.len(), 64);
+    let delivery = &published.deliveries[0];
+    let want = Want {
+        part: delivery.id.part(),
+        subscription: delivery.subscription,
+        limit: 10,
+    };
+    let leased = store.claim(session, &[want]).await.unwrap();
+    assert_eq!(leased.len(), 1);
+    assert_eq!(leased[0].id, delivery.id);
+    assert!(leased[0].token > 1, "the fence is a new one");
+}
+
+// N3: what callers read of the history waits for connections of its own, not for
+// those by which the node keeps its configuration and finds what is due.
+#[tokio::test]
+async fn long_reads_stop_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Sqlite::open(&directory.path().join("o.db")).await.unwrap();
+    let session = started(&store).await;
+    let mut reads = Vec::new();
+    for _ in 0..store.history().options().get_max_connections() {
+        reads.push(store.history_snapshot().await.unwrap());
+    }
+    store.revision().await.unwrap();
+    store.waiting(&[TenantId::DEFAULT.part()]).await.unwrap();
+    let accepted = store.publish(session, &[event(true)]).await.unwrap();
+    assert_eq!(accepted, [Published::Accepted { leased: true }]);
+    let held = store.leases(session).await.unwrap();
+    let (id, token) = held[0];
+    let finish = Finish {
+        id,
+        token,
+        settle: Settle::Done(Status::Delivered),
+        reason: String::new(),
+        attempt: None,
+    };
+    assert_eq!(store.finish(&[finish]).await.unwrap(), [Finished::Now]);
+    for read in reads {
+        read.commit().await.unwrap();
+    }
 }

@@ -25,7 +25,15 @@ fn subscription() -> Subscription {
 
 fn run(s: &mut Subscription, given: &v1::Subscription, names: &[&str]) -> Result<(), Error> {
     let mut faults = Faults::default();
-    apply(s, &mut Vec::new(), given, names, &live(), NOW, &mut faults);
+    apply(
+        s,
+        &mut Opened::default(),
+        given,
+        names,
+        &live(),
+        NOW,
+        &mut faults,
+    );
     faults.done()
 }
 

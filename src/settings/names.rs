@@ -1,0 +1,152 @@
+//! The names of settings: what `--help` shows, and what the file may have.
+
+/// Every name that can be set, with its default for people and what it is.
+pub const NAMES: &[(&str, &str, &str)] = &[
+    (
+        "EXTERNAL_API_ENABLED",
+        "unset",
+        "pins the switch external_api.enabled",
+    ),
+    (
+        "EXTERNAL_API_CANARY_ONLY",
+        "unset",
+        "pins the switch external_api.canary_only",
+    ),
+    (
+        "WEBHOOKS_ENABLED",
+        "unset",
+        "pins the switch webhooks.enabled",
+    ),
+    (
+        "WEBHOOKS_DELIVERY_ENABLED",
+        "unset",
+        "pins the switch webhooks.delivery.enabled",
+    ),
+    (
+        "WEBHOOKS_MAX_ATTEMPTS",
+        "3",
+        "attempts of a delivery, 1 to 20",
+    ),
+    (
+        "WEBHOOKS_BACKOFF_SECONDS",
+        "60,300,900",
+        "waits after failed attempts",
+    ),
+    (
+        "WEBHOOKS_REPLAY_WINDOW_SECONDS",
+        "300",
+        "the greatest age of a signature that leaves",
+    ),
+    (
+        "WEBHOOKS_DELIVERY_LOOP_SECONDS",
+        "5",
+        "upper bound of the poll for due deliveries",
+    ),
+    (
+        "WEBHOOKS_CONCURRENCY",
+        "512",
+        "attempts under way on this node",
+    ),
+    (
+        "DATABASE_URL",
+        "sqlite:// in the data folder",
+        "sqlite://FILE or postgres://…",
+    ),
+    (
+        "MASTER_KEY",
+        "none",
+        "base64 of 32 bytes; seals secrets at rest",
+    ),
+    ("MASTER_KEY_FILE", "none", "a file that holds it"),
+    (
+        "DATA_DIR",
+        "see docs",
+        "the embedded database and made keys",
+    ),
+    (
+        "BOOTSTRAP_ADMIN_KEY",
+        "none",
+        "the first admin key of an empty store",
+    ),
+    (
+        "MONITORING_OPEN",
+        "0 (1 in dev)",
+        "whether monitoring takes no key",
+    ),
+    (
+        "REQUIRE_OWN_SCOPES",
+        "0",
+        "whether consumers must name OneRing's own scopes",
+    ),
+    (
+        "STALE_SECONDS",
+        "10",
+        "how long to go on without the database",
+    ),
+    (
+        "ALLOWED_ENDPOINT_CIDRS",
+        "none",
+        "addresses that receivers may have beyond public ones",
+    ),
+    (
+        "ALLOW_HTTP_ENDPOINTS",
+        "0",
+        "whether receivers may be http://",
+    ),
+    (
+        "ENDPOINT_CA_FILE",
+        "none",
+        "certificates (PEM) that receivers may use beyond public ones",
+    ),
+    (
+        "EGRESS_PROXY",
+        "none",
+        "http://HOST:PORT through which deliveries go",
+    ),
+    ("LISTEN", "127.0.0.1:8000", "the address to listen on"),
+    ("TLS_CERT", "none", "certificate chain (PEM)"),
+    ("TLS_KEY", "none", "its key (PEM)"),
+    (
+        "TLS_CLIENT_CA",
+        "none",
+        "asks clients for a certificate of this authority (PEM)",
+    ),
+    (
+        "TIERS",
+        "free=100,pro=1000,enterprise=10000",
+        "tiers and their calls an hour",
+    ),
+    (
+        "EVENT_MAX_BYTES",
+        "262144",
+        "the greatest payload of an event",
+    ),
+    ("FAN_OUT_MAX", "1000", "the most deliveries of one event"),
+    ("QUOTA_SUBSCRIPTIONS", "1000", "subscriptions of a tenant"),
+    (
+        "QUOTA_STORED_BYTES",
+        "107374182400",
+        "bytes of stored events of a tenant",
+    ),
+    ("RETENTION_DAYS", "30", "how long history is kept"),
+    (
+        "SESSION_SECONDS",
+        "10",
+        "how long a node lives without the database, 2 to 20",
+    ),
+    (
+        "SHUTDOWN_SECONDS",
+        "10",
+        "how long a stop waits for what is under way",
+    ),
+    (
+        "NODE_NAME",
+        "the host's",
+        "this node's name in logs and attempts",
+    ),
+    ("LOG", "info", "log levels, such as `info,onering=debug`"),
+    ("LOG_FORMAT", "text", "`text` or `json`"),
+];
+
+/// Names of other programs of ours: the command's, and the tests'.
+pub(super) const OTHER: &[&str] = &["CONFIG", "URL", "ADMIN_KEY"];
