@@ -87,6 +87,7 @@ impl Bench {
             body: self.body.clone(),
             key: None,
             idempotency: None,
+            trace: None,
             deliveries: vec![NewDelivery {
                 id: DeliveryId::of(event),
                 subscription,
@@ -185,6 +186,7 @@ fn delivered(id: DeliveryId, token: i32) -> Finish {
         reason: String::new(),
         attempt: Some(Attempt {
             number: 1,
+            token,
             started_at: 0,
             took: 1500,
             kind: AttemptKind::Delivered,

@@ -32,7 +32,7 @@ use crate::{
     rpc::{
         Context, events,
         gate::{Gate, Method as Rpc, Passage},
-        keys,
+        keys, trace,
     },
     settings::Tls,
 };
@@ -321,6 +321,8 @@ impl Front {
         } else {
             hot::parse_publish(&self.rest, query, &parts.headers, &bytes)?
         };
+        let trace = trace::read(&parts.headers, &parts.extensions);
+        let trace = trace::or_attribute(trace, new.context, new.state);
         let request = PublishEventRequest {
             tenant: new.tenant.unwrap_or_default(),
             event_type: new.event_type,
@@ -329,7 +331,7 @@ impl Front {
                 .data
                 .map(crate::proto::v1::publish_event_request::Payload::DataJson),
         };
-        let (answer, repeated) = events::publish(&self.context, &caller, request).await?;
+        let (answer, repeated) = events::publish(&self.context, &caller, request, trace).await?;
         let mut headers = HeaderMap::new();
         if repeated {
             headers.insert("idempotent-replayed", HeaderValue::from_static("true"));

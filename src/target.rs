@@ -9,6 +9,7 @@ use crate::{
     domain::{
         certificate::ClientCertificate,
         id::Micros,
+        jsonlogic::Rule,
         signature::{Secret, Signed, Signer},
         subscription::Subscription,
     },
@@ -26,6 +27,8 @@ pub struct Target {
     /// What it shows to its receiver. Connections belong to one of these: with
     /// another one, or none, a connection is another.
     pub client_certificate: Option<Arc<ClientCertificate>>,
+    /// Which payloads it wants.
+    pub filter: Option<Rule>,
     alone: Signer,
     overlap: Option<(Signer, Micros)>,
 }
@@ -69,6 +72,7 @@ impl Target {
             headers.insert(name, value);
         }
         Ok(Self {
+            filter: filter(&s),
             uri: s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
             headers,
             client_certificate,
@@ -87,4 +91,18 @@ impl Target {
         };
         signer.sign(now.div_euclid(1_000_000), event_id, body)
     }
+}
+
+/// A subscription's filter. One that can't be compiled is a later version's, for
+/// each was when it was stored: an event too many does less harm than one too few.
+fn filter(s: &Subscription) -> Option<Rule> {
+    let compiled = Rule::parse(s.filter.as_deref()?);
+    compiled
+        .inspect_err(|e| {
+            tracing::error!(
+                subscription.id = %s.id, error.message = %e,
+                "filter can't be read: every payload passes it"
+            );
+        })
+        .ok()
 }

@@ -44,6 +44,8 @@ mod connect;
 mod endpoints;
 #[path = "engine/faults.rs"]
 mod faults;
+#[path = "engine/filters.rs"]
+mod filters;
 #[path = "engine/held.rs"]
 mod held;
 #[path = "engine/idempotency.rs"]
@@ -68,3 +70,5 @@ mod sessions;
 mod signatures;
 #[path = "engine/subscriptions.rs"]
 mod subscriptions;
+#[path = "engine/traces.rs"]
+mod traces;

@@ -3,7 +3,8 @@
 //! in binary mode.
 //!
 //! What comes in becomes an event like any other: `type` and `data` are taken
-//! over, `id` and `source` tell a repetition; other attributes are not kept.
+//! over, `id` and `source` tell a repetition, `traceparent` and `tracestate` tell where it
+//! happened; other attributes are not kept.
 
 mod incoming;
 mod outgoing;
@@ -32,6 +33,10 @@ pub mod header {
     pub const TYPE: &str = "ce-type";
     /// When it happened, RFC 3339.
     pub const TIME: &str = "ce-time";
+    /// The trace in which it happened (distributed tracing extension).
+    pub const TRACEPARENT: &str = "ce-traceparent";
+    /// What vendors added to that.
+    pub const TRACESTATE: &str = "ce-tracestate";
 }
 
 /// Whether a media type says JSON, with or without parameters.

@@ -10,7 +10,10 @@
 
 use std::time::Duration;
 
-use super::id::{DeliveryId, EventId, Micros, SubscriptionId, TenantId};
+use super::{
+    id::{DeliveryId, EventId, Micros, SubscriptionId, TenantId},
+    trace::Trace,
+};
 
 /// How far a delivery is. `Sending` and `Parked` follow from a lease and from
 /// the subscription, and are never stored.
@@ -264,6 +267,8 @@ pub struct Delivery {
     pub response_status: u16,
     /// Why it is not delivered.
     pub reason: String,
+    /// Where its event came from.
+    pub trace: Option<Trace>,
 }
 
 /// One try, as the log keeps it.
@@ -271,6 +276,8 @@ pub struct Delivery {
 pub struct Attempt {
     /// 1 for the first.
     pub number: u16,
+    /// The fence that it was sent under.
+    pub token: i32,
     /// When it began.
     pub started_at: Micros,
     /// How long it took, in microseconds.

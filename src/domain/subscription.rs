@@ -77,6 +77,8 @@ pub struct Subscription {
     /// For how long it was off in all, in microseconds: a delivery's age does
     /// not count it.
     pub held: Micros,
+    /// Which payloads it wants, as JSONLogic; every one where there is none.
+    pub filter: Option<String>,
     /// In which form events are sent.
     pub format: PayloadFormat,
     /// How deliveries are signed.

@@ -183,6 +183,7 @@ impl Dispatcher {
                             event: p.event,
                             event_type: event_type.clone(),
                             body: p.body.clone(),
+                            trace: p.trace.clone(),
                             token: 1,
                             attempts: 0,
                             replays: 0,

@@ -275,6 +275,7 @@ impl Follower {
                 data: data.to_string().into(),
                 idempotency_key: None,
                 only: None,
+                trace: None,
             });
             if let Err(e) = told.await {
                 tracing::warn!(subscription.id = %id, error.message = %e, "owner not told");

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 
 use crate::{
-    domain::id::{DeliveryId, EventId, Micros, SubscriptionId, TenantId},
+    domain::{
+        id::{DeliveryId, EventId, Micros, SubscriptionId, TenantId},
+        trace::Trace,
+    },
     store::{Leased, Session},
 };
 
@@ -24,6 +27,8 @@ pub struct Job {
     pub event_type: Arc<str>,
     /// What to send.
     pub body: Bytes,
+    /// Where the event came from.
+    pub trace: Option<Arc<Trace>>,
     /// The fence.
     pub token: i32,
     /// Attempts charged so far.
@@ -52,6 +57,7 @@ impl Job {
             event: row.event,
             event_type: row.event_type.into(),
             body: row.body,
+            trace: row.trace.map(Arc::new),
             token: row.token,
             attempts: row.attempts,
             replays: row.replays,

@@ -16,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 mod claim;
 pub mod clients;
 pub mod dispatch;
+mod filter;
 mod finish;
 mod follow;
 mod job;

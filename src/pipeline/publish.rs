@@ -13,12 +13,13 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{dispatch::Dispatcher, node::Node};
+use super::{dispatch::Dispatcher, filter::Payload, node::Node};
 use crate::{
     directory::Directory,
     domain::{
         event::{self, Idempotency},
         id::{DeliveryId, EventId, KeyId, Micros, SubscriptionId, TenantId, day_of, wall_clock},
+        trace::Trace,
     },
     error::{Error, Reason, Result},
     metrics::Metrics,
@@ -57,6 +58,8 @@ pub struct NewEvent {
     pub idempotency_key: Option<String>,
     /// Deliver to this subscription alone, whatever it wants.
     pub only: Option<SubscriptionId>,
+    /// Where it comes from.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// What a caller is answered.
@@ -140,13 +143,15 @@ impl Publisher {
         self.ledger.check(new.tenant, new.data.len(), &live)?;
         let time = wall_clock();
         let id = EventId::new(time, new.tenant.part());
+        let payload = Payload::new(&new.data);
         let body = event::body(id, &new.event_type, time, &new.data);
         let idempotency = new
             .idempotency_key
             .as_deref()
             .map(|key| Idempotency::new(key, &new.event_type, &new.data));
         for _ in 0..MATCHES {
-            let (revision, deliveries) = self.match_up(&new, id, time, live.fan_out_max)?;
+            let (revision, deliveries) =
+                self.match_up(&new, &payload, id, time, live.fan_out_max)?;
             let count = i32::try_from(deliveries.len()).unwrap_or(i32::MAX);
             let first = deliveries.first().map(|d| d.id);
             let publish = Publish {
@@ -157,6 +162,7 @@ impl Publisher {
                 body: body.clone(),
                 key: new.key,
                 idempotency,
+                trace: new.trace.clone(),
                 deliveries,
             };
             match self.commit(publish).await? {
@@ -207,21 +213,23 @@ impl Publisher {
     fn match_up(
         &self,
         new: &NewEvent,
+        payload: &Payload<'_>,
         id: EventId,
         now: Micros,
         most: usize,
     ) -> Result<(i64, Vec<NewDelivery>)> {
         let subscriptions = self.directory.subscriptions(new.tenant);
-        let deliveries: Vec<NewDelivery> = subscriptions
-            .targets
-            .iter()
-            .map(|t| &t.subscription)
-            .chain(&subscriptions.unusable)
-            .filter(|s| match new.only {
+        let targets = subscriptions.targets.iter();
+        // What can't be used yet gets all of its events: they wait for it.
+        let unusable = subscriptions.unusable.iter().map(|s| (s, None));
+        let deliveries: Vec<NewDelivery> = targets
+            .map(|t| (&t.subscription, t.filter.as_ref()))
+            .chain(unusable)
+            .filter(|(s, filter)| match new.only {
                 Some(only) => s.id == only,
-                None => s.wants(&new.event_type),
+                None => s.wants(&new.event_type) && filter.is_none_or(|f| payload.passes(f, s.id)),
             })
-            .map(|s| NewDelivery {
+            .map(|(s, _)| NewDelivery {
                 id: DeliveryId::of(id),
                 subscription: s.id,
                 held: s.held + s.disabled.as_ref().map_or(0, |d| (now - d.at).max(0)),

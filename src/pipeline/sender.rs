@@ -27,6 +27,7 @@ use crate::{
         cloudevent::{self, Message},
         delivery::{Outcome, outcome_of_status},
         id::Micros,
+        trace::Trace,
     },
     settings::Live,
     target::Target,
@@ -36,7 +37,11 @@ use crate::{
 mod name {
     use http::HeaderName;
 
-    use crate::domain::signature;
+    use crate::domain::{signature, trace};
+
+    pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static(trace::TRACEPARENT);
+    pub(super) const TRACESTATE: HeaderName = HeaderName::from_static(trace::TRACESTATE);
+    pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
     pub(super) const WEBHOOK_ID: HeaderName = HeaderName::from_static(signature::WEBHOOK_ID);
     pub(super) const WEBHOOK_TIMESTAMP: HeaderName =
@@ -161,7 +166,12 @@ impl Sender {
             // Its owner may yet give the subscription another one.
             return failed("client_certificate_expired", retryable);
         }
-        let message = cloudevent::message(target.subscription.format, job.tenant, &job.body);
+        let message = cloudevent::message(
+            target.subscription.format,
+            job.tenant,
+            &job.body,
+            job.trace.as_deref(),
+        );
         let request = match message {
             Some(message) => self
                 .request(job, target, signed_at, message, expired.clone())
@@ -242,6 +252,9 @@ impl Sender {
             name::ATTEMPT,
             HeaderValue::from(u32::from(job.attempts) + 1),
         );
+        if let Some(trace) = &job.trace {
+            carry(headers, job, trace)?;
+        }
         *request.version_mut() = Version::HTTP_11;
         Ok(request)
     }
@@ -293,6 +306,22 @@ impl Sender {
             took,
         }
     }
+}
+
+/// Hands on where the event came from: this attempt is a span in the publisher's
+/// trace.
+fn carry(headers: &mut HeaderMap, job: &Job, trace: &Trace) -> Result<(), http::Error> {
+    if let Some(context) = &trace.context {
+        let span = context.of_attempt(job.id, job.token);
+        headers.insert(name::TRACEPARENT, HeaderValue::try_from(span.to_string())?);
+        if !trace.state.is_empty() {
+            headers.insert(name::TRACESTATE, HeaderValue::try_from(&trace.state)?);
+        }
+    }
+    if !trace.request_id.is_empty() {
+        headers.insert(name::REQUEST_ID, HeaderValue::try_from(&trace.request_id)?);
+    }
+    Ok(())
 }
 
 struct Failure {

@@ -106,12 +106,13 @@ impl Worker {
 
     fn completion(&self, job: Job, sent: Sent, began: Micros) -> Completion {
         self.metrics.attempt_seconds.record(sent.took.as_secs_f64());
-        let number = job.attempts + 1;
+        let (number, token) = (job.attempts + 1, job.token);
         Completion {
             job,
             outcome: sent.outcome,
             attempt: Some(Attempt {
                 number,
+                token,
                 started_at: began,
                 took: micros(sent.took),
                 kind: match sent.outcome {

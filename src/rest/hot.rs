@@ -16,6 +16,7 @@ use super::{
     routes::Found,
 };
 use crate::{
+    domain::trace::Context,
     error::Error,
     proto::v1::{GetCallerResponse, KeyKind, PublishEventResponse},
 };
@@ -35,6 +36,10 @@ pub struct PublishBody {
     pub data: Option<Bytes>,
     /// From the body, else from the header `Idempotency-Key`.
     pub idempotency_key: Option<String>,
+    /// Of a CloudEvent: the trace in which it happened.
+    pub context: Option<Context>,
+    /// What vendors added to that.
+    pub state: String,
 }
 
 #[derive(Deserialize)]
@@ -110,6 +115,7 @@ fn fast(headers: &HeaderMap, body: &Bytes) -> Option<PublishBody> {
         // The text was borrowed from this very body.
         data: read.data.map(|raw| body.slice_ref(raw.get().as_bytes())),
         idempotency_key,
+        ..PublishBody::default()
     })
 }
 
@@ -129,6 +135,7 @@ fn from_message(message: &DynamicMessage) -> PublishBody {
         event_type: text("event_type").unwrap_or_default(),
         data: data.and_then(|v| v.as_bytes().cloned()),
         idempotency_key: text("idempotency_key"),
+        ..PublishBody::default()
     }
 }
 

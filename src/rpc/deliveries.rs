@@ -8,6 +8,7 @@ use crate::{
     domain::{
         delivery::{Attempt, AttemptKind, Delivery, Status},
         id::{DeliveryId, EventId, Part, SubscriptionId},
+        trace::Trace,
     },
     error::{Error, Reason, Result},
     pipeline::publish::unavailable,
@@ -102,7 +103,9 @@ fn filter(number: i32) -> Result<Option<Status>> {
     }))
 }
 
-fn attempt(a: Attempt) -> v1::Attempt {
+/// Shows an attempt of a delivery whose event came from there.
+fn attempt(delivery: DeliveryId, trace: &Trace, a: Attempt) -> v1::Attempt {
+    let context = trace.context.map(|c| c.of_attempt(delivery, a.token));
     let outcome = match a.kind {
         AttemptKind::Delivered => AttemptOutcome::Delivered,
         AttemptKind::Retryable => AttemptOutcome::Retryable,
@@ -118,6 +121,8 @@ fn attempt(a: Attempt) -> v1::Attempt {
         error: a.error,
         response_body: String::from_utf8_lossy(&a.response).into_owned(),
         worker: a.worker,
+        traceparent: context.map(|c| c.to_string()).unwrap_or_default(),
+        request_id: trace.request_id.clone(),
     }
 }
 
@@ -299,10 +304,10 @@ impl DeliveryService for Deliveries {
     ) -> Answer<ListAttemptsResponse> {
         let caller = caller(&request)?;
         let id = check::id("delivery_id", &request.get_ref().delivery_id)?;
-        self.load(&caller, id).await?;
+        let trace = self.load(&caller, id).await?.trace.unwrap_or_default();
         let rows = self.0.store.attempts(id).await.map_err(unavailable)?;
         Ok(Response::new(ListAttemptsResponse {
-            attempts: rows.into_iter().map(attempt).collect(),
+            attempts: rows.into_iter().map(|a| attempt(id, &trace, a)).collect(),
         }))
     }
 

@@ -1,5 +1,7 @@
 //! `EventService`.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 use tonic::{Request, Response, metadata::MetadataValue};
 
@@ -7,12 +9,14 @@ use super::{
     Answer, Context, caller,
     check::{self, Faults},
     convert::timestamp,
+    trace,
 };
 use crate::{
     caller::Caller,
     domain::{
         event::{TYPE_TAKES, data_of, is_type},
         id::EventId,
+        trace::Trace,
     },
     error::{Error, Result},
     pipeline::publish::{NewEvent, unavailable},
@@ -41,6 +45,7 @@ pub async fn publish(
     context: &Context,
     caller: &Caller,
     given: PublishEventRequest,
+    trace: Option<Arc<Trace>>,
 ) -> Result<(PublishEventResponse, bool)> {
     let mut faults = Faults::default();
     if !is_type(&given.event_type) {
@@ -66,6 +71,7 @@ pub async fn publish(
             data,
             idempotency_key: Some(key).filter(|k| !k.is_empty()),
             only: None,
+            trace,
         })
         .await?;
     let response = PublishEventResponse {
@@ -97,7 +103,8 @@ impl EventService for Events {
         request: Request<PublishEventRequest>,
     ) -> Answer<PublishEventResponse> {
         let caller = caller(&request)?;
-        let (answer, repeated) = publish(&self.0, &caller, request.into_inner()).await?;
+        let trace = trace::of_call(&request);
+        let (answer, repeated) = publish(&self.0, &caller, request.into_inner(), trace).await?;
         let mut response = Response::new(answer);
         if repeated {
             let replayed = MetadataValue::from_static("true");
@@ -111,11 +118,14 @@ impl EventService for Events {
         request: Request<PublishEventsRequest>,
     ) -> Answer<PublishEventsResponse> {
         let caller = caller(&request)?;
+        let trace = trace::of_call(&request);
         let events = request.into_inner().events;
         if !(1..=BATCH).contains(&events.len()) {
             return Err(Error::field("events", format!("has 1 to {BATCH} entries")).into());
         }
-        let each = events.into_iter().map(|e| publish(&self.0, &caller, e));
+        let each = events
+            .into_iter()
+            .map(|e| publish(&self.0, &caller, e, trace.clone()));
         let results = join_all(each).await.into_iter().map(result).collect();
         Ok(Response::new(PublishEventsResponse { results }))
     }

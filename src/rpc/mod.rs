@@ -41,6 +41,7 @@ mod mask;
 mod page;
 pub mod subscriptions;
 pub mod tenants;
+pub mod trace;
 
 /// The largest request: the largest payload or batch, and room for what is
 /// around it.

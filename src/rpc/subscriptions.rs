@@ -6,7 +6,7 @@ use super::{
     Answer, Context, caller,
     change::Changes,
     check::{self, Faults},
-    page,
+    page, trace,
 };
 use crate::{
     caller::Caller,
@@ -35,6 +35,7 @@ use crate::{
 };
 
 mod fields;
+mod filter;
 mod view;
 
 use fields::Opened;
@@ -167,6 +168,7 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
         description: String::new(),
         disabled: None,
         held: 0,
+        filter: None,
         format: PayloadFormat::Standard,
         scheme,
         schedule: None,
@@ -199,6 +201,7 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         metadata: given.metadata,
         payload_format: given.payload_format,
         client_certificate: given.client_certificate,
+        filter: given.filter,
         ..v1::Subscription::default()
     }
 }
@@ -383,6 +386,7 @@ impl SubscriptionService for Subscriptions {
         request: Request<TestSubscriptionRequest>,
     ) -> Answer<TestSubscriptionResponse> {
         let caller = caller(&request)?;
+        let trace = trace::of_call(&request);
         let id = check::id("id", &request.get_ref().id)?;
         let found = self.load(&caller, id).await?;
         if self.0.directory.target(id).is_none() {
@@ -399,6 +403,7 @@ impl SubscriptionService for Subscriptions {
                 data: TEST_DATA.into(),
                 idempotency_key: None,
                 only: Some(id),
+                trace,
             })
             .await?;
         // Without a delivery: it was deleted at the same time.

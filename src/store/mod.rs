@@ -5,7 +5,7 @@
 //! time that leases, sessions and due times hang on are the database's own.
 //! No transaction is open between two verbs.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use crate::domain::{
     subscription::Subscription,
     switch::{Change, Stored},
     tenant::Tenant,
+    trace::Trace,
 };
 
 mod connect;
@@ -297,6 +298,8 @@ pub struct Publish {
     pub key: Option<KeyId>,
     /// Which repetition it may be.
     pub idempotency: Option<Idempotency>,
+    /// Where it came from.
+    pub trace: Option<Arc<Trace>>,
     /// A delivery for each subscription that it matched.
     pub deliveries: Vec<NewDelivery>,
 }
@@ -354,6 +357,8 @@ pub struct Leased {
     /// The body to send; empty where it is gone, which is never so unless rows were
     /// deleted by hand.
     pub body: Bytes,
+    /// Where the event came from.
+    pub trace: Option<Trace>,
     /// The fence: every lease of the row increments it, every completion checks it.
     pub token: i32,
     /// Attempts charged so far.

@@ -11,6 +11,7 @@ use crate::domain::{
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
     subscription::{Disabled, Headers, PayloadFormat, PreviousSecret, Sealed, Subscription},
+    trace::Trace,
 };
 
 /// A [`Finish`] in the columns of the finishing statements.
@@ -197,6 +198,11 @@ fn read_networks(text: Option<&str>) -> Option<Vec<IpNet>> {
     })
 }
 
+/// Where an event came from, as its column has it.
+pub(super) fn trace(stored: Option<Vec<u8>>) -> Option<Trace> {
+    Trace::decode(&stored?)
+}
+
 /// What of a subscription is kept as one JSON text.
 #[derive(Serialize, Deserialize)]
 pub(super) struct SubscriptionDoc {
@@ -233,6 +239,8 @@ pub(super) struct SubscriptionRow {
     pub updated_at: Micros,
     /// A column and not in `doc`, which nodes of the version before write anew.
     pub client_certificate: Option<Vec<u8>>,
+    /// The same.
+    pub filter: Option<String>,
 }
 
 impl SubscriptionRow {
@@ -266,6 +274,7 @@ impl SubscriptionRow {
             previous_until: s.previous.as_ref().map_or(0, |p| p.until),
             updated_at: s.updated_at,
             client_certificate: s.client_certificate.as_ref().map(|c| c.0.clone()),
+            filter: s.filter.clone(),
         }
     }
 
@@ -291,6 +300,7 @@ impl SubscriptionRow {
             description: doc.description,
             disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
             held: doc.held,
+            filter: self.filter,
             format: format_of(doc.format),
             scheme: scheme_of(doc.scheme),
             schedule: doc.schedule,
@@ -359,6 +369,7 @@ mod tests {
             previous_until: 0,
             updated_at: 1,
             client_certificate: None,
+            filter: None,
         };
         let doc = r#"{"url":"https://a.example/","event_types":["*"],"headers":[],
             "description":"","disabled":null,"held":0,"scheme":1,"schedule":null,"timeout":15,

@@ -6,6 +6,7 @@ use onering::{
     domain::{
         delivery::Status,
         id::{DeliveryId, SubscriptionId},
+        trace::{Context, Trace},
     },
     store::{Forgotten, Leased, Publish, Usage},
 };
@@ -37,13 +38,23 @@ async fn forget(node: &Node, days: i32) {
     panic!("there is always something left to forget");
 }
 
+fn where_from() -> Trace {
+    Trace {
+        context: Context::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        state: "a=1".to_owned(),
+        request_id: "req-7".to_owned(),
+    }
+}
+
 fn event(sub: SubscriptionId) -> Publish {
-    DEFAULT
+    let mut event = DEFAULT
         .event()
         .body("kept")
         .of_type("kept.type")
         .to(&[sub])
-        .build()
+        .build();
+    event.trace = Some(where_from().into());
+    event
 }
 
 async fn leased(node: &Node) -> Leased {
@@ -107,6 +118,10 @@ async fn a_queued_body_outlives_its_day(db: Db) {
         let lease = node.claim_one(sub).await;
         assert_eq!(lease.body, "kept");
         assert_eq!(lease.event_type, "kept.type");
+        // D8
+        assert_eq!(lease.trace.as_ref(), Some(&where_from()));
+        let shown = node.get_delivery(lease.id).await.unwrap().unwrap();
+        assert_eq!(shown.trace, lease.trace);
         let stored = node.get_event(lease.event).await.unwrap().unwrap();
         assert_eq!(stored.body, "kept");
         assert_eq!(node.delivery(lease.id).await.event_type, "kept.type");

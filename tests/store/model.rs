@@ -329,6 +329,7 @@ impl Run {
                 event: event.event,
                 event_type: event.event_type,
                 body: event.body,
+                trace: None,
                 token: 1,
                 attempts: 0,
                 replays: 0,

@@ -93,6 +93,7 @@ impl Tenancy {
                 body: Bytes::from_static(b"{}"),
                 key: None,
                 idempotency: None,
+                trace: None,
                 deliveries: Vec::new(),
             },
             idempotency_key: None,
@@ -253,6 +254,7 @@ fn finish(leased: &Leased, settle: Settle, reason: &str, attempt: Option<Attempt
 fn attempt(leased: &Leased, kind: AttemptKind, status: u16) -> Attempt {
     Attempt {
         number: leased.attempts + 1,
+        token: leased.token,
         started_at: 0,
         took: 1500,
         kind,
@@ -277,6 +279,7 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
         description: "Faktura – 送り状".to_owned(),
         disabled: None,
         held: 17,
+        filter: Some(r#"{"==":[{"var":"a"}, 1]}"#.to_owned()),
         format: PayloadFormat::CloudEventsBinary,
         scheme: Scheme::Plain,
         schedule: Some(Schedule::burst()),

@@ -6,7 +6,10 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::{VERSION, header, is_json};
-use crate::domain::event::{TYPE_TAKES, is_type};
+use crate::domain::{
+    event::{TYPE_TAKES, is_type},
+    trace::{self, Context},
+};
 
 /// A CloudEvent, as far as it becomes an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +20,11 @@ pub struct CloudEvent {
     pub data: Bytes,
     /// Stands for its `source` and `id`, which together identify it.
     pub idempotency_key: String,
+    /// The trace in which it happened (distributed tracing extension); one that
+    /// is none is ignored.
+    pub context: Option<Context>,
+    /// What vendors added to that.
+    pub state: String,
 }
 
 /// Why a CloudEvent is refused.
@@ -52,6 +60,10 @@ struct Members<'a> {
     data: Option<&'a RawValue>,
     #[serde(borrow, default)]
     data_base64: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    traceparent: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tracestate: Option<&'a RawValue>,
 }
 
 /// Reads a CloudEvent in structured mode. Its data is a slice of the body, not
@@ -95,6 +107,22 @@ pub fn structured(body: &Bytes) -> Result<CloudEvent, Refused> {
             ("type", text(members.event_type)),
         ],
     )
+    .map(|event| traced(event, text(members.traceparent), text(members.tracestate)))
+}
+
+/// Adds where an event happened.
+fn traced<E>(
+    event: CloudEvent,
+    parent: Result<Option<String>, E>,
+    state: Result<Option<String>, E>,
+) -> CloudEvent {
+    let context = parent.ok().flatten().and_then(|p| Context::parse(&p));
+    let state = state.ok().flatten().filter(|_| context.is_some());
+    CloudEvent {
+        context,
+        state: trace::state(state.as_deref().into_iter()),
+        ..event
+    }
 }
 
 fn text(raw: Option<&RawValue>) -> Result<Option<String>, &'static str> {
@@ -131,6 +159,7 @@ pub fn binary<'h>(
         header::TYPE,
     ];
     event(data, names.map(|name| (name, text(name))))
+        .map(|event| traced(event, text(header::TRACEPARENT), text(header::TRACESTATE)))
 }
 
 /// An attribute: its name as the caller wrote it, and its value if it has one.
@@ -169,6 +198,8 @@ fn event(data: Bytes, attributes: [Attribute; 4]) -> Result<CloudEvent, Refused>
         event_type,
         data,
         idempotency_key: idempotency_key(&source, &id),
+        context: None,
+        state: String::new(),
     })
 }
 

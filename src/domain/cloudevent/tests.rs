@@ -69,12 +69,12 @@ proptest! {
         let id = EventId::new(TIME, Part::new(3));
         let stored = event::body(id, "a.b", TIME, &came.data);
         let tenant = TenantId::DEFAULT;
-        let sent = message(PayloadFormat::CloudEventsBinary, tenant, &stored).unwrap();
+        let sent = message(PayloadFormat::CloudEventsBinary, tenant, &stored, None).unwrap();
         prop_assert_eq!(&sent.body, &body);
-        let sent = message(PayloadFormat::CloudEventsStructured, tenant, &stored).unwrap();
+        let sent = message(PayloadFormat::CloudEventsStructured, tenant, &stored, None).unwrap();
         let again = structured(&sent.body).unwrap();
         prop_assert_eq!(&again.data[..], data.as_bytes());
-        let sent = message(PayloadFormat::Standard, tenant, &stored).unwrap();
+        let sent = message(PayloadFormat::Standard, tenant, &stored, None).unwrap();
         prop_assert_eq!(sent.body, stored);
     }
 
@@ -93,7 +93,7 @@ fn what_is_sent() {
     let id = EventId::new(TIME, Part::new(3));
     let tenant = TenantId::DEFAULT;
     let stored = event::body(id, "invoice.paid", TIME, br#"{ "n":1.0 }"#);
-    let sent = message(PayloadFormat::CloudEventsStructured, tenant, &stored).unwrap();
+    let sent = message(PayloadFormat::CloudEventsStructured, tenant, &stored, None).unwrap();
     assert_eq!(
         std::str::from_utf8(&sent.body).unwrap(),
         format!(
@@ -102,7 +102,7 @@ fn what_is_sent() {
     );
     assert_eq!(sent.content_type, "application/cloudevents+json");
     assert_eq!(sent.headers, []);
-    let sent = message(PayloadFormat::CloudEventsBinary, tenant, &stored).unwrap();
+    let sent = message(PayloadFormat::CloudEventsBinary, tenant, &stored, None).unwrap();
     assert_eq!(&sent.body[..], br#"{ "n":1.0 }"#);
     assert_eq!(sent.content_type, "application/json");
     let wanted = [
@@ -115,7 +115,7 @@ fn what_is_sent() {
     assert_eq!(sent.headers, wanted);
     let stray = Bytes::from_static(b"{}");
     assert_eq!(
-        message(PayloadFormat::CloudEventsBinary, tenant, &stray),
+        message(PayloadFormat::CloudEventsBinary, tenant, &stray, None),
         None
     );
 }

@@ -45,6 +45,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         event,
         event_type: "a".into(),
         body: Bytes::from_static(b"{}"),
+        trace: None,
         token: 1,
         attempts: 0,
         replays: 0,

@@ -12,6 +12,7 @@ fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
         event,
         event_type: "a".into(),
         body: Bytes::from_static(b"{}"),
+        trace: None,
         token: 1,
         attempts: 0,
         replays: 0,

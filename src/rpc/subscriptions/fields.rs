@@ -19,6 +19,7 @@ use crate::{
             DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, PayloadFormat, Subscription,
             is_pattern,
         },
+        trace,
     },
     error::{Error, Reason},
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// What can be changed of a subscription.
-pub(super) const CHANGEABLE: [&str; 13] = [
+pub(super) const CHANGEABLE: [&str; 14] = [
     "url",
     "event_types",
     "headers",
@@ -44,6 +45,7 @@ pub(super) const CHANGEABLE: [&str; 13] = [
     "metadata",
     "payload_format",
     CLIENT_CERTIFICATE,
+    "filter",
 ];
 
 const CLIENT_CERTIFICATE: &str = "client_certificate";
@@ -58,12 +60,17 @@ pub(super) struct Opened {
 }
 
 /// Headers that are of the connection, of the message or of ours.
-const NOT_THEIRS: [&str; 17] = [
+const NOT_THEIRS: [&str; 22] = [
     cloudevent::header::ID,
     cloudevent::header::SOURCE,
     cloudevent::header::SPECVERSION,
     cloudevent::header::TIME,
     cloudevent::header::TYPE,
+    cloudevent::header::TRACEPARENT,
+    cloudevent::header::TRACESTATE,
+    trace::TRACEPARENT,
+    trace::TRACESTATE,
+    "x-request-id",
     "connection",
     "expect",
     "host",
@@ -118,6 +125,7 @@ pub(super) fn named(
         "metadata" => !given.metadata.is_empty(),
         "payload_format" => given.payload_format != 0,
         CLIENT_CERTIFICATE => given.client_certificate.is_some(),
+        "filter" => given.filter.is_some(),
         _ => false,
     };
     let mut names = mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults);
@@ -172,6 +180,9 @@ pub(super) fn apply(
             }
             "metadata" => s.metadata = faults.metadata(&given.metadata),
             "payload_format" => s.format = format(given.payload_format, faults),
+            "filter" => {
+                s.filter = super::filter::read(given.filter.as_deref().unwrap_or_default(), faults);
+            }
             CLIENT_CERTIFICATE => {
                 own.certificate = certificate(given.client_certificate.as_ref(), now, faults);
             }

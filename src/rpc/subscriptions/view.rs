@@ -102,5 +102,6 @@ pub(super) fn view(
         update_time: Some(timestamp(s.updated_at)),
         client_certificate: None,
         client_certificate_info: certificate,
+        filter: s.filter.clone().map(String::into_bytes),
     }
 }

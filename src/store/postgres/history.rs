@@ -18,8 +18,8 @@ pub(super) fn bucket_of_day(day: i32) -> i16 {
 
 /// The bodies of a day's events that something queued or dead still needs.
 const KEEP: &str = "
-insert into kept_bodies (part, event, tenant, type, body)
-select e.part, e.id, e.tenant, e.type, e.body
+insert into kept_bodies (part, event, tenant, type, body, trace)
+select e.part, e.id, e.tenant, e.type, e.body, e.trace
 from (select part, event from queue where event_day = $1
       union select part, event from dead where event_day = $1) x
 join events e on e.part = x.part and e.id = x.event and e.day = $1

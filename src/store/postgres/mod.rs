@@ -31,13 +31,17 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 4] = [
+const MIGRATIONS: [(&str, &str); 5] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
         include_str!("migrations/0002_client_certificates.sql"),
     ),
     ("switches", include_str!("migrations/0003_switches.sql")),
+    (
+        "filters and traces",
+        include_str!("migrations/0006_filters_and_traces.sql"),
+    ),
     (
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),

@@ -24,8 +24,9 @@ const PUBLISH: &str = "
 with t as materialized (select now_us() as now),
 input as materialized (
   select * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::uuid[], $6::integer[], $7::text[],
-                       $8::bytea[], $9::uuid[], $10::smallint[], $11::uuid[], $12::uuid[], $13::integer[])
-    with ordinality as i(part, tenant, rev, event, day, type, body, key, bucket, idem_key, content, n, ord)
+                       $8::bytea[], $9::uuid[], $10::smallint[], $11::uuid[], $12::uuid[], $13::integer[],
+                       $19::bytea[])
+    with ordinality as i(part, tenant, rev, event, day, type, body, key, bucket, idem_key, content, n, trace, ord)
 ),
 fresh as materialized (
   select i.* from input i join tenant_rev r on r.tenant = i.tenant and r.rev = i.rev
@@ -52,8 +53,8 @@ own as materialized (
   where o.part in (select part from accepted)
 ),
 stored as (
-  insert into events (part, day, id, tenant, key, type, body)
-  select part, day, event, tenant, key, type, body from accepted order by part, event
+  insert into events (part, day, id, tenant, key, type, body, trace)
+  select part, day, event, tenant, key, type, body, trace from accepted order by part, event
 ),
 queued as (
   insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from,
@@ -173,6 +174,7 @@ impl Postgres {
         let mut idem_key = Vec::with_capacity(n);
         let mut content = Vec::with_capacity(n);
         let mut count = Vec::with_capacity(n);
+        let mut trace = Vec::with_capacity(n);
         let (mut d_ord, mut d_id, mut d_sub, mut d_held, mut d_lease) =
             (vec![], vec![], vec![], vec![], vec![]);
         for (ord, i) in chosen.iter().enumerate() {
@@ -189,6 +191,7 @@ impl Postgres {
             idem_key.push(p.idempotency.map(|k| Uuid::from_bytes(k.key)));
             content.push(p.idempotency.map(|k| Uuid::from_bytes(k.content)));
             count.push(p.deliveries.len() as i32);
+            trace.push(p.trace.as_ref().and_then(|t| t.encode()));
             for d in &p.deliveries {
                 d_ord.push(ord as i32 + 1);
                 d_id.push(d.id.0);
@@ -216,6 +219,7 @@ impl Postgres {
             .bind(d_sub)
             .bind(d_held)
             .bind(d_lease)
+            .bind(trace)
             .fetch_all(&self.publishing)
             .await
     }

@@ -14,7 +14,8 @@ use crate::{
     },
     store::{
         Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session, Waiting, Want,
-        claim_share, rows::FinishRow,
+        claim_share,
+        rows::{FinishRow, trace},
     },
 };
 
@@ -30,12 +31,13 @@ own as materialized (
   where o.sid = $1 and n.expires_at > t.now
 ),
 chosen as materialized (
-  select q.place, q.type, q.body, own.active
+  select q.place, q.type, q.body, q.trace, own.active
   from unnest($2::smallint[], $3::uuid[], $4::bigint[]) as w(part, sub, n)
   join own on own.part = w.part
   cross join t
   cross join lateral (
     select due.place, coalesce(e.type, k.type, '') as type, coalesce(e.body, k.body) as body,
+           coalesce(e.trace, k.trace) as trace,
            sum(octet_length(coalesce(e.body, k.body))) over (rows unbounded preceding)
              - octet_length(coalesce(e.body, k.body)) as before
     from (
@@ -52,9 +54,10 @@ leased as (
   update queue q set lease_sid = $1, token = token + 1
   from chosen c where q.ctid = c.place
   returning q.id, q.tenant, q.sub, q.event, c.type, c.body, q.token, q.attempts, q.replays, q.by_hand,
-            c.active - q.age_from as age, q.due_at
+            c.active - q.age_from as age, c.trace, q.due_at
 )
-select id, tenant, sub, event, type, body, token, attempts, replays, by_hand, age from leased order by due_at, id";
+select id, tenant, sub, event, type, body, token, attempts, replays, by_hand, age, trace
+from leased order by due_at, id";
 
 /// Each row is looked up by its key and then touched by its place: a plan made
 /// while the queue is empty would otherwise scan it whole once it is long. It is
@@ -237,6 +240,7 @@ impl QueueStore for Postgres {
                 replays: r.get::<i16, _>(8) as u16,
                 by_hand: r.get(9),
                 age: r.get(10),
+                trace: trace(r.get(11)),
             })
             .collect())
     }

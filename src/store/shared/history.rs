@@ -8,7 +8,7 @@ use crate::{
         delivery::{Attempt, AttemptKind, Delivery, Status},
         id::{DeliveryId, EventId, SubscriptionId, TenantId, same_instant},
     },
-    store::{Forgotten, HistoryStore, Page, Result, Session, StoredEvent, Usage},
+    store::{Forgotten, HistoryStore, Page, Result, Session, StoredEvent, Usage, rows::trace},
 };
 
 /// What each of the three places of a delivery shows: the queue (0), the dead
@@ -39,6 +39,7 @@ fn delivery(r: &Row) -> Delivery {
         response_status: r.get::<i16, _>(8) as u16,
         reason: r.get(9),
         event_type: r.get::<Option<String>, _>(10).unwrap_or_default(),
+        trace: trace(r.get(11)),
     }
 }
 
@@ -59,7 +60,7 @@ fn over_all(condition: &str, now: i64, status: Option<Status>) -> String {
         .collect();
     format!(
         "select d.id, d.tenant, d.sub, d.event, cast(d.state as integer), d.attempts, d.due_at, d.finished_at,
-                d.status, d.reason, coalesce(e.type, k.type)
+                d.status, d.reason, coalesce(e.type, k.type), coalesce(e.trace, k.trace)
          from ({}) d
          left join events e on e.part = d.part and e.id = d.event
          left join kept_bodies k on k.part = d.part and k.event = d.event
@@ -196,7 +197,7 @@ impl HistoryStore for Engine {
 
     async fn attempts(&self, id: DeliveryId) -> Result<Vec<Attempt>> {
         let kept = sqlx::query(
-            "select number, started_at, took, kind, status, error, response, worker
+            "select number, started_at, took, kind, status, error, response, worker, token
              from attempts where part = $1 and delivery = $2 order by started_at, number",
         )
         .bind(id.part().get())
@@ -215,12 +216,13 @@ impl HistoryStore for Engine {
                 error: r.get(5),
                 response: r.get(6),
                 worker: r.get(7),
+                token: r.get(8),
             })
             .collect();
         // A first attempt that succeeded has no row of its own, unless signatures
         // that were too old came before it.
         let first = sqlx::query(
-            "select finished_at, took, status, response, worker from done
+            "select finished_at, took, status, response, worker, token from done
              where part = $1 and id = $2 and state = 4 and attempts = 1
                and not exists (select 1 from attempts a
                                where a.part = $1 and a.delivery = $2 and a.token = done.token)",
@@ -241,6 +243,7 @@ impl HistoryStore for Engine {
                 error: String::new(),
                 response: r.get(3),
                 worker: r.get(4),
+                token: r.get(5),
             });
         }
         Ok(attempts)

@@ -23,6 +23,7 @@ fn subscription(r: &Row) -> Result<Subscription> {
         previous_until: r.get(5),
         updated_at: r.get(6),
         client_certificate: r.get(7),
+        filter: r.get(8),
     }
     .into_subscription()
     .map_err(broken)
@@ -51,7 +52,7 @@ pub(super) async fn changed(
     }
     let rows = sqlx::query(
         "select s.id, s.tenant, s.doc, s.secret, s.previous_secret, s.previous_until, s.updated_at,
-                s.client_certificate
+                s.client_certificate, s.filter
          from subscriptions s join tenant_rev t on t.tenant = s.tenant
          where t.config_rev > $1 order by s.id",
     )
@@ -100,8 +101,8 @@ impl SubscriptionStore for Engine {
         }
         sqlx::query(
             "insert into subscriptions (id, tenant, doc, secret, previous_secret, previous_until,
-                                        updated_at, client_certificate, rev)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                                        updated_at, client_certificate, rev, filter)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(row.id)
         .bind(row.tenant)
@@ -112,6 +113,7 @@ impl SubscriptionStore for Engine {
         .bind(row.updated_at)
         .bind(row.client_certificate)
         .bind(rev)
+        .bind(row.filter)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -123,7 +125,7 @@ impl SubscriptionStore for Engine {
     async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate
+                    client_certificate, filter
              from subscriptions where id = $1",
         )
         .bind(id.0)
@@ -142,7 +144,7 @@ impl SubscriptionStore for Engine {
     ) -> Result<Vec<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate
+                    client_certificate, filter
              from subscriptions where tenant = $1 and id < $2 order by id desc limit $3",
         )
         .bind(tenant.0)
@@ -162,7 +164,8 @@ impl SubscriptionStore for Engine {
         let rev = bump_tenant(&mut tx, s.tenant).await?;
         let done = sqlx::query(
             "update subscriptions set doc = $3, secret = $4, previous_secret = $5,
-                    previous_until = $6, updated_at = $7, client_certificate = $8, rev = $9
+                    previous_until = $6, updated_at = $7, client_certificate = $8, rev = $9,
+                    filter = $10
              where id = $1 and updated_at = $2",
         )
         .bind(row.id)
@@ -174,6 +177,7 @@ impl SubscriptionStore for Engine {
         .bind(row.updated_at)
         .bind(row.client_certificate)
         .bind(rev)
+        .bind(row.filter)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;

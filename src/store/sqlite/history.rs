@@ -35,8 +35,8 @@ macro_rules! needed {
 
 /// The bodies of a slice of events that something queued or dead still needs.
 const KEEP: &str = concat!(
-    "insert into kept_bodies (part, event, tenant, type, body)
-     select part, id, tenant, type, body from events e
+    "insert into kept_bodies (part, event, tenant, type, body, trace)
+     select part, id, tenant, type, body, trace from events e
      where rowid in (select rowid from events where day < $1 order by day limit $2) and ",
     needed!("id"),
     " on conflict do nothing"

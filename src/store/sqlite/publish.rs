@@ -50,8 +50,8 @@ static HOLDERS: Batch = Batch::new(
 );
 
 static EVENTS: Batch = Batch::new(
-    "insert into events (part, day, id, tenant, key, type, body) values ",
-    "(?,?,?,?,?,?,?)",
+    "insert into events (part, day, id, tenant, key, type, body, trace) values ",
+    "(?,?,?,?,?,?,?,?)",
     "",
 );
 
@@ -252,7 +252,8 @@ async fn insert_events(
                 .bind(p.tenant.0)
                 .bind(p.key.map(|k| k.0))
                 .bind(p.event_type.as_str())
-                .bind(&p.body[..]);
+                .bind(&p.body[..])
+                .bind(p.trace.as_ref().and_then(|t| t.encode()));
         }
         query.execute(&mut **tx).await.map_err(failed)?;
     }

@@ -22,7 +22,7 @@ use crate::{
     },
     store::{
         Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
-        Session, Waiting, Want, claim_share,
+        Session, Waiting, Want, claim_share, rows::trace,
     },
 };
 
@@ -48,7 +48,9 @@ static LEASE: Batch = Batch::new(
                 (select type from kept_bodies k where k.part = queue.part and k.event = queue.event), ''),
        coalesce((select body from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
                 (select body from kept_bodies k where k.part = queue.part and k.event = queue.event)),
-       token, attempts, replays, by_hand, age_from, due_at",
+       token, attempts, replays, by_hand, age_from, due_at,
+       coalesce((select trace from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
+                (select trace from kept_bodies k where k.part = queue.part and k.event = queue.event))",
 );
 
 /// Steps from one subscription to the next through the index, so that the cost
@@ -338,6 +340,7 @@ fn leased(r: &Row, own: &HashMap<i16, Own>) -> Leased {
         replays: r.get::<i16, _>(8) as u16,
         by_hand: r.get(9),
         age: active - r.get::<i64, _>(10),
+        trace: trace(r.get(12)),
     }
 }
 

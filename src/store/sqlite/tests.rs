@@ -72,6 +72,7 @@ fn event(session_leases: bool) -> Publish {
         body: "{}".into(),
         key: None,
         idempotency: None,
+        trace: None,
         deliveries: vec![NewDelivery {
             id: DeliveryId::of(event),
             subscription: SubscriptionId::new(wall_clock(), TenantId::DEFAULT.part()),
