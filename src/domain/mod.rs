@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod cloudevent;
+pub mod counter;
 pub mod delivery;
 pub mod event;
 pub mod id;

@@ -15,6 +15,7 @@ use sqlx::{
 
 use super::{Micros, Result, Store, StoreError};
 
+mod counters;
 mod history;
 mod nodes;
 mod publish;
@@ -29,7 +30,10 @@ type Transaction<'a> = sqlx::Transaction<'a, Db>;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("base", include_str!("migrations/0001_base.sql")),
+    ("counters", include_str!("migrations/0005_counters.sql")),
+];
 
 /// A PostgreSQL database, version 15 or later.
 pub struct Postgres {

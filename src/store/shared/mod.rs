@@ -6,6 +6,7 @@
 //! `config_changed()`.
 
 mod config;
+mod counters;
 mod history;
 mod keys;
 mod subscriptions;

@@ -29,6 +29,7 @@ use super::{Hint, Micros, Result, Store, StoreError};
 use crate::domain::id::wall_clock;
 
 mod batch;
+mod counters;
 mod finish;
 mod history;
 mod nodes;
@@ -48,7 +49,10 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("base", include_str!("migrations/0001_base.sql")),
+    ("counters", include_str!("migrations/0005_counters.sql")),
+];
 
 /// A SQLite database. One process at a time: its clock is the store's.
 pub struct Sqlite {
