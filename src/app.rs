@@ -18,6 +18,7 @@ use crate::{
     },
     limiter::Limiter,
     metrics::Metrics,
+    monitor::Monitor,
     pipeline::{
         self, Pipeline,
         node::Node,
@@ -171,6 +172,8 @@ impl App {
             },
             &tasks,
         );
+        let monitor = Monitor::new(store.clone(), serving.clone());
+        tasks.spawn("monitor", monitor.clone().run(background.clone()));
         let context = Context {
             store,
             directory: directory.clone(),
@@ -178,6 +181,7 @@ impl App {
             live: live.clone(),
             limiter: Arc::new(Limiter::default()),
             usage: Arc::new(Usage::default()),
+            monitor,
             publisher: pipeline.publisher.clone(),
             dispatcher: pipeline.dispatcher.clone(),
         };

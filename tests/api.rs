@@ -32,6 +32,8 @@ mod commands;
 mod keys;
 #[path = "api/logs.rs"]
 mod logs;
+#[path = "api/monitoring.rs"]
+mod monitoring;
 #[path = "api/nodes.rs"]
 mod nodes;
 #[path = "api/refusals.rs"]

@@ -21,7 +21,8 @@ pub mod transcode;
 #[cfg(test)]
 mod tests;
 
-use routes::Routes;
+use annotations::{Access, Annotations};
+use routes::{PACKAGE, Routes};
 use schema::{Schema, SchemaError};
 
 /// The id of a call. The front server puts it into the request's extensions;
@@ -47,5 +48,23 @@ impl Rest {
         let schema = Schema::new(crate::proto::DESCRIPTORS)?;
         let routes = Routes::new(&schema)?;
         Ok(Self { schema, routes })
+    }
+
+    /// Every method of the package with who may call it, on REST or not; by its
+    /// gRPC path, such as `/onering.v1.KeyService/GetKey`.
+    ///
+    /// # Errors
+    /// Where the options are not described.
+    pub fn methods(&self) -> Result<Vec<(String, Access)>, SchemaError> {
+        let annotations = Annotations::new(&self.schema)?;
+        let services = self.schema.pool().services();
+        let ours = services.filter(|s| s.package_name() == PACKAGE);
+        let methods = ours.flat_map(|s| s.methods().collect::<Vec<_>>());
+        Ok(methods
+            .map(|m| {
+                let path = format!("/{}/{}", m.parent_service().full_name(), m.name());
+                (path, annotations.access(&m))
+            })
+            .collect())
     }
 }

@@ -45,7 +45,7 @@ pub struct Admitted {
 }
 
 impl Gate {
-    /// A gate for every method that REST knows of.
+    /// A gate for every method of the protos.
     #[must_use]
     pub fn new(
         directory: Arc<Directory>,
@@ -53,11 +53,7 @@ impl Gate {
         metrics: Arc<Metrics>,
         rest: &Rest,
     ) -> Self {
-        let methods = rest
-            .routes
-            .iter()
-            .map(|r| (r.grpc_path.as_str().to_owned(), r.access.clone()))
-            .collect();
+        let methods = rest.methods().unwrap_or_default().into_iter().collect();
         Self {
             directory,
             live,
@@ -85,8 +81,14 @@ impl Gate {
         headers: &HeaderMap,
         peer: IpAddr,
     ) -> Result<Admitted> {
-        let result = self.decide(access, headers);
-        if let Err(e) = &result {
+        let mut result = self.decide(access, headers);
+        if let Err(e) = &mut result {
+            let monitoring = access.audience == Audience::Monitoring as i32;
+            if monitoring && e.reason == Reason::KeyMissing {
+                e.detail.push_str(
+                    "; monitoring takes a key with monitoring:read, or ONERING_MONITORING_OPEN=1 opens it",
+                );
+            }
             self.metrics.refused(e.reason);
             if matches!(e.reason, Reason::KeyInvalid | Reason::KeyMalformed) {
                 tokio::time::sleep(self.guard.failed(peer)).await;
@@ -104,17 +106,7 @@ impl Gate {
             audience: Audience::Monitoring as i32,
             scope: SCOPE_MONITORING.into(),
         };
-        match self.admit(&access, headers, peer).await {
-            Ok(_) => Ok(()),
-            Err(mut e) => {
-                if e.reason == Reason::KeyMissing {
-                    e.detail.push_str(
-                        "; monitoring takes a key with monitoring:read, or ONERING_MONITORING_OPEN=1 opens it",
-                    );
-                }
-                Err(e)
-            }
-        }
+        self.admit(&access, headers, peer).await.map(drop)
     }
 
     fn decide(&self, access: &Access, headers: &HeaderMap) -> Result<Admitted> {

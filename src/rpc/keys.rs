@@ -86,7 +86,7 @@ impl Keys {
         Err(unavailable(StoreError::Conflict))
     }
 
-    async fn view(&self, key: &Key) -> v1::Key {
+    pub(super) async fn view(&self, key: &Key) -> v1::Key {
         // When it was last used is not worth failing for.
         let stored = self.0.store.key_use(key.id).await.ok().flatten();
         let uses = view::uses(self.0.directory.uses(key.id), stored);

@@ -14,10 +14,11 @@ use crate::{
     domain::tenant::Tenant,
     error::{Error, Reason, Result},
     limiter::Limiter,
+    monitor::Monitor,
     pipeline::{dispatch::Dispatcher, publish::Publisher},
     proto::v1::{
         delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
-        key_service_server::KeyServiceServer,
+        key_service_server::KeyServiceServer, metrics_service_server::MetricsServiceServer,
         subscription_service_server::SubscriptionServiceServer,
         tenant_service_server::TenantServiceServer,
     },
@@ -34,6 +35,7 @@ pub mod events;
 pub mod gate;
 pub mod keys;
 mod mask;
+pub mod metrics;
 mod page;
 pub mod subscriptions;
 pub mod tenants;
@@ -62,13 +64,15 @@ pub struct Context {
     pub limiter: Arc<Limiter>,
     /// Counts keys' calls.
     pub usage: Arc<Usage>,
+    /// Reads what is counted of deliveries.
+    pub monitor: Arc<Monitor>,
     /// Takes events.
     pub publisher: Arc<Publisher>,
     /// Decides what is sent next.
     pub dispatcher: Arc<Dispatcher>,
 }
 
-/// The five services, to which health and reflection can be added.
+/// The services, to which health and reflection can be added.
 pub fn services(context: &Context) -> Routes {
     let keys = KeyServiceServer::new(keys::Keys(context.clone()));
     let tenants = TenantServiceServer::new(tenants::Tenants(context.clone()));
@@ -76,20 +80,23 @@ pub fn services(context: &Context) -> Routes {
         SubscriptionServiceServer::new(subscriptions::Subscriptions(context.clone()));
     let events = EventServiceServer::new(events::Events(context.clone()));
     let deliveries = DeliveryServiceServer::new(deliveries::Deliveries(context.clone()));
+    let metrics = MetricsServiceServer::new(metrics::Metrics(context.clone()));
     Routes::new(keys.max_decoding_message_size(MAX_MESSAGE))
         .add_service(tenants.max_decoding_message_size(MAX_MESSAGE))
         .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
         .add_service(events.max_decoding_message_size(MAX_MESSAGE))
         .add_service(deliveries.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(metrics.max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// The services of ours, by their full names, for health.
-pub const SERVICES: [&str; 5] = [
+pub const SERVICES: [&str; 6] = [
     "onering.v1.KeyService",
     "onering.v1.TenantService",
     "onering.v1.SubscriptionService",
     "onering.v1.EventService",
     "onering.v1.DeliveryService",
+    "onering.v1.MetricsService",
 ];
 
 /// Every gRPC service of this server: ours, `grpc.health.v1`, and reflection as

@@ -66,6 +66,7 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
     let key = |rpc| (call(rpc, json!({"key_id": of.tenant.key_id})), NotFound);
     let subscription = |rpc| (call(rpc, json!({"id": of.subscription.id})), NotFound);
     let tenant = &of.tenant.name;
+    let monitoring = |rpc| (call(rpc, json!({"tenant": of.tenant.name})), Mismatch);
     let delivery = &of.delivery;
     vec![
         (
@@ -169,6 +170,11 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
             call("DeliveryService/RetryDelivery", json!({"id": delivery})),
             NotFound,
         ),
+        monitoring("MetricsService/GetExternalMetrics"),
+        monitoring("MetricsService/GetWebhookMetrics"),
+        monitoring("MetricsService/ListKeyUsage"),
+        monitoring("MetricsService/ListRecentDeliveries"),
+        monitoring("MetricsService/WatchMetrics"),
         subscription("SubscriptionService/DeleteSubscription"),
         key("KeyService/RevokeKey"),
         key("KeyService/DeleteKey"),
@@ -177,7 +183,8 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
 
 /// Whether only admin keys may make the call.
 fn is_for_admins(rpc: &str) -> bool {
-    rpc != "KeyService/GetCaller" && (rpc.starts_with("Key") || rpc.starts_with("Tenant"))
+    let services = ["Key", "Tenant", "Metrics"];
+    rpc != "KeyService/GetCaller" && services.iter().any(|s| rpc.starts_with(s))
 }
 
 async fn tenants_are_made_and_listed(db: Db) {
@@ -239,8 +246,12 @@ async fn no_call_reaches_another_tenant(db: Db) {
                 Fate::Mismatch | Fate::MismatchInBatch => "TENANT_MISMATCH",
                 Fate::OwnOnly => "",
             };
-            let rest = call.rest(&app, key).await;
             let grpc = call.grpc(&app, key).await;
+            if !call.is_on_rest() {
+                assert_eq!(reason(&grpc.unwrap_err()), expected, "over gRPC: {call:?}");
+                continue;
+            }
+            let rest = call.rest(&app, key).await;
             if *fate == Fate::MismatchInBatch {
                 let error = &rest.ok()["results"][0]["error"];
                 assert_eq!(error["reason"], expected, "{call:?}");
@@ -269,7 +280,7 @@ async fn no_call_reaches_another_tenant(db: Db) {
     let path = format!("/v1/external/webhooks/{}", acme.subscription.id);
     let subscription = app.get(&path, &acme.tenant.key).await.ok();
     assert_eq!(subscription["description"], "");
-    for (call, fate) in &rows {
+    for (call, fate) in rows.iter().filter(|(call, _)| call.is_on_rest()) {
         let rest = call.rest(&app, &acme.admin).await;
         if *fate == Fate::NotFound && rest.status >= 300 {
             assert_eq!(rest.code(), "FAILED_PRECONDITION", "{call:?}");

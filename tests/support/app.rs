@@ -12,7 +12,7 @@ use onering::{
     app::{App, Outside},
     proto::v1::{
         delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
-        key_service_client::KeyServiceClient,
+        key_service_client::KeyServiceClient, metrics_service_client::MetricsServiceClient,
         subscription_service_client::SubscriptionServiceClient,
         tenant_service_client::TenantServiceClient,
     },
@@ -449,6 +449,7 @@ pub struct Grpc {
     pub subscriptions: SubscriptionServiceClient<Authorized>,
     pub events: EventServiceClient<Authorized>,
     pub deliveries: DeliveryServiceClient<Authorized>,
+    pub metrics: MetricsServiceClient<Authorized>,
 }
 
 impl Grpc {
@@ -460,7 +461,8 @@ impl Grpc {
             tenants: TenantServiceClient::new(channel.clone()),
             subscriptions: SubscriptionServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
-            deliveries: DeliveryServiceClient::new(channel),
+            deliveries: DeliveryServiceClient::new(channel.clone()),
+            metrics: MetricsServiceClient::new(channel),
         }
     }
 }
