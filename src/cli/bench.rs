@@ -12,6 +12,7 @@ mod deployment;
 mod error;
 mod latency;
 mod ledger;
+mod monitoring;
 mod pacer;
 mod plot;
 mod postgres;
@@ -46,6 +47,8 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Publish(args) => (publish_mode(&args).await, args.output),
         Mode::Latency(args) => (latency_mode(&args).await, args.output),
         Mode::Suite(args) => (suite_mode(&args).await, args.output),
+        Mode::Load(args) => (monitoring::load(&args).await, args.output),
+        Mode::Monitoring(args) => (monitoring::measure(&args).await, args.history.output),
     };
     let written = outcome.and_then(|report| write(&report, &output).map(|()| report.failure()));
     match written {

@@ -625,6 +625,30 @@ pub struct Recent {
     pub parked: Vec<SubscriptionId>,
 }
 
+/// For benchmarks: a history without the time that it takes to make one.
+#[async_trait]
+pub trait LoadStore: Send + Sync {
+    /// Writes events that became one finished delivery each, with their counters.
+    async fn load_finished(&self, load: &Load) -> Result<()>;
+}
+
+/// Finished deliveries to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Their tenant.
+    pub tenant: TenantId,
+    /// Their subscription.
+    pub subscription: SubscriptionId,
+    /// When the first was published, and delivered.
+    pub from: Micros,
+    /// How long after each the next was.
+    pub step: Micros,
+    /// How many.
+    pub count: i64,
+    /// Every so many of them is a dead letter; 0: none.
+    pub dead_every: i64,
+}
+
 /// The whole contract.
 #[async_trait]
 pub trait Store:
@@ -636,6 +660,7 @@ pub trait Store:
     + NodeStore
     + HistoryStore
     + CounterStore
+    + LoadStore
 {
     /// Whether the database answers; for health.
     async fn ping(&self) -> Result<()>;

@@ -107,11 +107,7 @@ async fn what_is_held_is_pending_and_no_latency(db: Db) {
     // moment until the store had noted the switch.
     let most = on.elapsed().as_secs_f64() * 1.16 + 0.5;
     let slowest = number(&done, "delivery_latency_p99_sec");
-    let least = 4.0;
-    assert!(
-        slowest < most.max(1.0) && (most > least || slowest < least),
-        "{slowest} of {most}"
-    );
+    assert!(slowest < most, "{slowest}, {most}");
     app.stop().await;
 }
 
@@ -212,7 +208,7 @@ async fn figures_of_deliveries(db: Db) {
     app.stop().await;
 }
 
-// K10, B12
+// B12
 async fn figures_of_keys(db: Db) {
     let app = TestApp::start(&db).await;
     let (pro, _) = app.key(json!({"tier": "pro"})).await;
@@ -277,7 +273,7 @@ async fn alerts_are_raised_and_fall(db: Db) {
     app.stop().await;
 }
 
-// K10
+// B12
 async fn keys_are_listed_with_their_use(db: Db) {
     let app = TestApp::start(&db).await;
     let mut ids = Vec::new();

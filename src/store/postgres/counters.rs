@@ -16,10 +16,15 @@ use crate::{
 /// finishes (the others), so that these two never wait for each other at all.
 macro_rules! counted {
     ($session:literal, $from:literal, $values:literal) => {
+        counted!($from, "(select now_us()) / 60000000", $session, $values)
+    };
+    ($from:literal, $minute:literal, $session:literal, $values:literal) => {
         concat!(
             "counted as (
   insert into counters as c (part, tenant, minute, sid, what, n)
-  select x.part, x.tenant, (select now_us()) / 60000000, ",
+  select x.part, x.tenant, ",
+            $minute,
+            ", ",
             $session,
             ", w.what, sum(w.n)::bigint
   from ",

@@ -17,6 +17,7 @@ use super::{Micros, Result, Store, StoreError};
 
 mod counters;
 mod history;
+mod load;
 mod nodes;
 mod publish;
 mod queue;

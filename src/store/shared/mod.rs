@@ -9,6 +9,7 @@ mod config;
 mod counters;
 mod history;
 mod keys;
+mod load;
 mod subscriptions;
 mod tenants;
 

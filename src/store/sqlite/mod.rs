@@ -32,6 +32,7 @@ mod batch;
 mod counters;
 mod finish;
 mod history;
+mod load;
 mod nodes;
 mod publish;
 mod queue;
