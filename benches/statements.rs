@@ -195,6 +195,7 @@ fn delivered(id: DeliveryId, token: i32) -> Finish {
             response: b"ok".to_vec(),
             worker: "node-1".into(),
         }),
+        held: 0,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
     health::Health,
     limiter::Limiter,
     metrics::Metrics,
+    monitor::Monitor,
     pipeline::{
         self, Pipeline,
         clients::Clients,
@@ -194,6 +195,8 @@ impl App {
         };
         let gate = Arc::new(Gate::new(parts, &rest).map_err(StartError::Settings)?);
         let rest = Arc::new(rest);
+        let monitor = Monitor::new(store.clone(), serving.clone());
+        tasks.spawn("monitor", monitor.clone().run(background.clone()));
         let context = Context {
             store,
             directory: directory.clone(),
@@ -202,6 +205,7 @@ impl App {
             limiter,
             usage,
             gate: gate.clone(),
+            monitor,
             publisher: pipeline.publisher.clone(),
             dispatcher: pipeline.dispatcher.clone(),
             node: node.clone(),

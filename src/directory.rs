@@ -3,7 +3,7 @@
 //! what changed is loaded. Nothing on a caller's path waits for the database.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        id::{KeyId, Micros, SubscriptionId, TenantId},
+        id::{KeyId, Micros, Part, SubscriptionId, TenantId},
         key::{self, Key, NotAKey, Status},
         subscription::Subscription,
         switch::{Stored, Switch},
@@ -579,6 +579,23 @@ impl Directory {
             .get(&tenant)
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// Shows every key to `see`.
+    pub fn each_key(&self, mut see: impl FnMut(&Key)) {
+        read(&self.keys).values().for_each(|e| see(&e.key));
+    }
+
+    /// Shows every subscription to `see`.
+    pub fn each_target(&self, mut see: impl FnMut(&Target)) {
+        read(&self.targets).values().for_each(|t| see(t));
+    }
+
+    /// The partitions that tenants are in.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        let parts: BTreeSet<Part> = read(&self.tenants).keys().map(|t| t.part()).collect();
+        parts.into_iter().collect()
     }
 
     /// A subscription, ready to be sent to.

@@ -13,6 +13,7 @@
 //!    [`target`], through the [`connector`].
 //! 4. [`store`] keeps it all: one contract, two engines. [`seal`] seals what is
 //!    secret in it.
+//!    What is counted in it, [`monitor`] reads.
 //! 5. [`domain`] decides: pure functions without I/O or a clock, which all of
 //!    the above call.
 //!
@@ -29,6 +30,7 @@ pub mod error;
 pub mod health;
 pub mod limiter;
 pub mod metrics;
+pub mod monitor;
 pub mod pipeline;
 pub mod proto;
 pub mod rest;

@@ -44,6 +44,8 @@ mod launch;
 mod limits;
 #[path = "api/logs.rs"]
 mod logs;
+#[path = "api/monitoring.rs"]
+mod monitoring;
 #[path = "api/nodes.rs"]
 mod nodes;
 #[path = "api/refusals.rs"]

@@ -93,7 +93,7 @@ fn postgres_a_killed_nodes_partitions_are_taken_over() {
         .await;
         load.stop().await;
         settle(&place, &nodes[1].url()).await;
-        end(&place, &nodes).await;
+        end(&db, &place, &nodes).await;
     });
 }
 
@@ -119,7 +119,7 @@ async fn killed_again_and_again(db: &Db, count: usize) {
     }
     load.stop().await;
     settle(&place, &nodes[0].url()).await;
-    end(&place, &nodes).await;
+    end(db, &place, &nodes).await;
 }
 
 async fn start(db: &Db, count: usize) -> Vec<Server> {
@@ -140,12 +140,32 @@ async fn settle(place: &Place, url: &str) {
 }
 
 /// Compares what was promised with what was done.
-async fn end(place: &Place, nodes: &[Server]) {
+async fn end(db: &Db, place: &Place, nodes: &[Server]) {
     let log: Vec<_> = nodes.iter().flat_map(Server::interruptions).collect();
     let url = nodes.iter().rev().find(|n| n.is_running()).unwrap().url();
     place.compare_log(&url).await;
+    compare_counters(db, &url).await;
     let summary = place.book.close(&log);
     eprintln!("{summary}");
+}
+
+/// Whatever was killed when: the counters say what a count of the rows does, and
+/// monitoring shows it.
+async fn compare_counters(db: &Db, url: &str) {
+    db.counts_agree().await;
+    let rows = "select cast(count(*) as text) from done where state = 4";
+    let delivered: i64 = db.texts(rows).await[0].parse().unwrap();
+    let http = support::app::Http::new();
+    until("monitoring shows what was delivered", async || {
+        let request = http::Request::get(format!("{url}/v1/monitoring/webhooks/metrics"))
+            .header("authorization", format!("Bearer {}", server::ADMIN_KEY))
+            .body(http_body_util::Full::default())
+            .unwrap();
+        let figures = http.send(request).await.ok();
+        let unfinished = ["pending", "retrying", "failed"].map(|name| figures[name] == 0);
+        (figures["delivered"] == delivered && unfinished == [true; 3]).then_some(())
+    })
+    .await;
 }
 
 /// What the harness would call lost, twice or unexplained, it does.

@@ -30,6 +30,8 @@ mod by_hand;
 mod claim;
 #[path = "store/configuration.rs"]
 mod configuration;
+#[path = "store/counters.rs"]
+mod counters;
 #[path = "store/finish.rs"]
 mod finish;
 #[path = "store/forget.rs"]

@@ -17,6 +17,7 @@ mod gate;
 mod keys;
 mod latency;
 mod ledger;
+mod monitoring;
 mod pacer;
 mod plot;
 mod postgres;
@@ -57,6 +58,8 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Verify(args) => return decisions(What::Verify, &args).await,
         Mode::Me(args) => return decisions(What::Me, &args).await,
         Mode::Empty(args) => return ended(empty::serve(&args).await.map(|()| None)),
+        Mode::Load(args) => (monitoring::load(&args).await, args.output),
+        Mode::Monitoring(args) => (monitoring::measure(&args).await, args.history.output),
     };
     ended(outcome.and_then(|report| {
         let svg = output.svg.is_some().then(|| plot::svg(&report));

@@ -4,6 +4,7 @@ pub mod address;
 pub mod audit;
 pub mod certificate;
 pub mod cloudevent;
+pub mod counter;
 pub mod delivery;
 pub mod event;
 pub mod id;

@@ -20,7 +20,7 @@ use crate::{
     directory::Directory,
     domain::{
         delivery::{self, Attempt, Next, Outcome, Progress, Status},
-        id::{DeliveryId, Micros, Part, SubscriptionId},
+        id::{DeliveryId, Part, SubscriptionId, micros},
     },
     metrics::Metrics,
     settings::Live,
@@ -52,13 +52,15 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// What is to be recorded now: waits count from the attempt's end.
+    /// What is to be recorded now: waits and latencies count from the attempt's
+    /// end.
     pub(super) fn as_of_now(&self) -> Finish {
         self.given.set(Instant::now());
         let mut finish = self.finish.clone();
         if let Settle::Retry { after, .. } | Settle::Failed(after) = &mut finish.settle {
             *after = after.saturating_sub(self.given.get().duration_since(self.at));
         }
+        finish.held += micros(self.at.elapsed());
         finish
     }
 
@@ -288,8 +290,7 @@ impl Dispatcher {
         let schedule = subscription
             .and_then(|s| s.schedule.as_ref())
             .unwrap_or(&live.schedule);
-        let age =
-            job.age + Micros::try_from(job.since.elapsed().as_micros()).unwrap_or(Micros::MAX / 2);
+        let age = job.age + micros(job.since.elapsed());
         let life_left = subscription.filter(|s| s.max_age > 0).map(|s| {
             let left = s.max_age.saturating_mul(1_000_000).saturating_sub(age);
             Duration::from_micros(u64::try_from(left).unwrap_or(0))
@@ -322,6 +323,7 @@ impl Dispatcher {
             },
             reason,
             attempt,
+            held: subscription.map_or(0, |s| s.held),
         };
         let now = Instant::now();
         // Fails once the finisher has stopped: then the process is about to end

@@ -58,6 +58,7 @@ impl Upkeep {
         let mut often = Timer::new(Duration::from_secs(1));
         let mut sometimes = Timer::new(Duration::from_secs(5));
         let mut seldom = Timer::new(Duration::from_secs(20));
+        let mut minutely = Timer::new(Duration::from_secs(60));
         let mut hourly = Timer::new(Duration::from_secs(3600));
         let mut unknown = HashMap::new();
         let mut session = self.node.session();
@@ -89,6 +90,9 @@ impl Upkeep {
                     }
                 }
                 self.metrics.settle();
+            }
+            if minutely.is_due() {
+                self.told("add up counters", self.add_up().await);
             }
             if more_to_forget {
                 more_to_forget =
@@ -139,6 +143,12 @@ impl Upkeep {
         Ok(())
     }
 
+    async fn add_up(&self) -> crate::store::Result<()> {
+        let owned = self.node.owned();
+        while !owned.is_empty() && self.store.add_up(&owned, SLICE).await? == SLICE as u64 {}
+        Ok(())
+    }
+
     async fn free_lost(&self) -> crate::store::Result<()> {
         let owned = self.node.owned();
         if !owned.is_empty() && self.store.free_lost(&owned).await? > 0 {
@@ -176,6 +186,7 @@ impl Upkeep {
                 settle: Settle::Release,
                 reason: String::new(),
                 attempt: None,
+                held: 0,
             })
             .collect();
         *unknown = now;

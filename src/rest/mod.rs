@@ -23,8 +23,7 @@ pub mod transcode;
 #[cfg(test)]
 mod tests;
 
-use annotations::{Access, Annotations};
-use routes::{PACKAGE, Routes};
+use routes::Routes;
 use schema::{Schema, SchemaError};
 
 /// The id of a call. The front server puts it into the request's extensions;

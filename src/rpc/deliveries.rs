@@ -86,7 +86,7 @@ const fn status(status: Status) -> DeliveryStatus {
 }
 
 /// The status that a list is narrowed to.
-fn filter(number: i32) -> Result<Option<Status>> {
+pub(super) fn filter(number: i32) -> Result<Option<Status>> {
     Ok(Some(match DeliveryStatus::try_from(number) {
         Ok(DeliveryStatus::Unspecified) => return Ok(None),
         Ok(DeliveryStatus::Pending) => Status::Pending,
@@ -148,7 +148,7 @@ impl Deliveries {
         target.is_some_and(|t| t.subscription.disabled.is_some())
     }
 
-    fn view(&self, d: Delivery) -> v1::Delivery {
+    pub(super) fn view(&self, d: Delivery) -> v1::Delivery {
         let now = shown(d.status, self.is_disabled(d.subscription));
         v1::Delivery {
             id: d.id.to_string(),

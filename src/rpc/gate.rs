@@ -176,7 +176,12 @@ impl Gate {
         passage.note(&method.path, &decision);
         match decision.refusal {
             None => Ok(decision.entry.map(Caller::new)),
-            Some(e) => {
+            Some(mut e) => {
+                if method.audience == Audience::Monitoring && e.reason == Reason::KeyMissing {
+                    e.detail.push_str(
+                        "; monitoring takes a key with monitoring:read, or ONERING_MONITORING_OPEN=1 opens it",
+                    );
+                }
                 self.metrics.refused(e.reason);
                 Err(self.slow(e, Some(address.unwrap_or(peer))).await)
             }
@@ -193,17 +198,9 @@ impl Gate {
         peer: IpAddr,
         passage: &mut Passage<'a>,
     ) -> Result<()> {
-        match self.admit(&self.monitoring, headers, peer, passage).await {
-            Ok(_) => Ok(()),
-            Err(mut e) => {
-                if e.reason == Reason::KeyMissing {
-                    e.detail.push_str(
-                        "; monitoring takes a key with monitoring:read, or ONERING_MONITORING_OPEN=1 opens it",
-                    );
-                }
-                Err(e)
-            }
-        }
+        self.admit(&self.monitoring, headers, peer, passage)
+            .await
+            .map(drop)
     }
 
     /// Decides on a call to the company's own API that `caller` asks about, as it

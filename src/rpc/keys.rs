@@ -71,7 +71,7 @@ impl Changes for Keys {
 }
 
 impl Keys {
-    async fn view(&self, key: &Key) -> v1::Key {
+    pub(super) async fn view(&self, key: &Key) -> v1::Key {
         // When it was last used is not worth failing for.
         let stored = self.0.store.key_use(key.id).await.ok().flatten();
         let uses = view::uses(self.0.directory.uses(key.id), stored);

@@ -15,10 +15,12 @@ use crate::{
     domain::tenant::Tenant,
     error::{Error, Reason, Result},
     limiter::Limiter,
+    monitor::Monitor,
     pipeline::{dispatch::Dispatcher, node::Node, publish::Publisher},
     proto::v1::{
         delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
         flag_service_server::FlagServiceServer, key_service_server::KeyServiceServer,
+        metrics_service_server::MetricsServiceServer,
         subscription_service_server::SubscriptionServiceServer,
         tenant_service_server::TenantServiceServer,
     },
@@ -38,6 +40,7 @@ pub mod flags;
 pub mod gate;
 pub mod keys;
 mod mask;
+pub mod metrics;
 mod page;
 pub mod subscriptions;
 pub mod tenants;
@@ -66,6 +69,8 @@ pub struct Context {
     pub usage: Arc<Usage>,
     /// Decides on calls.
     pub gate: Arc<Gate>,
+    /// Reads what is counted of deliveries.
+    pub monitor: Arc<Monitor>,
     /// Takes events.
     pub publisher: Arc<Publisher>,
     /// Decides what is sent next.
@@ -85,22 +90,25 @@ pub fn services(context: &Context) -> Routes {
     let events = EventServiceServer::new(events::Events(context.clone()));
     let deliveries = DeliveryServiceServer::new(deliveries::Deliveries(context.clone()));
     let flags = FlagServiceServer::new(flags::Flags(context.clone()));
+    let metrics = MetricsServiceServer::new(metrics::Metrics(context.clone()));
     Routes::new(keys.max_decoding_message_size(MAX_MESSAGE))
         .add_service(tenants.max_decoding_message_size(MAX_MESSAGE))
         .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
         .add_service(events.max_decoding_message_size(MAX_MESSAGE))
         .add_service(deliveries.max_decoding_message_size(MAX_MESSAGE))
         .add_service(flags.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(metrics.max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// The services of ours, by their full names, for health.
-pub const SERVICES: [&str; 6] = [
+pub const SERVICES: [&str; 7] = [
     "onering.v1.KeyService",
     "onering.v1.TenantService",
     "onering.v1.SubscriptionService",
     "onering.v1.EventService",
     "onering.v1.DeliveryService",
     "onering.v1.FlagService",
+    "onering.v1.MetricsService",
 ];
 
 /// Every gRPC service of this server: ours, `grpc.health.v1`, and reflection as

@@ -48,6 +48,31 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "attempts under way on this node",
     ),
     (
+        "ALERT_DEAD_LETTER_24H",
+        "10",
+        "dead letters in 24 hours above which an alert is raised",
+    ),
+    (
+        "ALERT_AUTH_FAILURES_24H",
+        "50",
+        "refused credentials in 24 hours above which an alert is raised",
+    ),
+    (
+        "ALERT_RATE_LIMIT_HITS_24H",
+        "100",
+        "calls refused for a limit in 24 hours above which an alert is raised",
+    ),
+    (
+        "ALERT_REPLAY_REJECTED_24H",
+        "20",
+        "too old signatures in 24 hours above which an alert is raised",
+    ),
+    (
+        "ALERT_LATENCY_P90_SECONDS",
+        "5",
+        "seconds from publish to delivered (p90) above which an alert is raised",
+    ),
+    (
         "DATABASE_URL",
         "sqlite:// in the data folder",
         "sqlite://FILE or postgres://…",

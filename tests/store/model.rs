@@ -5,6 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use onering::{
     domain::{
+        counter::Tally,
         delivery::Status,
         id::{DeliveryId, Part, SubscriptionId},
     },
@@ -150,17 +151,42 @@ struct Run {
     given: Vec<(usize, Box<onering::store::Leased>)>,
     /// What took effect.
     finished: Vec<Finish>,
+    /// What was counted before this run, by state.
+    counted: [i64; STATES.len()],
+}
+
+/// The states that are counted.
+const STATES: [Status; 5] = [
+    Status::Pending,
+    Status::Retrying,
+    Status::Failed,
+    Status::Dead,
+    Status::Delivered,
+];
+
+async fn counted(node: &Node) -> [i64; STATES.len()] {
+    let mut tally = Tally::default();
+    for count in node
+        .counts(DEFAULT.id.part(), None, i64::MAX)
+        .await
+        .unwrap()
+    {
+        tally.add(count.what, count.n, false);
+    }
+    STATES.map(|s| tally.now(s))
 }
 
 const TTL: Duration = Duration::from_hours(1);
 
 impl Run {
     async fn begin(stores: &[std::sync::Arc<dyn Store>; NODES]) -> Self {
+        let nodes = [
+            Node::idle(&stores[0], TTL).await,
+            Node::idle(&stores[1], TTL).await,
+        ];
         Self {
-            nodes: [
-                Node::idle(&stores[0], TTL).await,
-                Node::idle(&stores[1], TTL).await,
-            ],
+            counted: counted(&nodes[0]).await,
+            nodes,
             ends: [HOUR; NODES],
             owner: None,
             now: 0,
@@ -297,6 +323,23 @@ impl Run {
             }
         }
         self.compare_leases().await;
+        self.compare_counts().await;
+    }
+
+    /// The counters say how many are in each state. A lease is none, and what
+    /// failed is not dead before it is buried.
+    async fn compare_counts(&self) {
+        let mut expected = self.counted;
+        for row in self.rows.values() {
+            let state = match row.place {
+                Place::Due(_) => usize::from(row.tried),
+                Place::Failed(_) => 2,
+                Place::Dead => 3,
+                Place::Delivered => 4,
+            };
+            expected[state] += 1;
+        }
+        assert_eq!(counted(&self.nodes[0]).await, expected);
     }
 
     async fn publish(&mut self, node: usize, sub: usize, lease: bool) {

@@ -23,8 +23,10 @@ contract![
 ];
 
 /// The tables that grow with the traffic.
-const HOT: [&str; 7] = [
+const HOT: [&str; 9] = [
     "attempts",
+    "counter_days",
+    "counters",
     "dead",
     "done",
     "events",

@@ -14,6 +14,7 @@ use onering::{
     proto::v1::{
         delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
         flag_service_client::FlagServiceClient, key_service_client::KeyServiceClient,
+        metrics_service_client::MetricsServiceClient,
         subscription_service_client::SubscriptionServiceClient,
         tenant_service_client::TenantServiceClient,
     },
@@ -490,6 +491,7 @@ pub struct Grpc {
     pub events: EventServiceClient<Authorized>,
     pub deliveries: DeliveryServiceClient<Authorized>,
     pub flags: FlagServiceClient<Authorized>,
+    pub metrics: MetricsServiceClient<Authorized>,
 }
 
 impl Grpc {
@@ -502,7 +504,8 @@ impl Grpc {
             subscriptions: SubscriptionServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
             deliveries: DeliveryServiceClient::new(channel.clone()),
-            flags: FlagServiceClient::new(channel),
+            flags: FlagServiceClient::new(channel.clone()),
+            metrics: MetricsServiceClient::new(channel),
         }
     }
 }

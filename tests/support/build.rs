@@ -248,6 +248,7 @@ fn finish(leased: &Leased, settle: Settle, reason: &str, attempt: Option<Attempt
         settle,
         reason: reason.to_owned(),
         attempt,
+        held: 0,
     }
 }
 

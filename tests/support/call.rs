@@ -39,27 +39,25 @@ pub fn every_rpc() -> Vec<String> {
 }
 
 impl Call {
+    /// Whether REST has a route for it: it has none for a stream.
+    pub fn is_on_rest(&self) -> bool {
+        let path = format!("/onering.v1.{}", self.rpc);
+        let rest = Rest::new().unwrap();
+        rest.routes.iter().any(|r| r.grpc_path == *path)
+    }
+
     /// Sends it over gRPC: the answer's bytes and metadata.
     pub async fn grpc(&self, app: &TestApp, key: &str) -> Result<(Bytes, MetadataMap), Status> {
         let rest = Rest::new().unwrap();
-        let route = rest
-            .routes
-            .iter()
-            .find(|r| r.grpc_path == *format!("/onering.v1.{}", self.rpc))
-            .unwrap_or_else(|| panic!("no {}", self.rpc));
-        let message = json::read(
-            &rest.schema,
-            route.input,
-            self.request.to_string().as_bytes(),
-        )
-        .unwrap();
-        unary(
-            app,
-            route.grpc_path.as_str(),
-            key,
-            message.encode_to_vec().into(),
-        )
-        .await
+        let path = format!("/onering.v1.{}", self.rpc);
+        let (service, method) = self.rpc.split_once('/').unwrap();
+        let service = format!("onering.v1.{service}");
+        let found = rest.schema.pool().get_service_by_name(&service).unwrap();
+        let method = found.methods().find(|m| m.name() == method);
+        let input = method.unwrap_or_else(|| panic!("no {}", self.rpc)).input();
+        let input = rest.schema.id(input.full_name()).unwrap();
+        let message = json::read(&rest.schema, input, self.request.to_string().as_bytes()).unwrap();
+        unary(app, &path, key, message.encode_to_vec().into()).await
     }
 
     /// Sends it over REST, by the route whose variables it sets.

@@ -19,9 +19,11 @@ use onering::{
         tenant::Tenant,
     },
     store::{
-        AuditEnd, Author, Change, Changed, Changes, ConfigStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse,
-        Leased, LiveNode, NodeStore, Page, Publish, Published, QueueStore, Result, SealedKey, Session, Store,
-        StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
+        AuditEnd, Author, Change, Changed, Changes, ConfigStore, Count, CounterStore, Finish,
+        Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LiveNode, Load,
+        LoadStore, NodeStore, Page, Publish, Published, QueueStore, Recent, Result, SealedKey,
+        Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore,
+        Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -299,6 +301,18 @@ passed_on!(HistoryStore, false, {
     forget(days: i32, limit: i64) -> Forgotten;
     note_usage(session: Session, usage: &[Usage]) -> ();
     stored_bytes() -> Vec<(TenantId, i64)>;
+});
+
+passed_on!(CounterStore, false, {
+    counts(part: Part, tenant: Option<TenantId>, from: i64) -> Vec<Count>;
+    counts_since(from: i64) -> (Micros, Vec<Count>);
+    add_up(parts: &[Part], limit: i64) -> u64;
+    oldest_unfinished(tenant: Option<TenantId>) -> Option<DeliveryId>;
+    recent_deliveries(recent: &Recent, page: Page<DeliveryId>) -> Vec<Delivery>;
+});
+
+passed_on!(LoadStore, false, {
+    load_finished(load: &Load) -> ();
 });
 
 #[async_trait]

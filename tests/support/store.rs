@@ -221,6 +221,19 @@ impl Db {
         connection
     }
 
+    /// Checks that the counters say what a count of the rows does.
+    pub async fn counts_agree(&self) {
+        let counted = "select cast(part as text) || ' ' || cast(state as text) || ' ' || cast(sum(n) as text)
+            from (select part, case what when 0 then 1 else what end as state, n from counters where what < 20
+                  union all select part, what as state, n from counter_days) x
+            group by part, state having sum(n) <> 0 order by part, state";
+        let found = "select cast(part as text) || ' ' || cast(state as text) || ' ' || cast(count(*) as text)
+            from (select part, state from queue union all select part, state from dead
+                  union all select part, state from done) x
+            group by part, state order by part, state";
+        assert_eq!(self.texts(counted).await, self.texts(found).await);
+    }
+
     /// A node that owns every partition, on a store of its own.
     pub async fn node(&self) -> Node {
         let store = self.open().await;

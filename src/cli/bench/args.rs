@@ -18,6 +18,8 @@ Examples:
   onering bench publish --database postgres://localhost/postgres --endpoints 10 --fan-out 10
   onering bench publish --rate 2000 --json result.json --svg result.svg
   onering bench latency --b5-rate 5000
+  onering bench load --database sqlite:///var/tmp/onering.db --deliveries 1000000
+  onering bench monitoring --database postgres://localhost/postgres --deliveries 10000000
   onering bench suite --database postgres://localhost/postgres --database sqlite
   onering bench switch --database postgres://localhost/postgres --nodes 3
   onering bench verify --keys 100000 --callers 64
@@ -59,6 +61,49 @@ pub enum Mode {
     /// What `verify` and `me` are compared with.
     #[command(hide = true)]
     Empty(EmptyArgs),
+    /// Writes finished deliveries into a database, as if they had been made over the last days.
+    Load(LoadHistoryArgs),
+    /// How soon monitoring answers with many deliveries stored.
+    Monitoring(MonitoringArgs),
+}
+
+/// Arguments of `bench load`.
+#[derive(Debug, Clone, Args)]
+pub struct LoadHistoryArgs {
+    /// Where: `sqlite://path` or a `postgres://` URL; of `bench monitoring` also `sqlite`,
+    /// and a database of its own beside the named one, removed after the run.
+    #[arg(long, default_value = "sqlite")]
+    pub database: String,
+    /// How many deliveries.
+    #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub deliveries: u64,
+    /// How many tenants they are spread over.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub tenants: u32,
+    /// How many days they are spread over.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=365))]
+    pub days: u16,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `bench monitoring`.
+#[derive(Debug, Clone, Args)]
+pub struct MonitoringArgs {
+    /// A running server, `http://host:port`. Without it, one is started on a history of its own.
+    #[arg(long, requires = "admin_key")]
+    pub url: Option<String>,
+    /// An admin key of that server.
+    #[arg(long, env = "ONERING_ADMIN_KEY", hide_env_values = true)]
+    pub admin_key: Option<String>,
+    /// Requests of each route that are counted.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub requests: u32,
+    /// Where the data of a server of our own is kept during the run.
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    pub data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub history: LoadHistoryArgs,
 }
 
 /// Arguments of `bench raw`.

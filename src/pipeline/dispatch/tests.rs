@@ -60,6 +60,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
     };
     Ended {
         finish: Finish {
+            held: 0,
             id: job.id,
             token: job.token,
             settle,

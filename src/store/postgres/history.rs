@@ -188,15 +188,30 @@ impl Postgres {
         }
         .map(|how| format!("alter table {table} detach partition {child} {how}"));
         for sql in detach.into_iter().chain([format!("drop table {child}")]) {
-            let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
-                .execute(&self.pool)
-                .await;
-            match done {
+            let counted = (table == "done" && sql.starts_with("drop")).then_some(day);
+            match self.alter(sql, counted).await {
                 Err(e) if is_gone(&e) => return Ok(false),
                 other => other.map_err(failed)?,
-            };
+            }
         }
         Ok(true)
+    }
+
+    /// Carries out a statement about a table. What was counted into a day goes in
+    /// one transaction with it.
+    async fn alter(
+        &self,
+        sql: String,
+        counted: Option<i32>,
+    ) -> std::result::Result<(), sqlx::Error> {
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql));
+        let Some(day) = counted else {
+            return sql.execute(&self.pool).await.map(drop);
+        };
+        let mut tx = self.pool.begin().await?;
+        sql.execute(&mut *tx).await?;
+        Self::forget_counted(&mut tx, day).await?;
+        tx.commit().await
     }
 }
 

@@ -15,7 +15,9 @@ use sqlx::{
 
 use super::{Micros, Result, Store, StoreError};
 
+mod counters;
 mod history;
+mod load;
 mod nodes;
 mod pool;
 mod publish;
@@ -31,13 +33,14 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 5] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
         include_str!("migrations/0002_client_certificates.sql"),
     ),
     ("switches", include_str!("migrations/0003_switches.sql")),
+    ("counters", include_str!("migrations/0005_counters.sql")),
     (
         "filters and traces",
         include_str!("migrations/0006_filters_and_traces.sql"),

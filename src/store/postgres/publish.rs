@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Postgres, failed, history, lacks_day};
+use super::{Postgres, counters::counted, failed, history, lacks_day};
 use crate::{
     domain::{
         event::Idempotency,
@@ -20,7 +20,8 @@ use crate::{
 /// so that two nodes never wait for each other in a circle. Whether one was
 /// accepted is asked of `seen`, not joined with `accepted`: the planner takes each
 /// for one row, and would compare all with all.
-const PUBLISH: &str = "
+const PUBLISH: &str = concat!(
+    "
 with t as materialized (select now_us() as now),
 input as materialized (
   select * from unnest($2::smallint[], $3::uuid[], $4::bigint[], $5::uuid[], $6::integer[], $7::text[],
@@ -67,10 +68,14 @@ queued as (
   join own on own.part = a.part
   cross join t
   order by a.part, d.id
-)
+),
+",
+    counted!("$1", "accepted", "(case when x.n > 0 then 0 end, x.n)"),
+    "
 select f.ord, f.idem_key is null or f.event in (select event from seen) as accepted,
        coalesce(own.mine, false) as leased
-from fresh f left join own on own.part = f.part";
+from fresh f left join own on own.part = f.part"
+);
 
 const WINNERS: &str = "
 select i.ord, w.event, w.deliveries, w.content_hash

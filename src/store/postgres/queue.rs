@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Postgres, failed, lacks_day};
+use super::{Postgres, counters::counted, failed, lacks_day};
 use crate::{
     domain::{
         delivery::Status,
@@ -63,17 +63,19 @@ from leased order by due_at, id";
 /// while the queue is empty would otherwise scan it whole once it is long. It is
 /// not locked in between, which would be a write more; the fence is checked again
 /// where it is touched, and a row that moved meanwhile is another's.
-const FINISH: &str = "
+const FINISH: &str = concat!(
+    "
 with t as materialized (select now_us() as now, today() as today),
 input as materialized (
   select * from unnest($1::smallint[], $2::uuid[], $3::integer[], $4::smallint[], $5::smallint[], $6::bigint[],
                        $7::smallint[], $8::smallint[], $9::smallint[], $10::bigint[], $11::text[], $12::text[],
-                       $13::bytea[], $14::text[], $15::smallint[], $16::smallint[], $17::bigint[])
-    as i(part, id, token, action, state, wait, charge, replay, status, took, error, worker, response, reason, kind, number, started)
+                       $13::bytea[], $14::text[], $15::smallint[], $16::smallint[], $17::bigint[], $18::bigint[])
+    as i(part, id, token, action, state, wait, charge, replay, status, took, error, worker, response, reason, kind, number, started, less)
 ),
 found as materialized (
-  select q.place, i.* from input i cross join lateral (
-    select ctid as place from queue where part = i.part and id = i.id and token = i.token and lease_sid <> 0 limit 1
+  select q.*, i.* from input i cross join lateral (
+    select ctid as place, tenant as owner, lease_sid as sid, state as before, attempts as tried, age_from as began
+    from queue where part = i.part and id = i.id and token = i.token and lease_sid <> 0 limit 1
   ) q
 ),
 gone as (
@@ -108,6 +110,31 @@ letters as (
   select part, id, tenant, sub, event, event_day, t.now, age_from, token, state, was + charge, status, reason
   from gone, t where action = 1
 ),
+own as materialized (
+  select o.part, t.now - o.held - case when o.held_since > 0 then t.now - o.held_since else 0 end as active
+  from part_owner o cross join t where o.part in (select part from input)
+),
+moved as (
+  select m.part, m.owner as tenant, m.sid, m.before, m.state, m.kind, m.tried + m.charge as attempts,
+         own.active - m.began - m.less as latency
+  from (select part, owner, sid, before, state, kind, tried, charge, began, less from gone
+        union all
+        select part, owner, sid, before, state, kind, tried, charge, began, less from kept where action < 4) m
+  join own on own.part = m.part
+),
+",
+    counted!(
+        "x.sid",
+        "moved",
+        "(case when x.before <> x.state then x.before end, -1),
+         (case when x.before <> x.state then x.state end, 1),
+         (case x.state when 6 then 20 when 9 then 21 end, 1),
+         (case when x.state in (4, 6, 9) and x.attempts > 1 then 22 end, x.attempts - 1),
+         (case x.kind when 4 then 23 end, 1),
+         (case x.state when 4 then 100 + least(54, greatest(0,
+            1 + floor(8 * log(greatest(x.latency, 1)::double precision / 1000))))::integer end, 1)"
+    ),
+    ",
 ended as (
   select id, part, token, number, started, took, kind, status, error, worker, response from gone
   union all select id, part, token, number, started, took, kind, status, error, worker, response from kept
@@ -118,7 +145,8 @@ tries as (
          case when started > 0 then started else t.now - took end, took, kind, status, error, worker, response
   from ended, t where kind > 0
 )
-select id, token from ended";
+select id, token from ended"
+);
 
 /// Rows that were finished under these very tokens already.
 const BEFORE: &str = "
@@ -160,46 +188,90 @@ const SLICE: i64 = 2048;
 /// Behind every page.
 const END: i64 = u32::MAX as i64 - 1;
 
-const BURY: &str = "
+/// What a row that is given up counts.
+macro_rules! gives_up {
+    () => {
+        counted!(
+            "0::bigint",
+            "late",
+            "(x.state, -1), (6, 1), (20, 1), (case when x.attempts > 1 then 22 end, x.attempts - 1)"
+        )
+    };
+}
+
+const BURY: &str = concat!(
+    "
 with late as (
   delete from queue q using (
     select ctid from queue where part = any($1::smallint[]) and dead_at > 0 and dead_at <= now_us() and lease_sid = 0
     order by dead_at limit $2 for update skip locked) x
-  where q.ctid = x.ctid returning q.*)
+  where q.ctid = x.ctid returning q.*),
+",
+    gives_up!(),
+    "
 insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
-select part, id, tenant, sub, event, event_day, dead_at, age_from, token, 6, attempts, status, reason from late";
+select part, id, tenant, sub, event, event_day, dead_at, age_from, token, 6, attempts, status, reason from late"
+);
 
-const CANCEL: &str = "
+const CANCEL: &str = concat!(
+    "
 with cancelled as (
   delete from queue q using (
     select ctid from queue where part = $1 and sub = $2 and lease_sid = 0 limit $3 for update skip locked) x
-  where q.ctid = x.ctid returning q.*)
+  where q.ctid = x.ctid returning q.*),
+",
+    counted!("0::bigint", "cancelled", "(x.state, -1), (10, 1)"),
+    "
 insert into done (part, day, id, tenant, sub, event, finished_at, took, token, state, attempts, status, reason,
                   worker, response)
 select part, today(), id, tenant, sub, event, now_us(), 0, token, 10, attempts, status, 'subscription_deleted', '', ''
-from cancelled";
+from cancelled"
+);
 
-const GIVE_UP: &str = "
+const GIVE_UP: &str = concat!(
+    "
 with late as (
   delete from queue q using (
     select ctid from queue where part = $1 and sub = $2 and lease_sid = 0 and id < $3
     limit $4 for update skip locked) x
-  where q.ctid = x.ctid returning q.*)
+  where q.ctid = x.ctid returning q.*),
+",
+    gives_up!(),
+    "
 insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
 select part, id, tenant, sub, event, event_day, now_us(), age_from, token, 6, attempts, status, 'parked_too_long'
-from late";
+from late"
+);
 
-const RETRY_WAITING: &str = "
-update queue q set due_at = now_us(), dead_at = 0, token = q.token + 1,
-  by_hand = q.by_hand or old.state = 5, state = case when old.state = 5 then 3 else q.state end,
-  age_from = case when old.state = 5 then own.active else q.age_from end
-from (select part, id, state, dead_at, lease_sid from queue where part = $1 and id = $2 for update) old,
-  (select now_us() - held - case when held_since > 0 then now_us() - held_since else 0 end as active
-   from part_owner where part = $1) own
-where q.part = old.part and q.id = old.id and old.lease_sid = 0
-returning case when old.state = 5 and old.dead_at <= now_us() then 6::smallint else old.state end";
+const RETRY_WAITING: &str = concat!(
+    "
+with old as (
+  select part, tenant, id, state, dead_at, lease_sid from queue where part = $1 and id = $2 for update
+),
+own as (
+  select now_us() - held - case when held_since > 0 then now_us() - held_since else 0 end as active
+  from part_owner where part = $1
+),
+again as (
+  update queue q set due_at = now_us(), dead_at = 0, token = q.token + 1,
+    by_hand = q.by_hand or old.state = 5, state = case when old.state = 5 then 3 else q.state end,
+    age_from = case when old.state = 5 then own.active else q.age_from end
+  from old, own
+  where q.part = old.part and q.id = old.id and old.lease_sid = 0
+  returning old.part, old.tenant, old.state, old.dead_at
+),
+",
+    counted!(
+        "0::bigint",
+        "again",
+        "(case x.state when 5 then 5 end, -1), (case x.state when 5 then 3 end, 1)"
+    ),
+    "
+select case when state = 5 and dead_at <= now_us() then 6::smallint else state end from again"
+);
 
-const RETRY_DEAD: &str = "
+const RETRY_DEAD: &str = concat!(
+    "
 with again as (delete from dead where part = $1 and id = $2 returning *),
 queued as (
   insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
@@ -207,8 +279,12 @@ queued as (
   select part, id, tenant, sub, event, event_day, now_us(), 0,
          (select now_us() - held - case when held_since > 0 then now_us() - held_since else 0 end
           from part_owner where part = $1),
-         0, token + 1, 3, attempts, 0, true, status, reason from again)
-select state from again";
+         0, token + 1, 3, attempts, 0, true, status, reason from again),
+",
+    counted!("0::bigint", "again", "(x.state, -1), (3, 1)"),
+    "
+select state from again"
+);
 
 #[async_trait]
 impl QueueStore for Postgres {
@@ -451,6 +527,7 @@ impl Postgres {
         let mut kind = Vec::with_capacity(n);
         let mut number = Vec::with_capacity(n);
         let mut started = Vec::with_capacity(n);
+        let mut less = Vec::with_capacity(n);
         // Sorted, so that two nodes lock rows in the same order; and each once,
         // for a statement would carry out both of a pair.
         let mut order: Vec<&Finish> = batch.iter().collect();
@@ -475,6 +552,7 @@ impl Postgres {
             kind.push(row.kind);
             number.push(row.number);
             started.push(row.started);
+            less.push(f.held);
         }
         sqlx::query(FINISH)
             .bind(part)
@@ -494,6 +572,7 @@ impl Postgres {
             .bind(kind)
             .bind(number)
             .bind(started)
+            .bind(less)
             .fetch_all(&self.finishing)
             .await
     }

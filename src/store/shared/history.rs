@@ -15,17 +15,19 @@ use crate::{
 /// letters (1) and the history (2), as
 /// `id, tenant, sub, event, state, attempts, due_at, finished_at, status, reason`.
 /// `FAILED` turns into `DEAD` as time passes, without a write.
-const QUEUED: &str = "select id, tenant, sub, event,
+pub(super) const QUEUED: &str = "select id, tenant, sub, event,
   case when lease_sid <> 0 then 2 when state = 5 and dead_at <= {now} then 6 else state end as state,
   attempts, case when state = 5 then 0 else due_at end as due_at,
   case when state = 5 and dead_at <= {now} then dead_at else 0 end as finished_at, status, reason, part
   from queue";
-const DEAD: &str = "select id, tenant, sub, event, state, attempts, cast(0 as bigint) as due_at,
+pub(super) const DEAD: &str =
+    "select id, tenant, sub, event, state, attempts, cast(0 as bigint) as due_at,
   dead_at as finished_at, status, reason, part from dead";
-const DONE: &str = "select id, tenant, sub, event, state, attempts, cast(0 as bigint) as due_at,
+pub(super) const DONE: &str =
+    "select id, tenant, sub, event, state, attempts, cast(0 as bigint) as due_at,
   finished_at, status, reason, part from done";
 
-fn delivery(r: &Row) -> Delivery {
+pub(super) fn delivery(r: &Row) -> Delivery {
     let time = |n: i64| (n > 0).then_some(n);
     Delivery {
         id: DeliveryId(r.get(0)),

@@ -7,8 +7,10 @@
 
 mod audit;
 mod config;
+mod counters;
 mod history;
 mod keys;
+mod load;
 mod subscriptions;
 mod switches;
 mod tenants;

@@ -1,25 +1,33 @@
 //! Finishing: which leases still hold is found first; what follows touches only
 //! those, in the same transaction.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sqlx::Row as _;
 
 use super::{
-    Sqlite, Transaction,
+    Row, Sqlite, Transaction,
     batch::{Batch, pieces},
+    counters::Counts,
     failed,
 };
 use crate::{
-    domain::id::{Micros, day_of},
-    store::{Finish, Finished, Result, rows::FinishRow},
+    domain::{
+        counter::Settled,
+        delivery::AttemptKind,
+        id::{Micros, TenantId, day_of},
+    },
+    store::{Finish, Finished, Result, Session, rows::FinishRow},
 };
 
-static MISSED: Batch = Batch::new(
+/// What of these is leased under these very tokens, and what it is.
+static LEASED: Batch = Batch::new(
     "with i(at, part, id, token) as (values ",
     "(?,?,?,?)",
-    ") select at from i where not exists (
-         select 1 from queue q where q.part = i.part and q.id = i.id and q.token = i.token and q.lease_sid <> 0)",
+    ") select i.at, q.tenant, q.lease_sid, q.state, q.attempts, q.age_from, o.held, o.held_since
+       from i cross join queue q on q.part = i.part and q.id = i.id and q.token = i.token
+       cross join part_owner o on o.part = q.part
+       where q.lease_sid <> 0",
 );
 
 /// Rows that were finished under these very tokens already.
@@ -95,19 +103,25 @@ impl Sqlite {
         }
         let mut tx = self.begin().await?;
         let now = self.now();
-        let missed = which(&mut tx, &MISSED, batch, &distinct).await?;
-        let (missed, hit): (Vec<usize>, Vec<usize>) =
-            distinct.into_iter().partition(|at| missed.contains(at));
-        let before = which(&mut tx, &BEFORE, batch, &missed).await?;
+        let (hit, counts) = leased(&mut tx, batch, &distinct, now).await?;
+        let missed: Vec<usize> = distinct
+            .into_iter()
+            .filter(|at| !hit.contains(at))
+            .collect();
+        let before: HashSet<usize> = which(&mut tx, &BEFORE, batch, &missed)
+            .await?
+            .iter()
+            .map(at)
+            .collect();
         if !hit.is_empty() {
             let rows: Vec<Item<'_>> = hit
                 .iter()
                 .map(|at| (&batch[*at], FinishRow::of(&batch[*at])))
                 .collect();
             settle(&mut tx, &rows, now).await?;
+            counts.write(&mut tx, now).await?;
             tx.commit().await.map_err(failed)?;
         }
-        let hit: HashSet<usize> = hit.into_iter().collect();
         Ok(batch
             .iter()
             .enumerate()
@@ -125,14 +139,50 @@ impl Sqlite {
     }
 }
 
-/// Which of these the statement names.
+fn at(row: &Row) -> usize {
+    row.get::<i64, _>(0) as usize
+}
+
+/// Which of these are leased under their tokens, in their order, and what their
+/// ends count.
+async fn leased(
+    tx: &mut Transaction<'_>,
+    batch: &[Finish],
+    chosen: &[usize],
+    now: Micros,
+) -> Result<(BTreeSet<usize>, Counts)> {
+    let mut hit = BTreeSet::new();
+    let mut counts = Counts::default();
+    for r in which(tx, &LEASED, batch, chosen).await? {
+        let f = &batch[at(&r)];
+        let row = FinishRow::of(f);
+        hit.insert(at(&r));
+        let (before, attempts): (i16, i64) = (r.get(3), r.get(4));
+        let (began, held, since): (Micros, Micros, Micros) = (r.get(5), r.get(6), r.get(7));
+        let holding = if since > 0 { now - since } else { 0 };
+        let settled = Settled {
+            before,
+            after: if row.action == 4 { before } else { row.state },
+            attempts: attempts + i64::from(row.charge),
+            rejected: row.kind == AttemptKind::ReplayExpired.to_i16(),
+            latency: now - held - holding - began - f.held,
+        };
+        for (what, n) in settled.counts() {
+            let (tenant, session) = (TenantId(r.get(1)), Session(r.get(2)));
+            counts.add(f.id.part(), tenant, session, what, n);
+        }
+    }
+    Ok((hit, counts))
+}
+
+/// What the statement answers about these.
 async fn which(
     tx: &mut Transaction<'_>,
     statement: &'static Batch,
     batch: &[Finish],
     chosen: &[usize],
-) -> Result<HashSet<usize>> {
-    let mut found = HashSet::new();
+) -> Result<Vec<Row>> {
+    let mut found = Vec::with_capacity(chosen.len());
     for piece in pieces(chosen.len()) {
         let mut query = sqlx::query(statement.text(&piece));
         for at in &chosen[piece] {
@@ -143,9 +193,7 @@ async fn which(
                 .bind(f.id.0)
                 .bind(f.token);
         }
-        for r in query.fetch_all(&mut **tx).await.map_err(failed)? {
-            found.insert(r.get::<i64, _>(0) as usize);
-        }
+        found.extend(query.fetch_all(&mut **tx).await.map_err(failed)?);
     }
     Ok(found)
 }

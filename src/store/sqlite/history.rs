@@ -45,6 +45,14 @@ const KEEP: &str = concat!(
 const FORGET_EVENTS: &str = "delete from events where rowid in (select rowid from events where day < $1 order by day limit $2)";
 const FORGET_DONE: &str =
     "delete from done where rowid in (select rowid from done where day < $1 order by day limit $2)";
+/// What history takes along.
+const UNCOUNT: &str = "
+insert into counter_days as c (part, tenant, day, what, n)
+select part, tenant, day, state, -count(*) from done
+where rowid in (select rowid from done where day < $1 order by day limit $2)
+group by part, tenant, day, state
+on conflict (part, tenant, day, what) do update set n = c.n + excluded.n";
+const FORGET_COUNTED: &str = "delete from counter_days where day > 0 and day < $1 and n = 0";
 const FORGET_ATTEMPTS: &str = "delete from attempts where rowid in (select rowid from attempts where day < $1 order by day limit $2)";
 const FORGET_KEYS: &str = "
 delete from idempotency where (part, tenant, key_hash, day) in (
@@ -82,16 +90,21 @@ impl Sqlite {
             (FORGET_KEYS, now - DAY),
         ] {
             let mut tx = self.begin().await?;
+            if sql == FORGET_DONE {
+                slice(&mut tx, UNCOUNT, before, limit).await?;
+            }
             all &= slice(&mut tx, sql, before, limit).await? < limit as u64;
             tx.commit().await.map_err(failed)?;
         }
         all &= self.forget_bodies(limit).await?;
         let mut tx = self.begin().await?;
-        sqlx::query("delete from usage where day < $1")
-            .bind(oldest)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
+        for sql in ["delete from usage where day < $1", FORGET_COUNTED] {
+            sqlx::query(sql)
+                .bind(oldest)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+        }
         tx.commit().await.map_err(failed)?;
         Ok(if all { Forgotten::All } else { Forgotten::Some })
     }

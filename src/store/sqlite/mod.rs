@@ -29,8 +29,10 @@ use super::{Hint, Micros, Result, Store, StoreError};
 use crate::domain::id::wall_clock;
 
 mod batch;
+mod counters;
 mod finish;
 mod history;
+mod load;
 mod nodes;
 mod publish;
 mod queue;
@@ -48,13 +50,14 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 5] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
         include_str!("migrations/0002_client_certificates.sql"),
     ),
     ("switches", include_str!("migrations/0003_switches.sql")),
+    ("counters", include_str!("migrations/0005_counters.sql")),
     (
         "filters and traces",
         include_str!("migrations/0006_filters_and_traces.sql"),

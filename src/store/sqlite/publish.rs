@@ -9,10 +9,14 @@ use uuid::Uuid;
 use super::{
     Sqlite, Transaction,
     batch::{Batch, pieces},
+    counters::Counts,
     failed,
 };
 use crate::{
-    domain::id::{EventId, Micros, Part, TenantId, day_of},
+    domain::{
+        counter::ACCEPTED,
+        id::{EventId, Micros, Part, TenantId, day_of},
+    },
     store::{Publish, Published, Result, Session, StoreError},
 };
 
@@ -128,6 +132,12 @@ impl Sqlite {
         let owned = owned(&mut tx, session, parts, now).await?;
         insert_events(&mut tx, batch, &accepted).await?;
         insert_deliveries(&mut tx, batch, &accepted, &owned, session, now).await?;
+        let mut counts = Counts::default();
+        for p in accepted.iter().map(|i| &batch[*i]) {
+            let n = p.deliveries.len() as i64;
+            counts.add(p.event.part(), p.tenant, session, ACCEPTED, n);
+        }
+        counts.write(&mut tx, now).await?;
         tx.commit().await.map_err(failed)?;
         for i in accepted {
             let own = owned.get(&batch[i].event.part().get());

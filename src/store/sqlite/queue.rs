@@ -11,6 +11,7 @@ use sqlx::{Row as _, sqlite::SqliteArguments};
 use super::{
     Db, Row, Sqlite, Transaction,
     batch::{Batch, pieces},
+    counters::{Counts, count_moved},
     failed,
     nodes::numbers,
     publish::{Own, owned},
@@ -86,6 +87,15 @@ const OF_SUBSCRIPTION: &str =
 const TO_DEAD: &str = "
 insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
 select part, id, tenant, sub, event, event_day";
+
+/// What rows count that are given up, and rows that are cancelled.
+const GIVEN_UP: [(&str, &str); 4] = [
+    ("state", "-1"),
+    ("6", "1"),
+    ("20", "1"),
+    ("case when attempts > 1 then 22 end", "attempts - 1"),
+];
+const CANCELLED: [(&str, &str); 2] = [("state", "-1"), ("10", "1")];
 
 const RETRY_WAITING: &str = "
 update queue set due_at = $3, dead_at = 0, token = token + 1,
@@ -228,7 +238,8 @@ impl QueueStore for Sqlite {
         let copy = format!(
             "{TO_DEAD}, dead_at, age_from, token, 6, attempts, status, reason from queue {LATE}"
         );
-        let moved = move_rows(&mut tx, copy, LATE, |q| {
+        let count = count_moved(LATE, &GIVEN_UP, now);
+        let moved = move_rows(&mut tx, count, copy, LATE, |q| {
             q.bind(numbers(parts.iter().copied())).bind(now).bind(limit)
         })
         .await?;
@@ -245,7 +256,8 @@ impl QueueStore for Sqlite {
              select part, $5, id, tenant, sub, event, $6, 0, token, 10, attempts, status, 'subscription_deleted',
                     '', x'' from queue {OF_SUBSCRIPTION}"
         );
-        let moved = move_rows(&mut tx, copy, OF_SUBSCRIPTION, |q| {
+        let count = count_moved(OF_SUBSCRIPTION, &CANCELLED, now);
+        let moved = move_rows(&mut tx, count, copy, OF_SUBSCRIPTION, |q| {
             q.bind(part.get())
                 .bind(subscription.0)
                 .bind(uuid::Uuid::max())
@@ -270,7 +282,8 @@ impl QueueStore for Sqlite {
         let copy = format!(
             "{TO_DEAD}, $5, age_from, token, 6, attempts, status, 'parked_too_long' from queue {OF_SUBSCRIPTION}"
         );
-        let moved = move_rows(&mut tx, copy, OF_SUBSCRIPTION, |q| {
+        let count = count_moved(OF_SUBSCRIPTION, &GIVEN_UP, now);
+        let moved = move_rows(&mut tx, count, copy, OF_SUBSCRIPTION, |q| {
             q.bind(part.get())
                 .bind(subscription.0)
                 .bind(first_uuid_at(now - age.as_micros() as Micros))
@@ -290,25 +303,26 @@ impl QueueStore for Sqlite {
         let active = own.get(&id.part().get()).map_or(now, |o| o.active);
         for (find, write, delete) in [
             (
-                "select case when state = 5 and dead_at <= $3 then 6 else state end
+                "select case when state = 5 and dead_at <= $3 then 6 else state end, state, tenant
                  from queue where part = $1 and id = $2 and lease_sid = 0",
                 RETRY_WAITING,
                 None,
             ),
             (
-                "select state from dead where part = $1 and id = $2",
+                "select state, state, tenant from dead where part = $1 and id = $2",
                 RETRY_DEAD,
                 Some("delete from dead where part = $1 and id = $2"),
             ),
         ] {
-            let state: Option<i64> = sqlx::query_scalar(find)
+            let found = sqlx::query(find)
                 .bind(id.part().get())
                 .bind(id.0)
                 .bind(now)
                 .fetch_optional(&mut *tx)
                 .await
                 .map_err(failed)?;
-            let Some(state) = state else { continue };
+            let Some(found) = found else { continue };
+            let (state, stored): (i16, i16) = (found.get(0), found.get(1));
             for sql in [Some(write), delete].into_iter().flatten() {
                 let query = sqlx::query(sql)
                     .bind(id.part().get())
@@ -317,8 +331,16 @@ impl QueueStore for Sqlite {
                     .bind(active);
                 changed(&mut tx, query).await?;
             }
+            let again = Status::Retrying.to_i16();
+            if delete.is_some() || stored == Status::Failed.to_i16() {
+                let mut counts = Counts::default();
+                for (what, n) in [(stored, -1), (again, 1)] {
+                    counts.add(id.part(), TenantId(found.get(2)), Session(0), what, n);
+                }
+                counts.write(&mut tx, now).await?;
+            }
             tx.commit().await.map_err(failed)?;
-            return Ok(Some(Status::from_i16(state as i16)));
+            return Ok(Some(Status::from_i16(state)));
         }
         drop(tx);
         Ok(self.get_delivery(id).await?.map(|d| d.status))
@@ -354,15 +376,17 @@ async fn changed(tx: &mut Transaction<'_>, query: Query) -> Result<u64> {
         .rows_affected())
 }
 
-/// Copies rows of the queue and then deletes the same ones.
+/// Counts rows of the queue, copies them and then deletes the same ones.
 async fn move_rows(
     tx: &mut Transaction<'_>,
+    count: String,
     copy: String,
     condition: &str,
     bind: impl Fn(Query) -> Query,
 ) -> Result<u64> {
     let moved = changed(tx, bind(sqlx::query(sqlx::AssertSqlSafe(copy)))).await?;
     if moved > 0 {
+        changed(tx, bind(sqlx::query(sqlx::AssertSqlSafe(count)))).await?;
         let delete = format!(
             "delete from queue where (part, id) in (select part, id from queue {condition})"
         );

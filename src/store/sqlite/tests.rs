@@ -197,6 +197,7 @@ async fn long_reads_stop_nothing_else() {
     let held = store.leases(session).await.unwrap();
     let (id, token) = held[0];
     let finish = Finish {
+        held: 0,
         id,
         token,
         settle: Settle::Done(Status::Delivered),
