@@ -59,6 +59,31 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "attempts under way on this node",
     ),
     (
+        "ALERT_DEAD_LETTER_24H",
+        "10",
+        "dead letters in 24 hours above which an alert is raised",
+    ),
+    (
+        "ALERT_AUTH_FAILURES_24H",
+        "50",
+        "refused credentials in 24 hours above which an alert is raised",
+    ),
+    (
+        "ALERT_RATE_LIMIT_HITS_24H",
+        "100",
+        "calls refused for a limit in 24 hours above which an alert is raised",
+    ),
+    (
+        "ALERT_REPLAY_REJECTED_24H",
+        "20",
+        "too old signatures in 24 hours above which an alert is raised",
+    ),
+    (
+        "ALERT_LATENCY_P90_SECONDS",
+        "5",
+        "seconds from publish to delivered (p90) above which an alert is raised",
+    ),
+    (
         "DATABASE_URL",
         "sqlite:// in the data folder",
         "sqlite://FILE or postgres://…",
@@ -224,11 +249,28 @@ pub struct Tls {
     pub client_ca: Option<PathBuf>,
 }
 
+/// What an alert is raised above.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Thresholds {
+    /// Dead letters in the last 24 hours.
+    pub dead_letter_24h: i64,
+    /// Refused credentials in the last 24 hours.
+    pub auth_failures_24h: i64,
+    /// Calls refused for a limit in the last 24 hours.
+    pub rate_limit_hits_24h: i64,
+    /// Attempts whose signature was too old to leave, in the last 24 hours.
+    pub replay_rejected_24h: i64,
+    /// Publish to delivered, the 90th percentile of the last 24 hours.
+    pub latency_p90_seconds: f64,
+}
+
 /// What can change while the server runs.
 #[derive(Debug, Clone)]
 pub struct Live {
     /// The pinned switches.
     pub pins: Pins,
+    /// What alerts are raised above.
+    pub thresholds: Thresholds,
     /// The schedule of subscriptions that name none.
     pub schedule: Schedule,
     /// The greatest age of a signature that leaves.
@@ -379,6 +421,17 @@ fn tiers(text: &str) -> Option<BTreeMap<String, i64>> {
         .collect()
 }
 
+fn thresholds(source: &Source) -> Result<Thresholds, BadSetting> {
+    let count = |name, default| source.number(name, default, 0, 1_000_000_000);
+    Ok(Thresholds {
+        dead_letter_24h: count("ALERT_DEAD_LETTER_24H", 10)?,
+        auth_failures_24h: count("ALERT_AUTH_FAILURES_24H", 50)?,
+        rate_limit_hits_24h: count("ALERT_RATE_LIMIT_HITS_24H", 100)?,
+        replay_rejected_24h: count("ALERT_REPLAY_REJECTED_24H", 20)?,
+        latency_p90_seconds: source.number("ALERT_LATENCY_P90_SECONDS", 5.0, 0.0, 86_400.0)?,
+    })
+}
+
 fn live(source: &Source) -> Result<Live, BadSetting> {
     let standard = Schedule::standard();
     Ok(Live {
@@ -388,6 +441,7 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
             webhooks: source.flag("WEBHOOKS_ENABLED")?,
             delivery: source.flag("WEBHOOKS_DELIVERY_ENABLED")?,
         },
+        thresholds: thresholds(source)?,
         schedule: Schedule {
             max_attempts: source.number("WEBHOOKS_MAX_ATTEMPTS", standard.max_attempts, 1, 20)?,
             backoff: source
@@ -620,6 +674,14 @@ mod tests {
         assert_eq!(s.live.schedule, Schedule::standard());
         assert_eq!(s.live.pins, Pins::default());
         assert_eq!(s.live.tiers["free"], 100);
+        let documented = Thresholds {
+            dead_letter_24h: 10,
+            auth_failures_24h: 50,
+            rate_limit_hits_24h: 100,
+            replay_rejected_24h: 20,
+            latency_p90_seconds: 5.0,
+        };
+        assert_eq!(s.live.thresholds, documented);
         assert_eq!(s.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(s.live.replay_window, Duration::from_secs(300));
         assert_eq!(s.delivery_loop, Duration::from_secs(5));
@@ -633,6 +695,11 @@ mod tests {
                 "ONERING_WEBHOOKS_MAX_ATTEMPTS",
                 "0",
                 "a number from 1 to 20",
+            ),
+            (
+                "ONERING_ALERT_LATENCY_P90_SECONDS",
+                "NaN",
+                "a number from 0 to 86400",
             ),
             (
                 "ONERING_LISTEN",
