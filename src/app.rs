@@ -16,7 +16,7 @@ use crate::{
         id::{KeyId, Part, wall_clock},
         key::{self, ADMIN_PREFIX, Key, Kind, SCOPE_ADMIN, Status},
     },
-    limiter::Limiter,
+    limiter::{self, Limiter},
     metrics::Metrics,
     pipeline::{
         self, Pipeline,
@@ -171,13 +171,29 @@ impl App {
             },
             &tasks,
         );
+        let limiter = Limiter::start(
+            limiter::Parts {
+                store: store.clone(),
+                redis: settings.redis.clone(),
+                metrics: metrics.clone(),
+                outside: limiter::Outside::default(),
+            },
+            &tasks,
+            &background,
+        )
+        .await?;
+        let usage = Arc::new(Usage::load(&*store).await?);
+        tasks.spawn(
+            "usage",
+            usage.clone().run(store.clone(), background.clone()),
+        );
         let context = Context {
             store,
             directory: directory.clone(),
             keyring,
             live: live.clone(),
-            limiter: Arc::new(Limiter::default()),
-            usage: Arc::new(Usage::default()),
+            limiter,
+            usage,
             publisher: pipeline.publisher.clone(),
             dispatcher: pipeline.dispatcher.clone(),
         };

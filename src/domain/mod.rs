@@ -6,6 +6,7 @@ pub mod delivery;
 pub mod event;
 pub mod id;
 pub mod key;
+pub mod limit;
 pub mod signature;
 pub mod subscription;
 pub mod tenant;

@@ -16,6 +16,7 @@ use sqlx::{
 use super::{Micros, Result, Store, StoreError};
 
 mod history;
+mod limits;
 mod nodes;
 mod publish;
 mod queue;
@@ -29,7 +30,10 @@ type Transaction<'a> = sqlx::Transaction<'a, Db>;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("base", include_str!("migrations/0001_base.sql")),
+    ("limits", include_str!("migrations/0004_limits.sql")),
+];
 
 /// A PostgreSQL database, version 15 or later.
 pub struct Postgres {
@@ -163,6 +167,10 @@ async fn migrate(pool: &PgPool) -> Result<()> {
 
 #[async_trait]
 impl Store for Postgres {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     async fn ping(&self) -> Result<()> {
         sqlx::query("select 1")
             .execute(&self.pool)

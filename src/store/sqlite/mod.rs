@@ -31,6 +31,7 @@ use crate::domain::id::wall_clock;
 mod batch;
 mod finish;
 mod history;
+mod limits;
 mod nodes;
 mod publish;
 mod queue;
@@ -48,7 +49,10 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 1] = [("base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("base", include_str!("migrations/0001_base.sql")),
+    ("limits", include_str!("migrations/0004_limits.sql")),
+];
 
 /// A SQLite database. One process at a time: its clock is the store's.
 pub struct Sqlite {
@@ -216,6 +220,10 @@ async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
 
 #[async_trait]
 impl Store for Sqlite {
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     async fn ping(&self) -> Result<()> {
         sqlx::query("select 1")
             .execute(&self.readers)
