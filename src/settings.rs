@@ -715,6 +715,7 @@ mod tests {
             latency_p90_seconds: 5.0,
         };
         assert_eq!(s.live.thresholds, documented);
+        assert!(s.redis.is_none() && s.live.limiter_fail_open.is_empty());
         assert_eq!(s.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(s.live.replay_window, Duration::from_secs(300));
         assert_eq!(s.delivery_loop, Duration::from_secs(5));
@@ -749,6 +750,21 @@ mod tests {
             assert_eq!((bad.name.as_str(), bad.read.as_str()), (name, value));
             assert_eq!(bad.takes, takes);
         }
+    }
+
+    // K7
+    #[test]
+    fn tiers_that_fail_open_are_named() {
+        let s = read(&[("ONERING_LIMITER_FAIL_OPEN", "free, pro")]).unwrap();
+        let open: Vec<&str> = s
+            .live
+            .limiter_fail_open
+            .iter()
+            .map(String::as_str)
+            .collect();
+        assert_eq!(open, ["free", "pro"]);
+        assert!(read(&[("ONERING_LIMITER_FAIL_OPEN", "free,")]).is_err());
+        assert!(read(&[("ONERING_REDIS_URL", "http://127.0.0.1")]).is_err());
     }
 
     #[test]

@@ -357,6 +357,13 @@ impl KeyState {
         cost - self.held.iter().map(|h| h.left).sum::<i64>()
     }
 
+    /// Whether nothing is held, to be told, or being told.
+    pub(super) fn is_settled(&self) -> bool {
+        let known = || self.known.iter();
+        self.held.is_empty()
+            && known().all(|k| !k.asked && k.spent == 0 && k.telling == 0 && k.back.is_empty())
+    }
+
     /// The limit that was last decided by.
     pub(super) const fn limit(&self) -> i64 {
         self.limit
@@ -425,5 +432,130 @@ impl KeyState {
         self.used_at + HOUR + 3 * MINUTE < now
             && self.held.is_empty()
             && self.known.iter().all(|k| !k.asked && k.spent == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::Part;
+
+    const SECOND: Micros = 1_000_000;
+    const NOW: Micros = 1_700_000_000 * SECOND;
+
+    fn store(part: i64, sure: bool) -> [Lender; 1] {
+        [Lender {
+            part,
+            usable: true,
+            sure,
+        }]
+    }
+
+    fn question(key: &mut KeyState, lender: &Lender, missing: i64) -> Ask {
+        assert!(key.ask(STORE, missing, false), "nobody asks yet");
+        let id = KeyId::new(NOW, Part::new(0));
+        key.question(id, STORE, lender.part, NOW)
+    }
+
+    fn decide(key: &mut KeyState, limit: i64, cost: i64, lenders: &[Lender]) -> Said {
+        key.decide(limit, cost, NOW, lenders, false)
+    }
+
+    fn allowed(said: Said) -> bool {
+        match said {
+            Said::State(state) => state.allowed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    // K6: what was spent while the answer was under way is not lent twice.
+    #[test]
+    fn a_credit_is_repaid_by_the_loan_that_was_under_way() {
+        let lenders = store(10, true);
+        let mut window = Window::default();
+        window.add(NOW + SECOND, 9);
+        let mut key = KeyState::new(NOW, 0);
+        key.loaded(window.clone(), NOW);
+        assert_eq!(decide(&mut key, 10, 1, &lenders), Said::Ask(STORE));
+        let ask = question(&mut key, &lenders[0], 1);
+        let alone = key.decide_alone(1, false, NOW, &lenders, false);
+        assert!(alone.allowed && alone.remaining == 0, "{alone:?}");
+        let again = key.decide_alone(1, false, NOW, &lenders, false);
+        assert!(!again.allowed, "{again:?}");
+        key.answered(STORE, NOW, NOW, window.lend(&ask, NOW));
+        assert!(!allowed(decide(&mut key, 10, 1, &lenders)));
+        assert!(!key.has_news(STORE), "the loan paid for it");
+    }
+
+    // K6
+    #[test]
+    fn a_credit_without_a_loan_is_told() {
+        let lenders = store(10, true);
+        let mut window = Window::default();
+        let mut key = KeyState::new(NOW, 0);
+        assert_eq!(decide(&mut key, 10, 4, &lenders), Said::Ask(STORE));
+        let alone = key.decide_alone(4, false, NOW, &lenders, false);
+        assert!(alone.allowed && alone.remaining == 6, "{alone:?}");
+        let lost = question(&mut key, &lenders[0], 0);
+        assert_eq!(lost.spent, 4);
+        key.failed(STORE);
+        let ask = question(&mut key, &lenders[0], 0);
+        assert_eq!(ask.spent, 4, "told again");
+        key.answered(STORE, NOW, NOW, window.lend(&ask, NOW));
+        assert_eq!(window.used(NOW), 4);
+        let look = decide(&mut key, 10, 0, &lenders);
+        assert!(
+            matches!(look, Said::State(s) if s.remaining == 6),
+            "{look:?}"
+        );
+    }
+
+    // K7
+    #[test]
+    fn one_of_several_nodes_has_no_credit() {
+        let lenders = store(10, false);
+        let mut key = KeyState::new(NOW, 0);
+        assert_eq!(decide(&mut key, 10, 1, &lenders), Said::Ask(STORE));
+        assert!(!key.decide_alone(1, false, NOW, &lenders, false).allowed);
+        let open = key.decide_alone(1, true, NOW, &lenders, false);
+        assert!(open.allowed && open.degraded);
+        assert!(key.has_news(STORE), "it counts later");
+    }
+
+    #[test]
+    fn a_refused_key_is_not_asked_for_again_at_once() {
+        let lenders = store(100, false);
+        let mut window = Window::default();
+        window.add(NOW + SECOND, 100);
+        let mut key = KeyState::new(NOW, 0);
+        assert_eq!(decide(&mut key, 100, 1, &lenders), Said::Ask(STORE));
+        let ask = question(&mut key, &lenders[0], 1);
+        key.answered(STORE, NOW, NOW, window.lend(&ask, NOW));
+        assert!(!allowed(decide(&mut key, 100, 1, &lenders)));
+        let later = key.decide(100, 1, NOW + FRESH, &lenders, false);
+        assert_eq!(later, Said::Ask(STORE));
+    }
+
+    // K6: a loan lives from when it was asked for, not from when it was answered.
+    #[test]
+    fn a_late_answer_is_of_less_use() {
+        let lenders = store(100, false);
+        let mut key = KeyState::new(NOW, 0);
+        assert_eq!(decide(&mut key, 100, 1, &lenders), Said::Ask(STORE));
+        let ask = question(&mut key, &lenders[0], 1);
+        let answer = Window::default().lend(&ask, NOW);
+        let life = answer.ends - answer.now;
+        key.answered(STORE, NOW, NOW + life, answer);
+        let late = key.decide(100, 1, NOW + life, &lenders, false);
+        assert_eq!(late, Said::Ask(STORE), "its end has come");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_parts_are_the_whole(limit in 1i64..1_000_000_000) {
+            let [store, redis] = parts(limit, true);
+            assert!(store > 0 && redis >= 0 && store + redis == limit);
+            assert_eq!(parts(limit, false), [limit, 0]);
+        }
     }
 }

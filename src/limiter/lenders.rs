@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Limiter,
     key::{Copies, REDIS, STORE, parts},
-    redis::{Generation, RedisError},
+    redis::{Generation, Redis, RedisError},
 };
 use crate::{
     domain::{
@@ -22,12 +22,12 @@ use crate::{
 /// The most keys that are asked for together.
 const BATCH: usize = 256;
 /// How often the lenders are looked at.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(500);
 /// How long one look may take.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a node is certain to be alone after it looked. A node that begins
-/// meanwhile is not seen for so long.
-const SURE: Duration = Duration::from_secs(2);
+/// How long a node is certain to be alone after it looked: a node that begins
+/// waits for so long.
+pub(super) const SURE: Duration = Duration::from_millis(1200);
 /// How long nodes have to tell Redis what it forgot, before it decides again.
 const GRACE: Duration = Duration::from_secs(3);
 /// The pauses between attempts to reach Redis.
@@ -94,7 +94,7 @@ impl Limiter {
                 Some(ask)
             })
             .collect();
-        let generation = self.redis.as_ref().map(|r| r.generation());
+        let generation = self.redis.as_ref().map(Redis::generation);
         let answers = self.lent(at, &asks).await;
         let now = (self.clock)();
         let mut answers = answers.into_iter();
@@ -104,7 +104,7 @@ impl Limiter {
                 continue;
             };
             // What a Redis lent that has forgotten since is not counted there.
-            let stands = at == STORE || self.redis.as_ref().map(|r| r.generation()) == generation;
+            let stands = at == STORE || self.redis.as_ref().map(Redis::generation) == generation;
             match answers.next().flatten().filter(|_| stands) {
                 Some(lent) => {
                     if at == REDIS {
@@ -113,6 +113,9 @@ impl Limiter {
                     key.answered(at, sent, now, lent.answer);
                 }
                 None => key.failed(at),
+            }
+            if key.has_news(at) && self.is_usable(at) && !leaving {
+                self.ask(key, ask.key, at, 0, true);
             }
         }
     }

@@ -122,7 +122,8 @@ pub struct Limiter {
 
 impl Limiter {
     /// A limiter that works in the background until it is cancelled, and then
-    /// gives back what was not spent.
+    /// gives back what was not spent. The node's session must have begun: it is
+    /// how other nodes know of it.
     ///
     /// # Errors
     /// Where the store can't be read, or the address of Redis is none.
@@ -150,6 +151,10 @@ impl Limiter {
             sure_until: AtomicI64::new(Micros::MIN),
             queues: [store_queue, redis_queue],
         });
+        if limiter.store.is_shared() && limiter.store.live_sessions().await? > 1 {
+            // A node that was alone until now may believe it for so long.
+            tokio::time::sleep(lenders::SURE).await;
+        }
         limiter.look_at_store().await?;
         if limiter.redis.is_some() {
             limiter.look_at_redis().await;
@@ -199,7 +204,11 @@ impl Limiter {
                     Said::Unsure => {
                         self.metrics.limiter_unsure.increment(1);
                         let open = policy.fail_open;
-                        return key.decide_alone(cost, open, now, &lenders, degraded);
+                        let state = key.decide_alone(cost, open, now, &lenders, degraded);
+                        if key.has_news(STORE) && self.is_usable(STORE) {
+                            self.ask(key, policy.key, STORE, 0, true);
+                        }
+                        return state;
                     }
                     Said::Ask(at) => {
                         let missing = key.missing(cost);
@@ -230,6 +239,15 @@ impl Limiter {
         self.shards.iter().map(count).sum()
     }
 
+    /// Whether it holds nothing that was lent, and everything that was spent is
+    /// told.
+    pub fn is_settled(&self) -> bool {
+        self.shards.iter().all(|shard| {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.values().all(KeyState::is_settled)
+        })
+    }
+
     fn is_usable(&self, at: usize) -> bool {
         self.usable[at].load(Ordering::Acquire)
     }
@@ -251,8 +269,8 @@ impl Limiter {
     }
 
     fn shard(&self, key: KeyId) -> MutexGuard<'_, HashMap<KeyId, KeyState>> {
-        let at = self.hasher.hash_one(key) as usize % SHARDS;
-        self.shards[at]
+        let bytes = self.hasher.hash_one(key).to_le_bytes();
+        self.shards[usize::from(bytes[0]) % SHARDS]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

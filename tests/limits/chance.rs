@@ -2,10 +2,13 @@
 //! calls admitted than the limit.
 
 use futures_util::future::join_all;
-use onering::limiter::Policy;
+use onering::{domain::id::wall_clock, limiter::Policy};
 
 use super::scene::{MINUTE, Node, OwnRedis, Scene, policy};
-use crate::support::store::{Db, Engine, HOUR, SECOND};
+use crate::support::{
+    store::{Db, Engine, HOUR, SECOND},
+    wait::until,
+};
 
 contract![
     no_hour_holds_more_than_the_limit,
@@ -16,20 +19,21 @@ contract![
 struct Chance(u64);
 
 impl Chance {
-    fn below(&mut self, most: u64) -> u64 {
+    fn below(&mut self, most: i64) -> i64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % most
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as i64 % most
+    }
+
+    fn one_of<T>(&mut self, of: &[T]) -> usize {
+        usize::try_from(self.below(of.len() as i64)).unwrap()
     }
 
     /// `ONERING_TEST_SEED` repeats one.
     fn new() -> Self {
         let seed = std::env::var("ONERING_TEST_SEED").ok();
-        let seed = seed.map_or_else(
-            || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1,
-            |s| s.parse().unwrap(),
-        );
+        let seed = seed.map_or_else(|| wall_clock() as u64 | 1, |s| s.parse().unwrap());
         eprintln!("ONERING_TEST_SEED={seed}");
         Self(seed)
     }
@@ -42,7 +46,7 @@ async fn some_node(scene: &Scene, chance: &mut Chance, nodes: &mut Vec<Node>) {
         1
     };
     if nodes.len() >= most {
-        let old = nodes.swap_remove(chance.below(nodes.len() as u64) as usize);
+        let old = nodes.swap_remove(chance.one_of(nodes));
         if chance.below(2) == 0 {
             old.kill().await;
         } else {
@@ -53,14 +57,14 @@ async fn some_node(scene: &Scene, chance: &mut Chance, nodes: &mut Vec<Node>) {
 }
 
 async fn calls(scene: &Scene, chance: &mut Chance, nodes: &[Node], limits: &[Policy]) {
-    let policy = limits[chance.below(limits.len() as u64) as usize];
+    let policy = limits[chance.one_of(limits)];
     let at_once = 1 + chance.below(12);
-    for _ in 0..=chance.below(policy.limit.min(200) as u64) / at_once {
+    for _ in 0..=chance.below(policy.limit.min(200)) / at_once {
         let calls = (0..at_once).map(|_| {
-            let node = &nodes[chance.below(nodes.len() as u64) as usize];
+            let node = &nodes[chance.one_of(nodes)];
             let cost = match chance.below(10) {
                 0 => 0,
-                1 => 1 + chance.below(policy.limit as u64 / 2 + 1) as i64,
+                1 => 1 + chance.below(policy.limit / 2 + 1),
                 _ => 1,
             };
             scene.take(node, policy, cost)
@@ -71,10 +75,10 @@ async fn calls(scene: &Scene, chance: &mut Chance, nodes: &[Node], limits: &[Pol
 
 async fn some_time(scene: &Scene, chance: &mut Chance) {
     let time = match chance.below(4) {
-        0 => chance.below(5_000_000) as i64,
-        1 => chance.below(60) as i64 * SECOND,
-        2 => chance.below(10) as i64 * MINUTE,
-        _ => chance.below(40) as i64 * MINUTE,
+        0 => chance.below(5_000_000),
+        1 => chance.below(60) * SECOND,
+        2 => chance.below(10) * MINUTE,
+        _ => chance.below(40) * MINUTE,
     };
     scene.pass(time).await;
 }
@@ -83,6 +87,12 @@ async fn some_time(scene: &Scene, chance: &mut Chance) {
 async fn at_the_end(scene: &Scene, nodes: Vec<Node>, limits: &[Policy]) {
     for node in &nodes {
         scene.until_well(node).await;
+    }
+    // What is told late counts from then on: told first, over then.
+    scene.pass(HOUR + 2 * MINUTE).await;
+    for node in &nodes {
+        let settled = async || node.limiter.is_settled().then_some(());
+        until("everything is told", settled).await;
     }
     scene.pass(HOUR + 2 * MINUTE).await;
     for policy in limits {

@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
-use super::scene::{MINUTE, OwnRedis, Scene, policy};
-use crate::support::store::{Db, HOUR};
+use super::scene::{MINUTE, OwnRedis, Scene, calls_of, policy};
+use crate::support::{
+    store::{Db, HOUR},
+    wait::until,
+};
 
 contract![
     redis_and_the_store_lend_the_whole_limit,
@@ -68,7 +71,7 @@ async fn nodes_share_a_limit_in_redis(db: Db) {
     }
     let policies = [10, 100, 2000].map(policy);
     for policy in policies {
-        let calls = nodes.iter().cycle().take(policy.limit as usize * 3 / 2);
+        let calls = nodes.iter().cycle().take(calls_of(policy) * 3 / 2);
         let calls: Vec<_> = calls.collect();
         let mut admitted = 0;
         for calls in calls.chunks(30) {
@@ -101,7 +104,7 @@ async fn without_redis_a_share_is_left(db: Db) {
     let first = scene.take(&node, policies[0], 1).await;
     assert!(began.elapsed() < Duration::from_millis(500), "it waited");
     assert!(first.degraded, "{first:?}");
-    crate::support::wait::until("it is noticed", async || {
+    until("it is noticed", async || {
         node.limiter.is_degraded().then_some(())
     })
     .await;

@@ -27,15 +27,15 @@ use crate::support::{
 /// The variable that names the Redis that tests share.
 const REDIS: &str = "ONERING_TEST_REDIS_URL";
 
-pub fn key() -> KeyId {
+pub(crate) fn key() -> KeyId {
     KeyId::new(wall_clock(), Part::new(3))
 }
 
 /// A node's limiter.
-pub struct Node {
-    pub limiter: Arc<Limiter>,
-    pub metrics: Arc<Metrics>,
-    pub store: Arc<dyn Store>,
+pub(crate) struct Node {
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) store: Arc<dyn Store>,
     session: Session,
     tasks: Tasks,
     cancel: CancellationToken,
@@ -44,8 +44,8 @@ pub struct Node {
 /// A call that was admitted: no earlier and no later than these, and its cost.
 type Admitted = (Micros, Micros, i64);
 
-pub struct Scene {
-    pub db: Db,
+pub(crate) struct Scene {
+    pub(crate) db: Db,
     shift: Arc<AtomicI64>,
     clock: Clock,
     redis: Option<String>,
@@ -54,7 +54,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    pub fn new(db: Db, redis: Option<String>) -> Self {
+    pub(crate) fn new(db: Db, redis: Option<String>) -> Self {
         let shift = Arc::new(AtomicI64::new(0));
         let (start, moved) = (Instant::now(), shift.clone());
         Self {
@@ -68,14 +68,14 @@ impl Scene {
     }
 
     /// On the Redis that tests share.
-    pub fn on_redis(db: Db) -> Self {
+    pub(crate) fn on_redis(db: Db) -> Self {
         let url = std::env::var(REDIS).unwrap_or_else(|_| {
             panic!("{REDIS} is not set: run `./test servers`, and export what it prints")
         });
         Self::new(db, Some(url))
     }
 
-    pub async fn node(&self) -> Node {
+    pub(crate) async fn node(&self) -> Node {
         let store = self.db.another().await;
         let session = store.begin_session("test", FOR_EVER).await.unwrap();
         let (tasks, cancel) = (Tasks::new(), CancellationToken::new());
@@ -105,12 +105,12 @@ impl Scene {
     }
 
     /// Some time passes for everyone.
-    pub async fn pass(&self, time: Micros) {
+    pub(crate) async fn pass(&self, time: Micros) {
         self.db.another().await.shift_clock(time).await.unwrap();
         self.shift.fetch_add(time, Ordering::SeqCst);
     }
 
-    pub async fn take(&self, node: &Node, policy: Policy, cost: i64) -> State {
+    pub(crate) async fn take(&self, node: &Node, policy: Policy, cost: i64) -> State {
         let before = (self.clock)();
         let state = node.limiter.take(policy, cost).await;
         if state.allowed && cost > 0 {
@@ -123,7 +123,7 @@ impl Scene {
 
     /// As [`take`](Self::take), again where it was not decided for want of an
     /// answer in time.
-    pub async fn take_surely(&self, node: &Node, policy: Policy, cost: i64) -> State {
+    pub(crate) async fn take_surely(&self, node: &Node, policy: Policy, cost: i64) -> State {
         for _ in 0..200 {
             let state = self.take(node, policy, cost).await;
             if state.allowed || !state.degraded {
@@ -135,7 +135,7 @@ impl Scene {
     }
 
     /// Calls until one is refused; how many were not.
-    pub async fn exhaust(&self, node: &Node, policy: Policy) -> i64 {
+    pub(crate) async fn exhaust(&self, node: &Node, policy: Policy) -> i64 {
         let mut admitted = 0;
         while self.take_surely(node, policy, 1).await.allowed {
             admitted += 1;
@@ -145,7 +145,7 @@ impl Scene {
     }
 
     /// In no trailing hour were more calls admitted than the limit.
-    pub fn check(&self, limits: &[Policy]) {
+    pub(crate) fn check(&self, limits: &[Policy]) {
         let admitted = self.admitted.lock().unwrap();
         for policy in limits {
             let calls = admitted.get(&policy.key).map_or(&[][..], Vec::as_slice);
@@ -163,7 +163,7 @@ impl Scene {
         }
     }
 
-    pub async fn until_well(&self, node: &Node) {
+    pub(crate) async fn until_well(&self, node: &Node) {
         let look = async || (!node.limiter.is_degraded()).then_some(());
         until("limits are decided by all again", look).await;
     }
@@ -171,25 +171,25 @@ impl Scene {
 
 impl Node {
     /// Ends in order.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.cancel.cancel();
         self.tasks.join(Duration::from_secs(5)).await;
         self.store.end_session(self.session).await.unwrap();
     }
 
     /// Is gone at once, where its store is gone too.
-    pub async fn kill_without_a_store(self) {
+    pub(crate) async fn kill_without_a_store(self) {
         self.tasks.join(Duration::ZERO).await;
     }
 
     /// Is gone at once, as after SIGKILL; its session is known to be over.
-    pub async fn kill(self) {
+    pub(crate) async fn kill(self) {
         self.tasks.join(Duration::ZERO).await;
         self.store.end_session(self.session).await.unwrap();
     }
 }
 
-pub fn policy(limit: i64) -> Policy {
+pub(crate) fn policy(limit: i64) -> Policy {
     Policy {
         key: key(),
         limit,
@@ -197,15 +197,20 @@ pub fn policy(limit: i64) -> Policy {
     }
 }
 
+/// As many calls as the limit admits.
+pub(crate) fn calls_of(policy: Policy) -> usize {
+    usize::try_from(policy.limit).unwrap()
+}
+
 /// A Redis of the test's own.
-pub struct OwnRedis {
+pub(crate) struct OwnRedis {
     port: u16,
     dir: tempfile::TempDir,
     child: Option<tokio::process::Child>,
 }
 
 impl OwnRedis {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
@@ -218,25 +223,25 @@ impl OwnRedis {
         redis
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// Starts it, empty.
-    pub async fn run(&mut self) {
+    pub(crate) async fn run(&mut self) {
         let old = std::fs::remove_file(self.dump_file());
         drop(old);
         self.spawn().await;
     }
 
     /// Starts it with what it once knew.
-    pub async fn run_with(&mut self, dump: &[u8]) {
+    pub(crate) async fn run_with(&mut self, dump: &[u8]) {
         std::fs::write(self.dump_file(), dump).unwrap();
         self.spawn().await;
     }
 
     /// What it knows now.
-    pub async fn dump(&self) -> Vec<u8> {
+    pub(crate) async fn dump(&self) -> Vec<u8> {
         self.command("SAVE").await.unwrap();
         std::fs::read(self.dump_file()).unwrap()
     }
@@ -245,7 +250,7 @@ impl OwnRedis {
         self.dir.path().join("dump.rdb")
     }
 
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.child.is_some()
     }
 
@@ -263,7 +268,7 @@ impl OwnRedis {
     }
 
     /// Kills it.
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().await.unwrap();
     }
@@ -274,9 +279,9 @@ impl OwnRedis {
         ::redis::cmd(name).query_async(&mut connection).await
     }
 
-    pub async fn flush(&self) {
+    pub(crate) async fn flush(&self) {
         self.command("FLUSHALL").await.unwrap();
     }
 }
 
-pub const MINUTE: Micros = 60 * SECOND;
+pub(crate) const MINUTE: Micros = 60 * SECOND;
