@@ -25,10 +25,18 @@ const MINUTE: Micros = 60_000_000;
 pub(super) struct Lender {
     /// Which part of the limit it lends.
     pub(super) part: i64,
-    /// Whether it can be asked.
+    /// Whether it answers.
     pub(super) usable: bool,
+    /// Whether this call waited for it long enough.
+    pub(super) slow: bool,
     /// Whether nobody else borrows from it: what is known here is all there is.
     pub(super) sure: bool,
+}
+
+impl Lender {
+    pub(super) const fn can_be_asked(&self) -> bool {
+        self.usable && !self.slow
+    }
 }
 
 /// The parts of a limit that the lenders lend: the store all of it, or a
@@ -132,10 +140,11 @@ impl KeyState {
 
     /// What the store had when the node began, or was alone again. What it lent
     /// to this node meanwhile is newer.
-    pub(super) fn loaded(&mut self, window: Window, sent: Micros) {
+    pub(super) fn loaded(&mut self, window: Window, sent: Micros, offset: Micros) {
         let known = &mut self.known[STORE];
         if known.at.is_none_or(|at| at < sent) {
             known.window = window;
+            known.offset = offset;
         }
     }
 
@@ -167,12 +176,12 @@ impl KeyState {
         let known = lenders.iter().zip(&self.known);
         let all_known = known
             .clone()
-            .all(|(l, k)| !l.usable || k.is_fresh(l, now) && (l.sure || k.at.is_some()));
+            .all(|(l, k)| !l.can_be_asked() || k.is_fresh(l, now) && (l.sure || k.at.is_some()));
         let room: i64 = known
-            .filter(|(l, _)| l.usable)
+            .filter(|(l, _)| l.can_be_asked())
             .map(|(l, k)| k.room(l.part, now).max(0))
             .sum();
-        if cost == 0 && (all_known || !lenders.iter().any(|l| l.usable)) {
+        if cost == 0 && (all_known || !lenders.iter().any(|l| l.can_be_asked())) {
             return Said::State(self.state(true, 0, now, lenders, degraded));
         }
         if !(all_known && room < missing) {
@@ -182,12 +191,12 @@ impl KeyState {
                 let least = if lenders.len() == 1 { missing } else { 1 };
                 let may = known.room(lender.part, now) >= least.max(1);
                 let unknown = !known.is_fresh(lender, now) || cost == 0 && known.at.is_none();
-                if lender.usable && lender.part > 0 && (may && cost > 0 || unknown) {
+                if lender.can_be_asked() && lender.part > 0 && (may && cost > 0 || unknown) {
                     return Said::Ask(at);
                 }
             }
         }
-        if lenders.iter().all(|l| l.usable) || cost == 0 {
+        if lenders.iter().all(|l| l.can_be_asked()) || cost == 0 {
             return Said::State(self.state(cost == 0, cost, now, lenders, degraded));
         }
         Said::Unsure
@@ -447,6 +456,7 @@ mod tests {
         [Lender {
             part,
             usable: true,
+            slow: false,
             sure,
         }]
     }
@@ -475,7 +485,7 @@ mod tests {
         let mut window = Window::default();
         window.add(NOW + SECOND, 9);
         let mut key = KeyState::new(NOW, 0);
-        key.loaded(window.clone(), NOW);
+        key.loaded(window.clone(), NOW, 0);
         assert_eq!(decide(&mut key, 10, 1, &lenders), Said::Ask(STORE));
         let ask = question(&mut key, &lenders[0], 1);
         let alone = key.decide_alone(1, false, NOW, &lenders, false);

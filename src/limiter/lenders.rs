@@ -97,6 +97,9 @@ impl Limiter {
         let generation = self.redis.as_ref().map(Redis::generation);
         let answers = self.lent(at, &asks).await;
         let now = (self.clock)();
+        if let (STORE, Some(Some(lent))) = (at, answers.first()) {
+            self.set_offset(lent.answer.now);
+        }
         let mut answers = answers.into_iter();
         for ask in &asks {
             let mut shard = self.shard(ask.key);
@@ -162,9 +165,12 @@ impl Limiter {
         if alone {
             if !self.is_sure(sent) {
                 // Until now others may have borrowed what is not known here.
-                for (id, window) in self.store.limit_windows().await? {
+                let (clock, windows) = self.store.limit_windows().await?;
+                self.set_offset(clock);
+                for (id, window) in windows {
                     let mut shard = self.shard(id);
-                    Self::entry(&mut shard, id, sent).loaded(window, sent);
+                    let key = self.entry(&mut shard, id, sent);
+                    key.loaded(window, sent, self.offset());
                 }
             }
             let until = if self.store.is_shared() {

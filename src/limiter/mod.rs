@@ -114,6 +114,8 @@ pub struct Limiter {
     clock: Clock,
     /// Whether each lender can be asked.
     usable: [AtomicBool; 2],
+    /// What leads from this node's monotonic clock to the store's.
+    offset: AtomicI64,
     /// Until when it is certain that no other node borrows from the store.
     sure_until: AtomicI64,
     /// Keys to ask each lender about.
@@ -140,6 +142,7 @@ impl Limiter {
             .map_err(|e| store::StoreError::Unfit(format!("ONERING_REDIS_URL: {e}")))?;
         let (store_queue, store_asked) = mpsc::unbounded_channel();
         let (redis_queue, redis_asked) = mpsc::unbounded_channel();
+        let offset = wall_clock() - (parts.outside.clock)();
         let limiter = Arc::new(Self {
             shards: Default::default(),
             hasher: RandomState::new(),
@@ -148,6 +151,7 @@ impl Limiter {
             metrics: parts.metrics,
             clock: parts.outside.clock,
             usable: [AtomicBool::new(true), AtomicBool::new(false)],
+            offset: AtomicI64::new(offset),
             sure_until: AtomicI64::new(Micros::MIN),
             queues: [store_queue, redis_queue],
         });
@@ -188,12 +192,12 @@ impl Limiter {
                 let now = (self.clock)();
                 let mut lenders = self.lenders(policy.limit, now);
                 for (lender, skipped) in lenders.iter_mut().zip(skipped) {
-                    lender.usable &= !skipped;
+                    lender.slow = skipped;
                 }
-                let degraded =
-                    lenders.get(REDIS).is_some_and(|l| !l.usable) || !self.is_usable(STORE);
+                let redis = lenders.get(REDIS);
+                let degraded = redis.is_some_and(|l| !l.can_be_asked()) || !self.is_usable(STORE);
                 let mut shard = self.shard(policy.key);
-                let key = Self::entry(&mut shard, policy.key, now);
+                let key = self.entry(&mut shard, policy.key, now);
                 match key.decide(policy.limit, cost, now, &lenders, degraded) {
                     Said::State(state) => {
                         if let Some(at) = key.runs_low(now, &lenders) {
@@ -262,6 +266,7 @@ impl Limiter {
         let lender = |at: usize| Lender {
             part: parts[at],
             usable: self.is_usable(at),
+            slow: false,
             sure: at == STORE && self.is_sure(now),
         };
         let count = if self.redis.is_some() { 2 } else { 1 };
@@ -275,10 +280,24 @@ impl Limiter {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn entry(shard: &mut HashMap<KeyId, KeyState>, key: KeyId, now: Micros) -> &mut KeyState {
+    fn entry<'a>(
+        &self,
+        shard: &'a mut HashMap<KeyId, KeyState>,
+        key: KeyId,
+        now: Micros,
+    ) -> &'a mut KeyState {
         shard
             .entry(key)
-            .or_insert_with(|| KeyState::new(now, wall_clock() - now))
+            .or_insert_with(|| KeyState::new(now, self.offset()))
+    }
+
+    fn offset(&self) -> Micros {
+        self.offset.load(Ordering::Relaxed)
+    }
+
+    fn set_offset(&self, store: Micros) {
+        let offset = store - (self.clock)();
+        self.offset.store(offset, Ordering::Relaxed);
     }
 
     fn ask(&self, state: &mut KeyState, key: KeyId, at: usize, missing: i64, again: bool) {

@@ -573,8 +573,8 @@ pub trait LimitStore: Send + Sync {
     /// ([`Window::lend`]). All are in one commit.
     async fn lend(&self, asks: &[Ask]) -> Result<Vec<Answer>>;
 
-    /// All that still counts, of every key.
-    async fn limit_windows(&self) -> Result<Vec<(KeyId, Window)>>;
+    /// All that still counts, of every key, and the store's clock.
+    async fn limit_windows(&self) -> Result<(Micros, Vec<(KeyId, Window)>)>;
 
     /// Drops the windows in which nothing counts any more; how many.
     async fn forget_limit_windows(&self) -> Result<u64>;

@@ -134,6 +134,15 @@ impl Scene {
         panic!("not decided");
     }
 
+    /// Looks until everyone answers in time.
+    pub(crate) async fn look(&self, node: &Node, policy: Policy) -> State {
+        until("everyone answers in time", async || {
+            let state = self.take(node, policy, 0).await;
+            (!state.degraded).then_some(state)
+        })
+        .await
+    }
+
     /// Calls until one is refused; how many were not.
     pub(crate) async fn exhaust(&self, node: &Node, policy: Policy) -> i64 {
         let mut admitted = 0;

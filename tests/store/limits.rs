@@ -76,7 +76,7 @@ async fn what_was_lent_outlives_the_store(db: Db) {
     assert_eq!(lent.iter().map(|a| a.lent).collect::<Vec<_>>(), [4, 300]);
     db.close().await;
     let store = db.open().await;
-    let mut windows = store.limit_windows().await.unwrap();
+    let (_, mut windows) = store.limit_windows().await.unwrap();
     windows.sort_unstable_by_key(|(key, _)| *key != one);
     assert_eq!(windows.len(), 2);
     for ((key, window), lent) in windows.iter().zip(&lent) {
@@ -104,7 +104,7 @@ async fn stores_lend_no_more_than_the_limit_together(db: Db) {
     let answers = join_all(many).await;
     let lent: i64 = answers.iter().flatten().map(|a| a.lent).sum();
     assert_eq!(lent, 500);
-    for (_, window) in stores[0].limit_windows().await.unwrap() {
+    for (_, window) in stores[0].limit_windows().await.unwrap().1 {
         assert_eq!(window.used(0), 100);
     }
 }
@@ -113,10 +113,10 @@ async fn windows_are_forgotten_when_nothing_counts(db: Db) {
     let store = db.open().await;
     assert_eq!(lend(&*store, ask(key(), 100, 1)).await, 1);
     store.shift_clock(HOUR - SECOND).await.unwrap();
-    assert_eq!(store.limit_windows().await.unwrap().len(), 1);
+    assert_eq!(store.limit_windows().await.unwrap().1.len(), 1);
     assert_eq!(store.forget_limit_windows().await.unwrap(), 0);
     store.shift_clock(2 * HOUR).await.unwrap();
-    assert!(store.limit_windows().await.unwrap().is_empty());
+    assert!(store.limit_windows().await.unwrap().1.is_empty());
     assert_eq!(store.forget_limit_windows().await.unwrap(), 1);
 }
 

@@ -6,7 +6,7 @@ use sqlx::Row as _;
 use super::{Engine, broken, failed};
 use crate::{
     domain::{
-        id::KeyId,
+        id::{KeyId, Micros},
         limit::{Answer, Ask, HOUR, Window},
     },
     store::{LimitStore, Result, StoreError},
@@ -49,7 +49,7 @@ impl LimitStore for Engine {
         Ok(answers)
     }
 
-    async fn limit_windows(&self) -> Result<Vec<(KeyId, Window)>> {
+    async fn limit_windows(&self) -> Result<(Micros, Vec<(KeyId, Window)>)> {
         let mut tx = self.snapshot().await?;
         let now = self.clock(&mut tx).await?;
         let rows = sqlx::query("select key, loans from limit_windows where ends > $1")
@@ -58,9 +58,11 @@ impl LimitStore for Engine {
             .await
             .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        rows.iter()
+        let windows: Result<Vec<_>> = rows
+            .iter()
             .map(|r| Ok((KeyId(r.get(0)), window(r.get(1))?)))
-            .collect()
+            .collect();
+        Ok((now, windows?))
     }
 
     async fn forget_limit_windows(&self) -> Result<u64> {
