@@ -17,7 +17,7 @@ use crate::{
         key::{self, ADMIN_PREFIX, Key, Kind, SCOPE_ADMIN, Status},
     },
     health::Health,
-    limiter::Limiter,
+    limiter::{self, Limiter},
     metrics::Metrics,
     monitor::Monitor,
     pipeline::{
@@ -183,9 +183,23 @@ impl App {
             },
             &tasks,
         );
+        let limiter = Limiter::start(
+            limiter::Parts {
+                store: store.clone(),
+                redis: settings.redis.clone(),
+                metrics: metrics.clone(),
+                outside: limiter::Outside::default(),
+            },
+            &tasks,
+            &background,
+        )
+        .await?;
+        let usage = Arc::new(Usage::load(&*store).await?);
+        tasks.spawn(
+            "usage",
+            usage.clone().run(store.clone(), background.clone()),
+        );
         let rest = Rest::new().map_err(|e| StartError::Settings(e.to_string()))?;
-        let limiter = Arc::new(Limiter::default());
-        let usage = Arc::new(Usage::default());
         let parts = gate::Parts {
             directory: directory.clone(),
             live: live.clone(),

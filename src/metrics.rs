@@ -59,6 +59,10 @@ pub struct Metrics {
     pub config_revision: Gauge,
     /// Statements that failed.
     pub store_errors: Counter,
+    /// 1 while limits are decided without Redis, or without the store.
+    pub limiter_degraded: Gauge,
+    /// Calls that were decided before those who know of the limit had answered.
+    pub limiter_unsure: Counter,
 }
 
 impl Metrics {
@@ -128,6 +132,15 @@ impl Metrics {
             ),
             config_revision: r.gauge("onering_config_revision", "The configuration's revision"),
             store_errors: r.counter("onering_store_errors_total", "Statements that failed", None),
+            limiter_degraded: r.gauge(
+                "onering_rate_limiter_degraded",
+                "1 while limits are decided without Redis, or without the store",
+            ),
+            limiter_unsure: r.counter(
+                "onering_rate_limiter_unsure_total",
+                "Calls decided before Redis or the store had answered",
+                None,
+            ),
             recorder,
             handle,
         }

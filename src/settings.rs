@@ -3,7 +3,12 @@
 //! `ONERING_`.
 
 use std::{
-    collections::BTreeMap, env, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    env, fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -128,6 +133,8 @@ pub struct Live {
     pub stale: Duration,
     /// Calls an hour by tier.
     pub tiers: BTreeMap<String, i64>,
+    /// Tiers whose calls pass while a limit can't be decided.
+    pub limiter_fail_open: BTreeSet<String>,
     /// The greatest payload.
     pub event_max_bytes: usize,
     /// The most deliveries of one event.
@@ -151,6 +158,8 @@ pub struct Settings {
     pub live: Live,
     /// The store.
     pub database: Option<Database>,
+    /// Redis.
+    pub redis: Option<String>,
     /// The key that seals secrets.
     pub master_key: Option<MasterKey>,
     /// Where the embedded database and made keys are.
@@ -249,6 +258,16 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
                 tiers,
             )?
             .unwrap_or_else(|| tiers("free=100,pro=1000,enterprise=10000").unwrap_or_default()),
+        limiter_fail_open: source
+            .get(
+                "LIMITER_FAIL_OPEN",
+                "names of tiers, such as free,pro",
+                |v| {
+                    let names = v.split(',').map(|n| n.trim().to_owned());
+                    names.map(|n| Some(n).filter(|n| !n.is_empty())).collect()
+                },
+            )?
+            .unwrap_or_default(),
         event_max_bytes: source.number("EVENT_MAX_BYTES", 262_144, 1, 4_194_304)?,
         fan_out_max: source.number("FAN_OUT_MAX", 1000, 1, 10_000)?,
         quota_subscriptions: source.number("QUOTA_SUBSCRIPTIONS", 1000, 1, 1_000_000)?,
@@ -339,6 +358,10 @@ impl Settings {
                 "sqlite://FILE or postgres://USER@HOST/DATABASE",
                 |v| v.parse().ok(),
             )?,
+            redis: source.get("REDIS_URL", "redis://HOST:PORT", |v| {
+                let url = url::Url::parse(v).ok()?;
+                (url.scheme() == "redis" && url.host().is_some()).then(|| v.to_owned())
+            })?,
             master_key: master_key(&source)?,
             data_dir: source.path("DATA_DIR"),
             bootstrap_key: source
@@ -448,6 +471,21 @@ mod tests {
             assert_eq!((bad.name.as_str(), bad.read.as_str()), (name, value));
             assert_eq!(bad.takes, takes);
         }
+    }
+
+    // K7
+    #[test]
+    fn tiers_that_fail_open_are_named() {
+        let s = read(&[("ONERING_LIMITER_FAIL_OPEN", "free, pro")]).unwrap();
+        let open: Vec<&str> = s
+            .live
+            .limiter_fail_open
+            .iter()
+            .map(String::as_str)
+            .collect();
+        assert_eq!(open, ["free", "pro"]);
+        assert!(read(&[("ONERING_LIMITER_FAIL_OPEN", "free,")]).is_err());
+        assert!(read(&[("ONERING_REDIS_URL", "http://127.0.0.1")]).is_err());
     }
 
     #[test]

@@ -42,6 +42,8 @@ mod history;
 mod idempotency;
 #[path = "store/keys.rs"]
 mod keys;
+#[path = "store/limits.rs"]
+mod limits;
 #[path = "store/model.rs"]
 mod model;
 #[path = "store/publish.rs"]

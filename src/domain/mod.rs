@@ -10,6 +10,7 @@ pub mod event;
 pub mod id;
 pub mod jsonlogic;
 pub mod key;
+pub mod limit;
 pub mod network;
 pub mod signature;
 pub mod subscription;

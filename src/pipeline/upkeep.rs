@@ -101,6 +101,8 @@ impl Upkeep {
             if hourly.is_due() {
                 more_to_forget = true;
                 self.told("days ahead", self.store.prepare_days().await);
+                self.told("counted calls", self.store.forget_calls().await);
+                self.told("limits", self.store.forget_limit_windows().await);
                 self.dispatcher.suspect();
             }
         }

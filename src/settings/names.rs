@@ -78,6 +78,16 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "sqlite://FILE or postgres://…",
     ),
     (
+        "REDIS_URL",
+        "none",
+        "redis://HOST:PORT; lends most of each limit",
+    ),
+    (
+        "LIMITER_FAIL_OPEN",
+        "none",
+        "tiers whose calls pass while a limit can't be decided",
+    ),
+    (
         "MASTER_KEY",
         "none",
         "base64 of 32 bytes; seals secrets at rest",

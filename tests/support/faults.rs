@@ -15,15 +15,17 @@ use onering::{
         delivery::{Attempt, Delivery, Status},
         id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
         key::Key,
+        limit::{Answer, Ask, Window},
         subscription::Subscription,
+        switch::Change,
         tenant::Tenant,
     },
     store::{
-        AuditEnd, Author, Change, Changed, Changes, ConfigStore, Count, CounterStore, Finish,
-        Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LiveNode, Load,
-        LoadStore, NodeStore, Page, Publish, Published, QueueStore, Recent, Result, SealedKey,
-        Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore,
-        Usage, Waiting, Want,
+        AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
+        Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LimitStore,
+        LiveNode, Load, LoadStore, NodeStore, Page, Publish, Published, QueueStore, Recent, Result,
+        SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
+        TenantStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -247,6 +249,7 @@ passed_on!(TenantStore, false, {
 
 passed_on!(KeyStore, false, {
     create_key(key: &Key) -> ();
+    create_keys(keys: &[Key]) -> ();
     create_first_admin_key(key: &Key) -> ();
     get_key(id: KeyId) -> Option<Key>;
     list_keys(tenant: Option<TenantId>, page: Page<KeyId>) -> Vec<Key>;
@@ -303,6 +306,19 @@ passed_on!(HistoryStore, false, {
     stored_bytes() -> Vec<(TenantId, i64)>;
 });
 
+passed_on!(LimitStore, false, {
+    lend(asks: &[Ask]) -> Vec<Answer>;
+    limit_windows() -> (Micros, Vec<(KeyId, Window)>);
+    forget_limit_windows() -> u64;
+    live_sessions() -> i64;
+});
+
+passed_on!(CallStore, false, {
+    note_calls(session: Session, counts: &[CallCount]) -> ();
+    calls(since: Micros, but: Session) -> (Micros, Vec<(Session, CallCount)>);
+    forget_calls() -> u64;
+});
+
 passed_on!(CounterStore, false, {
     counts(part: Part, tenant: Option<TenantId>, from: i64) -> Vec<Count>;
     counts_since(from: i64) -> (Micros, Vec<Count>);
@@ -324,6 +340,10 @@ impl Store for Faulty {
 
     fn expected_migration(&self) -> i64 {
         self.inner.expected_migration()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
     }
 
     async fn close(&self) {

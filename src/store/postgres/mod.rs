@@ -17,6 +17,7 @@ use super::{Micros, Result, Store, StoreError};
 
 mod counters;
 mod history;
+mod limits;
 mod load;
 mod nodes;
 mod pool;
@@ -33,13 +34,14 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 6] = [
+const MIGRATIONS: [(&str, &str); 7] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
         include_str!("migrations/0002_client_certificates.sql"),
     ),
     ("switches", include_str!("migrations/0003_switches.sql")),
+    ("limits", include_str!("migrations/0004_limits.sql")),
     ("counters", include_str!("migrations/0005_counters.sql")),
     (
         "filters and traces",
@@ -188,6 +190,10 @@ impl Store for Postgres {
             .fetch_one(&self.hot)
             .await
             .map_err(failed)
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn expected_migration(&self) -> i64 {

@@ -2,18 +2,23 @@
 //! engine's module, which gives them its `Engine`, `Db`, `Row` and `Transaction`.
 //!
 //! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
-//! that writes), `snapshot()` (one that sees one state), `clock()` and
-//! `config_changed()`.
+//! that writes), `snapshot()` (one that sees one state), `clock()`,
+//! `config_changed()`, `windows()`, `write_windows()` and `write_calls()`.
 
 mod audit;
+mod calls;
 mod config;
 mod counters;
 mod history;
 mod keys;
+mod limits;
 mod load;
 mod subscriptions;
 mod switches;
 mod tenants;
+
+pub(super) use calls::subject;
+pub(super) use limits::window;
 
 use super::{Engine, Row, Transaction, failed};
 use crate::store::{Result, StoreError};

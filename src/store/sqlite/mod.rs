@@ -32,6 +32,7 @@ mod batch;
 mod counters;
 mod finish;
 mod history;
+mod limits;
 mod load;
 mod nodes;
 mod publish;
@@ -50,13 +51,14 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 6] = [
+const MIGRATIONS: [(&str, &str); 7] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
         include_str!("migrations/0002_client_certificates.sql"),
     ),
     ("switches", include_str!("migrations/0003_switches.sql")),
+    ("limits", include_str!("migrations/0004_limits.sql")),
     ("counters", include_str!("migrations/0005_counters.sql")),
     (
         "filters and traces",
@@ -239,6 +241,10 @@ impl Store for Sqlite {
             .fetch_one(&self.readers)
             .await
             .map_err(failed)
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn expected_migration(&self) -> i64 {

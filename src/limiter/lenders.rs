@@ -1,0 +1,320 @@
+//! What runs in the background: asking the lenders, seeing how they stand, and
+//! tidying up.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Limiter,
+    key::{Copies, REDIS, STORE, parts},
+    redis::{Generation, Redis, RedisError},
+};
+use crate::{
+    domain::{
+        id::{KeyId, Micros, micros},
+        limit::{Answer, Ask},
+    },
+    store,
+};
+
+/// The most keys that are asked for together.
+const BATCH: usize = 256;
+/// How often the lenders are looked at.
+const EVERY: Duration = Duration::from_millis(500);
+/// How long one look may take.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a node is certain to be alone after it looked: a node that begins
+/// waits for so long.
+pub(super) const SURE: Duration = Duration::from_millis(1200);
+/// How long nodes have to tell Redis what it forgot, before it decides again.
+const GRACE: Duration = Duration::from_secs(3);
+/// The pauses between attempts to reach Redis.
+const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// How long giving back at the end may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A lender's answer, with what Redis holds of the key.
+pub(super) struct Lent {
+    pub(super) answer: Answer,
+    pub(super) copies: Copies,
+}
+
+impl Limiter {
+    fn say(&self, at: usize, usable: bool, why: &str) {
+        if self.usable[at].swap(usable, std::sync::atomic::Ordering::AcqRel) != usable {
+            let lender = if at == REDIS { "redis" } else { "store" };
+            if usable {
+                tracing::info!(limiter.lender = lender, "rate limits are kept by it again");
+            } else {
+                tracing::warn!(
+                    alert = "rate_limiter_degraded", limiter.lender = lender, error.message = %why,
+                    "rate limits are decided without it"
+                );
+            }
+        }
+        let degraded = if self.is_degraded() { 1.0 } else { 0.0 };
+        self.metrics.limiter_degraded.set(degraded);
+    }
+
+    /// Asks a lender about the keys of its queue, many at a time, until it is
+    /// cancelled; gives back then what was not spent.
+    pub(super) async fn lend(
+        self: Arc<Self>,
+        at: usize,
+        mut asked: mpsc::UnboundedReceiver<KeyId>,
+        cancel: CancellationToken,
+    ) {
+        let mut keys = Vec::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                n = asked.recv_many(&mut keys, BATCH) => if n == 0 { break },
+            }
+            self.ask_about(at, &std::mem::take(&mut keys), false).await;
+        }
+        let farewell = tokio::time::timeout(FAREWELL, self.give_all_back(at));
+        if farewell.await.is_err() {
+            tracing::warn!("lent calls were not given back: they count for an hour");
+        }
+    }
+
+    /// Asks a lender about keys; only gives back where the node is `leaving`.
+    async fn ask_about(&self, at: usize, keys: &[KeyId], leaving: bool) {
+        let sent = (self.clock)();
+        let asks: Vec<Ask> = keys
+            .iter()
+            .filter_map(|id| {
+                let mut shard = self.shard(*id);
+                let key = shard.get_mut(id)?;
+                let part = parts(key.limit(), self.redis.is_some())[at];
+                let mut ask = key.question(*id, at, part, sent);
+                ask.want = if leaving { 0 } else { ask.want };
+                Some(ask)
+            })
+            .collect();
+        let generation = self.redis.as_ref().map(Redis::generation);
+        let answers = self.lent(at, &asks).await;
+        let now = (self.clock)();
+        if let (STORE, Some(Some(lent))) = (at, answers.first()) {
+            self.set_offset(lent.answer.now);
+        }
+        let mut answers = answers.into_iter();
+        for ask in &asks {
+            let mut shard = self.shard(ask.key);
+            let Some(key) = shard.get_mut(&ask.key) else {
+                continue;
+            };
+            // What a Redis lent that has forgotten since is not counted there.
+            let stands = at == STORE || self.redis.as_ref().map(Redis::generation) == generation;
+            match answers.next().flatten().filter(|_| stands) {
+                Some(lent) => {
+                    if at == REDIS {
+                        key.copies = lent.copies;
+                    }
+                    key.answered(at, sent, now, lent.answer);
+                }
+                None => key.failed(at),
+            }
+            if key.has_news(at) && self.is_usable(at) && !leaving {
+                self.ask(key, ask.key, at, 0, true);
+            }
+        }
+    }
+
+    /// A lender's answers; none for what it did not answer.
+    async fn lent(&self, at: usize, asks: &[Ask]) -> Vec<Option<Lent>> {
+        if at == REDIS {
+            // Not before it was looked whether it still knows what it lent.
+            let Some(redis) = self.redis.as_ref().filter(|_| self.is_usable(REDIS)) else {
+                return Vec::new();
+            };
+            return match redis.lend(asks).await {
+                Ok(lent) => lent.into_iter().map(Some).collect(),
+                Err(e) => {
+                    self.say(REDIS, false, &e.to_string());
+                    redis.look.notify_one();
+                    Vec::new()
+                }
+            };
+        }
+        match self.store.lend(asks).await {
+            Ok(answers) => {
+                let plain = |answer| Lent {
+                    answer,
+                    copies: Copies::new(),
+                };
+                answers.into_iter().map(|a| Some(plain(a))).collect()
+            }
+            // Swept away in between: it is there the next time.
+            Err(store::StoreError::Conflict) => Vec::new(),
+            Err(e) => {
+                self.metrics.store_errors.increment(1);
+                self.say(STORE, false, &e.to_string());
+                Vec::new()
+            }
+        }
+    }
+
+    /// Looks whether the store answers, and whether this node is alone.
+    pub(super) async fn look_at_store(&self) -> store::Result<()> {
+        let sent = (self.clock)();
+        let alone = !self.store.is_shared() || self.store.live_sessions().await? <= 1;
+        let sure = &self.sure_until;
+        if alone {
+            if !self.is_sure(sent) {
+                // Until now others may have borrowed what is not known here.
+                let (clock, windows) = self.store.limit_windows().await?;
+                self.set_offset(clock);
+                for (id, window) in windows {
+                    let mut shard = self.shard(id);
+                    let key = self.entry(&mut shard, id, sent);
+                    key.loaded(window, sent, self.offset());
+                }
+            }
+            let until = if self.store.is_shared() {
+                sent + micros(SURE)
+            } else {
+                Micros::MAX
+            };
+            sure.store(until, std::sync::atomic::Ordering::Release);
+        }
+        self.say(STORE, true, "");
+        Ok(())
+    }
+
+    pub(super) async fn follow_store(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
+            }
+            // As a loan is made, but for nobody: a store that answers may still not
+            // take anything.
+            let look = async {
+                self.store.lend(&[]).await?;
+                self.look_at_store().await
+            };
+            match tokio::time::timeout(LOOK, look).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => self.say(STORE, false, &e.to_string()),
+                Err(_) => self.say(STORE, false, "no answer in time"),
+            }
+        }
+    }
+
+    /// Looks whether Redis answers and still knows what it lent.
+    ///
+    /// Its memory may be gone, or be that of an earlier time: then it has no
+    /// generation, or one of another process of Redis. A new generation begins;
+    /// every node tells what it knows of the last hour, and decides by Redis again
+    /// when the others had the time to do the same.
+    pub(super) async fn look_at_redis(&self) -> bool {
+        match tokio::time::timeout(LOOK, self.renew_generation()).await {
+            Ok(Ok(())) => {
+                self.say(REDIS, true, "");
+                true
+            }
+            Ok(Err(e)) => {
+                self.say(REDIS, false, &e.to_string());
+                false
+            }
+            Err(_) => {
+                self.say(REDIS, false, "no answer in time");
+                false
+            }
+        }
+    }
+
+    async fn renew_generation(&self) -> Result<(), RedisError> {
+        let Some(redis) = &self.redis else {
+            return Ok(());
+        };
+        let Generation { name, age } = redis.look().await?;
+        if redis.generation() == name {
+            return Ok(());
+        }
+        if redis.seeded() != name {
+            self.say(REDIS, false, "it has forgotten what it lent");
+            // From here on no answer of the last generation is taken: all that was
+            // is among the copies.
+            redis.set_generation("".into());
+            for shard in &self.shards {
+                let copies: Vec<(KeyId, Copies)> = {
+                    let shard = shard
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let known = shard.iter().filter(|(_, k)| !k.copies.is_empty());
+                    known.map(|(id, k)| (*id, k.copies.clone())).collect()
+                };
+                redis.seed(&copies).await?;
+            }
+            redis.set_seeded(name.clone());
+        }
+        if age < micros(GRACE) && !self.is_sure((self.clock)()) {
+            return Err(RedisError::Seeding);
+        }
+        redis.set_generation(name);
+        Ok(())
+    }
+
+    pub(super) async fn follow_redis(self: Arc<Self>, cancel: CancellationToken) {
+        let Some(redis) = &self.redis else { return };
+        let mut pause = BACK_OFF[0];
+        let mut well = self.is_usable(REDIS);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = redis.look.notified(), if well => {}
+                () = tokio::time::sleep(if well { EVERY } else { pause }) => {}
+            }
+            well = self.look_at_redis().await;
+            pause = if well {
+                BACK_OFF[0]
+            } else {
+                (pause * 2).min(BACK_OFF[1])
+            };
+        }
+    }
+
+    /// Gives back what was not spent in time, and forgets keys that nobody uses.
+    pub(super) async fn tidy(self: Arc<Self>, cancel: CancellationToken) {
+        for shard in self.shards.iter().cycle() {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_millis(300)) => {}
+            }
+            let now = (self.clock)();
+            let mut shard = shard
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            shard.retain(|id, key| {
+                key.expire(now);
+                for at in [STORE, REDIS] {
+                    if key.has_news(at) && self.is_usable(at) {
+                        self.ask(key, *id, at, 0, true);
+                    }
+                }
+                !key.is_over(now)
+            });
+        }
+    }
+
+    async fn give_all_back(&self, at: usize) {
+        let mut keys = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let with_news = shard.iter_mut().filter_map(|(id, key)| {
+                key.give_up();
+                key.has_news(at).then_some(*id)
+            });
+            keys.extend(with_news);
+        }
+        for keys in keys.chunks(BATCH) {
+            self.ask_about(at, keys, true).await;
+        }
+    }
+}

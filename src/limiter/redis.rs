@@ -1,0 +1,274 @@
+//! Redis as a lender. One script decides on a key, all or nothing, on Redis'
+//! clock.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ::redis::{
+    Client, RedisResult, Script,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+};
+use futures_util::future::try_join_all;
+use tokio::sync::Notify;
+
+use super::{Clock, Outside, key::Copies, lenders::Lent};
+use crate::domain::{
+    id::{KeyId, Micros},
+    limit::{Answer, Ask, grain},
+};
+
+/// How long an answer may take before Redis counts as gone. Callers don't wait
+/// for so long.
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// `KEYS`: the generation, the key's window: a hash of amounts by `end:holder`.
+/// `ARGV`: generation, holder, limit, need, want, grain, least life, time or
+/// nothing, then pairs of ends and amounts that are given back. Answers nothing
+/// where the generation is another.
+const LEND: &str = r"
+local function text(n) return string.format('%.0f', n) end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {0, 0, 0, 0, {}} end
+local now = tonumber(ARGV[8])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000000 + t[2]
+end
+local holder, limit, need, want = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local unit, ahead = tonumber(ARGV[6]), tonumber(ARGV[7])
+for i = 9, #ARGV, 2 do
+  local field = ARGV[i] .. ':' .. holder
+  if redis.call('HEXISTS', KEYS[2], field) == 1 then
+    if redis.call('HINCRBY', KEYS[2], field, '-' .. ARGV[i + 1]) <= 0 then redis.call('HDEL', KEYS[2], field) end
+  end
+end
+local used, loans = 0, redis.call('HGETALL', KEYS[2])
+for i = 1, #loans, 2 do
+  if tonumber(string.match(loans[i], '^%d+')) + 3600000000 <= now then
+    redis.call('HDEL', KEYS[2], loans[i])
+  else
+    used = used + tonumber(loans[i + 1])
+  end
+end
+local ends = (math.floor((now + ahead) / unit) + 1) * unit
+local lent = 0
+if limit - used >= need then lent = math.min(want, limit - used) end
+if lent > 0 then
+  redis.call('HINCRBY', KEYS[2], text(ends) .. ':' .. holder, text(lent))
+  redis.call('PEXPIRE', KEYS[2], 3720000)
+end
+return {1, now, lent, ends, redis.call('HGETALL', KEYS[2])}
+";
+
+/// `KEYS`: the generation. `ARGV`: the process of Redis, a fresh name, time or
+/// nothing. Begins a generation where there is none of this process. Answers its
+/// name and its age.
+const LOOK: &str = r"
+local now = tonumber(ARGV[3])
+if not now then
+  local t = redis.call('TIME')
+  now = t[1] * 1000000 + t[2]
+end
+local name = redis.call('GET', KEYS[1])
+local process, since
+if name then process, since = string.match(name, '^([^:]*):[^:]*:(%d+)$') end
+if process ~= ARGV[1] then
+  since = string.format('%.0f', now)
+  name = ARGV[1] .. ':' .. ARGV[2] .. ':' .. since
+  redis.call('SET', KEYS[1], name)
+end
+redis.call('PEXPIRE', KEYS[1], 86400000)
+return {name, now - tonumber(since)}
+";
+
+/// `KEYS`: a window. `ARGV`: pairs of field and amount, of which the greater counts.
+const SEED: &str = r"
+for i = 1, #ARGV, 2 do
+  local has = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or 0)
+  if has < tonumber(ARGV[i + 1]) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+redis.call('PEXPIRE', KEYS[1], 3720000)
+return 1
+";
+
+/// Why Redis lends nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RedisError {
+    #[error(transparent)]
+    Failed(#[from] ::redis::RedisError),
+    #[error(transparent)]
+    System(#[from] std::io::Error),
+    #[error("the nodes tell it what it forgot")]
+    Seeding,
+    #[error("it has forgotten what it lent")]
+    Forgotten,
+}
+
+/// Since when Redis remembers without a gap.
+pub(super) struct Generation {
+    pub(super) name: Arc<str>,
+    pub(super) age: Micros,
+}
+
+pub(super) struct Redis {
+    connection: ConnectionManager,
+    lend: Script,
+    look_script: Script,
+    seed: Script,
+    prefix: String,
+    /// This node's name among the borrowers.
+    holder: i64,
+    clock: Option<Clock>,
+    generation: Mutex<Arc<str>>,
+    seeded: Mutex<Arc<str>>,
+    /// Told when Redis failed.
+    pub(super) look: Notify,
+}
+
+impl Redis {
+    pub(super) fn new(url: &str, outside: &Outside) -> RedisResult<Self> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(TIMEOUT))
+            .set_response_timeout(Some(TIMEOUT))
+            // Whether it is back is looked at by `follow_redis`, in its own time.
+            .set_number_of_retries(0);
+        let connection = ConnectionManager::new_lazy_with_config(Client::open(url)?, config)?;
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).map_err(|e| std::io::Error::other(e.to_string()))?;
+        Ok(Self {
+            connection,
+            lend: Script::new(LEND),
+            look_script: Script::new(LOOK),
+            seed: Script::new(SEED),
+            prefix: outside.prefix.clone(),
+            holder: i64::from_le_bytes(bytes) & i64::MAX,
+            clock: outside.redis_clock.clone(),
+            generation: Mutex::new("".into()),
+            seeded: Mutex::new("".into()),
+            look: Notify::new(),
+        })
+    }
+
+    fn time(&self) -> String {
+        let clock = self.clock.as_ref();
+        clock.map(|c| c().to_string()).unwrap_or_default()
+    }
+
+    fn window(&self, key: KeyId) -> String {
+        format!("{}:{key}", self.prefix)
+    }
+
+    fn generation_key(&self) -> String {
+        format!("{}:generation", self.prefix)
+    }
+
+    /// The generation that is decided by; empty while there is none.
+    pub(super) fn generation(&self) -> Arc<str> {
+        get(&self.generation)
+    }
+
+    pub(super) fn set_generation(&self, name: Arc<str>) {
+        set(&self.generation, name);
+    }
+
+    /// The generation that was told what this node knows.
+    pub(super) fn seeded(&self) -> Arc<str> {
+        get(&self.seeded)
+    }
+
+    pub(super) fn set_seeded(&self, name: Arc<str>) {
+        set(&self.seeded, name);
+    }
+
+    /// Lends. Where one ask fails none is answered: what the others were lent after
+    /// a new connection may be lent by a Redis that has forgotten.
+    pub(super) async fn lend(&self, asks: &[Ask]) -> Result<Vec<Lent>, RedisError> {
+        let generation = self.generation();
+        let lent = asks.iter().map(|ask| self.lend_one(&generation, ask));
+        try_join_all(lent).await
+    }
+
+    async fn lend_one(&self, generation: &str, ask: &Ask) -> Result<Lent, RedisError> {
+        let (unit, ahead) = grain(ask.whole);
+        let mut call = self.lend.key(self.generation_key());
+        call.key(self.window(ask.key))
+            .arg(generation)
+            .arg(self.holder)
+            .arg(ask.limit)
+            .arg(ask.need)
+            .arg(ask.want)
+            .arg(unit)
+            .arg(ahead)
+            .arg(self.time());
+        for (ends, amount) in &ask.back {
+            call.arg(ends).arg(amount);
+        }
+        let (known, now, lent, ends, loans): (i64, Micros, i64, Micros, Vec<String>) =
+            call.invoke_async(&mut self.connection.clone()).await?;
+        if known == 0 {
+            return Err(RedisError::Forgotten);
+        }
+        let copies: Copies = loans
+            .chunks(2)
+            .filter_map(|pair| {
+                let (ends, holder) = pair[0].split_once(':')?;
+                let amount = pair.get(1)?.parse().ok()?;
+                Some((ends.parse().ok()?, holder.parse().ok()?, amount))
+            })
+            .collect();
+        let window = copies.iter().map(|(ends, _, amount)| (*ends, *amount));
+        let answer = Answer {
+            lent,
+            ends,
+            now,
+            window: window.collect(),
+        };
+        Ok(Lent { answer, copies })
+    }
+
+    /// Looks which generation there is; begins one where Redis has forgotten, or
+    /// is another process than the one that lent.
+    pub(super) async fn look(&self) -> Result<Generation, RedisError> {
+        let mut connection = self.connection.clone();
+        let info: String = ::redis::cmd("INFO")
+            .arg("server")
+            .query_async(&mut connection)
+            .await?;
+        let process = info.lines().find_map(|l| l.strip_prefix("run_id:"));
+        let mut fresh = [0; 8];
+        getrandom::fill(&mut fresh).map_err(|e| std::io::Error::other(e.to_string()))?;
+        let (name, age): (String, Micros) = self
+            .look_script
+            .key(self.generation_key())
+            .arg(process.unwrap_or_default().trim())
+            .arg(hex::encode(fresh))
+            .arg(self.time())
+            .invoke_async(&mut connection)
+            .await?;
+        Ok(Generation {
+            name: name.into(),
+            age,
+        })
+    }
+
+    /// Tells what this node knows of what was lent in the last hour.
+    pub(super) async fn seed(&self, copies: &[(KeyId, Copies)]) -> Result<(), RedisError> {
+        for (key, loans) in copies {
+            let mut call = self.seed.key(self.window(*key));
+            for (ends, holder, amount) in loans {
+                call.arg(format!("{ends}:{holder}")).arg(amount);
+            }
+            let _: i64 = call.invoke_async(&mut self.connection.clone()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn get(name: &Mutex<Arc<str>>) -> Arc<str> {
+    name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn set(name: &Mutex<Arc<str>>, to: Arc<str>) {
+    *name.lock().unwrap_or_else(PoisonError::into_inner) = to;
+}

@@ -1,0 +1,186 @@
+//! Limits that Redis lends most of.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use super::scene::{MINUTE, OwnRedis, Scene, calls_of, policy};
+use crate::support::{
+    store::{Db, HOUR},
+    wait::until,
+};
+
+contract![
+    redis_and_the_store_lend_the_whole_limit,
+    a_stop_gives_back_to_redis,
+    without_redis_a_share_is_left,
+    a_redis_that_forgot_is_told,
+    a_redis_that_went_back_in_time_is_not_trusted,
+];
+
+on_postgres_alone![nodes_share_a_limit_in_redis];
+
+// K6
+async fn redis_and_the_store_lend_the_whole_limit(db: Db) {
+    let scene = Scene::on_redis(db);
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let policies = [1, 2, 10, 100, 1000, 2000].map(policy);
+    for _ in 0..2 {
+        for policy in policies {
+            assert!(scene.take_surely(&node, policy, 1).await.allowed);
+            let left = scene.look(&node, policy).await.remaining;
+            assert_eq!(left, policy.limit - 1);
+            assert_eq!(scene.exhaust(&node, policy).await, policy.limit - 1);
+            let refused = scene.take_surely(&node, policy, 1).await;
+            assert!(refused.retry_after > Duration::from_mins(50), "{refused:?}");
+        }
+        scene.pass(HOUR + 2 * MINUTE).await;
+    }
+    let big = policy(10);
+    assert!(scene.take_surely(&node, big, 10).await.allowed, "of both");
+    scene.check(&policies);
+    node.stop().await;
+}
+
+async fn a_stop_gives_back_to_redis(db: Db) {
+    let scene = Scene::on_redis(db);
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let policy = policy(4000);
+    for _ in 0..500 {
+        assert!(scene.take_surely(&node, policy, 1).await.allowed);
+    }
+    node.stop().await;
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 3500);
+    scene.check(&[policy]);
+    node.stop().await;
+}
+
+// K6
+async fn nodes_share_a_limit_in_redis(db: Db) {
+    let scene = Scene::on_redis(db);
+    let nodes = join_all((0..3).map(|_| scene.node())).await;
+    for node in &nodes {
+        scene.until_well(node).await;
+    }
+    let policies = [10, 100, 2000].map(policy);
+    for policy in policies {
+        let calls = nodes.iter().cycle().take(calls_of(policy) * 3 / 2);
+        let calls: Vec<_> = calls.collect();
+        let mut admitted = 0;
+        for calls in calls.chunks(30) {
+            let calls = calls.iter().map(|node| scene.take_surely(node, policy, 1));
+            let states = join_all(calls).await;
+            admitted += states.iter().filter(|s| s.allowed).count() as i64;
+        }
+        assert!(admitted <= policy.limit, "{admitted}");
+        assert!(admitted >= policy.limit * 4 / 5, "{admitted}");
+    }
+    scene.check(&policies);
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+// K7, N2
+async fn without_redis_a_share_is_left(db: Db) {
+    let mut redis = OwnRedis::start().await;
+    let scene = Scene::new(db, Some(redis.url()));
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let policies = [12, 400, 4000].map(policy);
+    for policy in policies {
+        assert!(scene.take_surely(&node, policy, 1).await.allowed);
+        scene.look(&node, policy).await;
+    }
+    redis.stop().await;
+    // The first call finds out.
+    let began = Instant::now();
+    let first = scene.take(&node, policies[0], 1).await;
+    assert!(began.elapsed() < Duration::from_millis(500), "it waited");
+    assert!(first.degraded, "{first:?}");
+    until("it is noticed", async || {
+        node.limiter.is_degraded().then_some(())
+    })
+    .await;
+    let shown = node.metrics.render();
+    assert!(shown.contains("onering_rate_limiter_degraded 1"), "{shown}");
+    for policy in policies {
+        let mut admitted = i64::from(first.allowed && policy.limit == 12);
+        while admitted < policy.limit {
+            let state = scene.take(&node, policy, 1).await;
+            assert!(state.degraded);
+            if !state.allowed {
+                break;
+            }
+            admitted += 1;
+        }
+        assert!(
+            admitted >= policy.limit / 4 - 1,
+            "{admitted} of {}",
+            policy.limit
+        );
+        assert!(
+            admitted <= policy.limit / 3,
+            "{admitted} of {}",
+            policy.limit
+        );
+        let mut open = policy;
+        open.fail_open = true;
+        assert!(node.limiter.take(open, 1).await.allowed);
+    }
+    redis.run().await;
+    scene.until_well(&node).await;
+    let back = scene.look(&node, policies[2]).await;
+    assert!(back.remaining > policies[2].limit / 2, "{back:?}");
+    scene.check(&policies);
+    node.stop().await;
+}
+
+// K6: after a flush the nodes seed it again from their copies.
+async fn a_redis_that_forgot_is_told(db: Db) {
+    let redis = OwnRedis::start().await;
+    let scene = Scene::new(db, Some(redis.url()));
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let policies = [10, 100, 2000].map(policy);
+    for policy in policies {
+        assert_eq!(scene.exhaust(&node, policy).await, policy.limit);
+    }
+    redis.flush().await;
+    for policy in policies {
+        assert!(!scene.take(&node, policy, 1).await.allowed);
+    }
+    scene.until_well(&node).await;
+    for policy in policies {
+        assert_eq!(scene.exhaust(&node, policy).await, 0);
+    }
+    scene.pass(HOUR + 2 * MINUTE).await;
+    for policy in policies {
+        assert_eq!(scene.exhaust(&node, policy).await, policy.limit);
+    }
+    scene.check(&policies);
+    node.stop().await;
+}
+
+// K6: a restarted Redis may hold what was so earlier.
+async fn a_redis_that_went_back_in_time_is_not_trusted(db: Db) {
+    let mut redis = OwnRedis::start().await;
+    let scene = Scene::new(db, Some(redis.url()));
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let policy = policy(100);
+    scene.take_surely(&node, policy, 1).await;
+    let earlier = redis.dump().await;
+    assert_eq!(scene.exhaust(&node, policy).await, 99);
+    redis.stop().await;
+    redis.run_with(&earlier).await;
+    assert!(!scene.take(&node, policy, 1).await.allowed);
+    scene.until_well(&node).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 0);
+    scene.check(&[policy]);
+    node.stop().await;
+}
