@@ -324,6 +324,10 @@ mod tests {
         assert_eq!(seq, 5);
         assert!(what.contains("ends with record 4"), "{what}");
         assert_eq!(verify(&log, None).unwrap_err().0, 5);
+        // Of two logs that went different ways, each with records that were good.
+        let mut spliced = log.clone();
+        spliced[3] = chain().append(3, &log[2].hash, entry(9));
+        assert_eq!(verify(&spliced, head(&log)).unwrap_err().0, 5);
         let mut exchanged = log.clone();
         exchanged.swap(1, 2);
         (exchanged[1].seq, exchanged[2].seq) = (2, 3);
