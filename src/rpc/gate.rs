@@ -118,8 +118,8 @@ impl Gate {
             .retry_after(Duration::from_secs(1)));
         }
         let audience = Audience::try_from(access.audience).unwrap_or(Audience::Unspecified);
-        let open = audience == Audience::Monitoring
-            && self.live.load().monitoring_open == Some(true);
+        let open =
+            audience == Audience::Monitoring && self.live.load().monitoring_open == Some(true);
         if audience == Audience::Public || open {
             return Ok(Admitted { caller: None });
         }

@@ -314,17 +314,20 @@ impl MetricsService for Metrics {
         let keys = Keys(self.0.clone());
         let views: Vec<_> = rows.iter().map(|e| keys.view(&e.key)).collect();
         let shown: Vec<_> = stream::iter(views).buffered(READS).collect().await;
-        let keys = shown.into_iter().zip(used).map(|(key, (usage, hits))| KeyUsage {
-            key_id: key.key_id,
-            name: key.name,
-            tenant: key.tenant,
-            tier: key.tier,
-            canary_enabled: key.canary_enabled,
-            status: key.status,
-            usage_24h: usage,
-            rate_limit_hits_24h: hits,
-            last_used_time: key.last_used_time,
-        });
+        let keys = shown
+            .into_iter()
+            .zip(used)
+            .map(|(key, (usage, hits))| KeyUsage {
+                key_id: key.key_id,
+                name: key.name,
+                tenant: key.tenant,
+                tier: key.tier,
+                canary_enabled: key.canary_enabled,
+                status: key.status,
+                usage_24h: usage,
+                rate_limit_hits_24h: hits,
+                last_used_time: key.last_used_time,
+            });
         Ok(Response::new(ListKeyUsageResponse {
             keys: keys.collect(),
             next_page_token,

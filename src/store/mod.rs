@@ -576,8 +576,7 @@ pub trait CounterStore: Send + Sync {
     /// What was counted in a partition, of one tenant or of all: each minute
     /// since `from` apart, what was before and is still kept as one. All of it as
     /// of one state of the store.
-    async fn counts(&self, part: Part, tenant: Option<TenantId>, from: i64)
-    -> Result<Vec<Count>>;
+    async fn counts(&self, part: Part, tenant: Option<TenantId>, from: i64) -> Result<Vec<Count>>;
 
     /// What was counted in each minute since `from`, over all partitions, and the
     /// store's clock.
@@ -630,6 +629,9 @@ pub struct Recent {
 pub trait LoadStore: Send + Sync {
     /// Writes events that became one finished delivery each, with their counters.
     async fn load_finished(&self, load: &Load) -> Result<()>;
+
+    /// What the database does by itself in time: gathers what it plans with.
+    async fn analyze(&self) -> Result<()>;
 }
 
 /// Finished deliveries to be written.

@@ -76,7 +76,9 @@ fn names(object: &Value) -> BTreeSet<&str> {
 }
 
 fn number(figures: &Value, name: &str) -> f64 {
-    figures[name].as_f64().unwrap_or_else(|| panic!("{name}: {figures}"))
+    figures[name]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{name}: {figures}"))
 }
 
 // D6
@@ -137,7 +139,11 @@ async fn every_figure_is_there_from_the_start(db: Db) {
     ];
     assert_eq!(names(&webhooks), BTreeSet::from(expected));
     for name in expected.iter().filter(|n| **n != "alerts") {
-        let nothing = if *name == "success_rate_24h" { 1.0 } else { 0.0 };
+        let nothing = if *name == "success_rate_24h" {
+            1.0
+        } else {
+            0.0
+        };
         assert!((number(&webhooks, name) - nothing).abs() < 1e-9, "{name}");
     }
     let alerts = json!({
@@ -377,10 +383,16 @@ async fn a_tenant_sees_its_own(db: Db) {
         let external = read(EXTERNAL, key).await;
         assert_eq!(external["active_keys"], 1);
         assert_eq!(external["by_tier"]["pro"]["active"], 1);
-        let keys = read(API_KEYS, key).await["keys"].as_array().unwrap().clone();
+        let keys = read(API_KEYS, key).await["keys"]
+            .as_array()
+            .unwrap()
+            .clone();
         assert_eq!(keys.len(), 1);
         assert_eq!(keys[0]["tenant"], tenant);
-        let recent = read(RECENT, key).await["deliveries"].as_array().unwrap().clone();
+        let recent = read(RECENT, key).await["deliveries"]
+            .as_array()
+            .unwrap()
+            .clone();
         assert_eq!(recent.len(), count);
         assert!(recent.iter().all(|d| d["tenant"] == tenant));
         // The same for an unbound key that names the tenant.

@@ -107,7 +107,12 @@ async fn each_change_is_counted(db: Db) {
     assert_eq!(counted.dead_letters(), 1, "it did become one");
     let lease = node.claim_one(sub).await;
     node.finish_now(&lease.delivered()).await;
-    assert_eq!(now(&tally(&node).await), [1, 0, 0, 1, 0, 0, 0]);
+    let counted = tally(&node).await;
+    assert_eq!(now(&counted), [1, 0, 0, 1, 0, 0, 0]);
+    assert!(
+        (counted.average_retries() - 1.5).abs() < 1e-9,
+        "two attempts, then three, of two ends"
+    );
     db.counts_agree().await;
 
     // FAILED is saved by hand; what waits is only made due.
@@ -222,13 +227,17 @@ async fn latency_leaves_out_what_was_held(db: Db) {
     let node = db.node().await;
     let slowest = async || tally(&node).await.latency(1.0);
     let lease = leased(&node).await;
-    node.hold(node.session, &[lease.id.part()], true).await.unwrap();
+    node.hold(node.session, &[lease.id.part()], true)
+        .await
+        .unwrap();
     node.pass(10 * HOUR).await;
     node.finish_now(&lease.delivered()).await;
     assert!(slowest().await < 60.0, "while it is held");
     let lease = leased(&node).await;
     node.pass(10 * HOUR).await;
-    node.hold(node.session, &[lease.id.part()], false).await.unwrap();
+    node.hold(node.session, &[lease.id.part()], false)
+        .await
+        .unwrap();
     node.finish_now(&lease.delivered()).await;
     assert!(slowest().await < 60.0, "after it was held");
     let lease = leased(&node).await;
@@ -292,7 +301,11 @@ async fn history_takes_its_counts_along(db: Db) {
     let end = async |added_up: bool| {
         for n in 0..4 {
             let lease = leased(&node).await;
-            let end = if n == 0 { lease.dead() } else { lease.delivered() };
+            let end = if n == 0 {
+                lease.dead()
+            } else {
+                lease.delivered()
+            };
             node.finish_now(&end).await;
         }
         if added_up {
@@ -374,7 +387,13 @@ async fn counts_are_read_by_the_minute(db: Db) {
     let (_, late) = node.counts_since(minute - 1).await.unwrap();
     assert_eq!(late.len(), 1, "{late:?}");
     assert!(late[0].minute >= Some(minute - 1));
-    assert_eq!(Count { minute: last.minute, ..late[0] }, last);
+    assert_eq!(
+        Count {
+            minute: last.minute,
+            ..late[0]
+        },
+        last
+    );
     // Of one tenant, what is before as one.
     let (part, whose) = (acme.id.part(), Some(acme.id));
     let split = node.counts(part, whose, minute - 1).await.unwrap();
@@ -412,7 +431,10 @@ fn all(status: Option<Status>) -> Recent {
 }
 
 async fn listed(node: &Node, recent: &Recent) -> Vec<(DeliveryId, Status)> {
-    let found = node.recent_deliveries(recent, page(None, 100)).await.unwrap();
+    let found = node
+        .recent_deliveries(recent, page(None, 100))
+        .await
+        .unwrap();
     for d in &found {
         assert_eq!(d.event_type, "invoice.paid");
     }
@@ -467,9 +489,8 @@ async fn recent_ones_are_listed_by_status(db: Db) {
         }
     }
     made.reverse();
-    let with = |status: Status| -> Vec<_> {
-        made.iter().filter(|(_, s)| *s == status).copied().collect()
-    };
+    let with =
+        |status: Status| -> Vec<_> { made.iter().filter(|(_, s)| *s == status).copied().collect() };
     assert_eq!(listed(&node, &all(None)).await, made);
     for status in [
         Status::Pending,
@@ -541,7 +562,11 @@ async fn recent_ones_of_a_tenant(db: Db) {
         found.iter().map(|(id, _)| *id).collect()
     };
     assert_eq!(found(of(None, subs.clone())).await, ids);
-    assert_eq!(found(of(None, Vec::new())).await, ids[..3], "as its promise says");
+    assert_eq!(
+        found(of(None, Vec::new())).await,
+        ids[..3],
+        "as its promise says"
+    );
     for (status, id) in [
         (Status::Delivered, ids[3]),
         (Status::Cancelled, ids[2]),
@@ -613,11 +638,17 @@ async fn a_loaded_history_is_one(db: Db) {
     for d in &found {
         assert_eq!((d.tenant, d.subscription), (acme.id, sub));
         assert_eq!(d.event_type, "load.finished");
-        assert_eq!((d.id.part(), d.event.part()), (acme.id.part(), acme.id.part()));
+        assert_eq!(
+            (d.id.part(), d.event.part()),
+            (acme.id.part(), acme.id.part())
+        );
         assert_eq!(d.id.time() / 1000, d.event.time() / 1000);
         let event = node.get_event(d.event).await.unwrap().unwrap();
         assert_eq!(event.tenant, acme.id);
-        assert_eq!(day_of(EventId::time(d.event)), day_of(d.finished_at.unwrap()));
+        assert_eq!(
+            day_of(EventId::time(d.event)),
+            day_of(d.finished_at.unwrap())
+        );
     }
     let oldest = found.last().unwrap().id.time();
     assert!((oldest - load.from).abs() < 1000, "{oldest} {}", load.from);

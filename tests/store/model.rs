@@ -166,7 +166,11 @@ const STATES: [Status; 5] = [
 
 async fn counted(node: &Node) -> [i64; STATES.len()] {
     let mut tally = Tally::default();
-    for count in node.counts(DEFAULT.id.part(), None, i64::MAX).await.unwrap() {
+    for count in node
+        .counts(DEFAULT.id.part(), None, i64::MAX)
+        .await
+        .unwrap()
+    {
         tally.add(count.what, count.n, false);
     }
     STATES.map(|s| tally.now(s))

@@ -57,13 +57,7 @@ impl Call {
         let input = method.unwrap_or_else(|| panic!("no {}", self.rpc)).input();
         let input = rest.schema.id(input.full_name()).unwrap();
         let message = json::read(&rest.schema, input, self.request.to_string().as_bytes()).unwrap();
-        unary(
-            app,
-            &path,
-            key,
-            message.encode_to_vec().into(),
-        )
-        .await
+        unary(app, &path, key, message.encode_to_vec().into()).await
     }
 
     /// Sends it over REST, by the route whose variables it sets.

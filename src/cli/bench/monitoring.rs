@@ -107,6 +107,8 @@ async fn fill(database: &Database, args: &LoadHistoryArgs, progress: &Progress) 
             written as f64 / seconds
         ));
     }
+    let analyzed = store.analyze().await;
+    analyzed.map_err(broken("no statistics"))?;
     store.close().await;
     progress.say(&format!(
         "{total} deliveries written in {:.0} s",
@@ -164,10 +166,7 @@ async fn on_a_server(
 ) -> Result<Report> {
     let (name, database) = match scratch {
         Some(s) => ("PostgreSQL", Database::Postgres(s.url.as_str().to_owned())),
-        None => (
-            "SQLite",
-            Database::Sqlite(folder.path().join("onering.db")),
-        ),
+        None => ("SQLite", Database::Sqlite(folder.path().join("onering.db"))),
     };
     fill(&database, &args.history, progress).await?;
     let mut server = Server::prepare(scratch.map(|s| s.url.as_str()), &[], folder)?;

@@ -145,26 +145,17 @@ fn statement(recent: &Recent, page: Page<DeliveryId>, now: Micros, day: i32) -> 
         return None;
     }
     Some(format!(
-        "select d.id, d.tenant, d.sub, d.event, cast(d.state as integer), d.attempts, d.due_at, d.finished_at,
-                d.status, d.reason, coalesce(e.type, k.type)
-         from (select * from ({}) z order by id desc limit {}) d
-         left join events e on e.part = d.part and e.id = d.event{}
-         left join kept_bodies k on k.part = d.part and k.event = d.event
-         order by d.id desc",
+        "select id, tenant, sub, event, cast(state as integer), attempts, due_at, finished_at, status, reason,
+                cast(null as text)
+         from ({}) z order by id desc limit {}",
         reads.join(" union all "),
         page.limit,
-        Engine::EVENT_DAY,
     ))
 }
 
 #[async_trait]
 impl CounterStore for Engine {
-    async fn counts(
-        &self,
-        part: Part,
-        tenant: Option<TenantId>,
-        from: i64,
-    ) -> Result<Vec<Count>> {
+    async fn counts(&self, part: Part, tenant: Option<TenantId>, from: i64) -> Result<Vec<Count>> {
         let whose = tenant.map_or(String::new(), |t| {
             format!(" and tenant = {}", Self::uuid_literal(t.0))
         });
@@ -243,6 +234,7 @@ impl CounterStore for Engine {
         page: Page<DeliveryId>,
     ) -> Result<Vec<Delivery>> {
         let mut tx = self.history_snapshot().await?;
+        self.read_in_order(&mut tx).await?;
         let now = self.clock(&mut tx).await?;
         // What is finished is so after it was published: newer rows than those of
         // a day are in no day before. Only if they are too few are all days read.
@@ -264,6 +256,7 @@ impl CounterStore for Engine {
                 break;
             }
         }
+        self.read_types(&mut tx, &mut found).await?;
         tx.commit().await.map_err(failed)?;
         Ok(found)
     }

@@ -20,9 +20,11 @@ pub(super) const QUEUED: &str = "select id, tenant, sub, event,
   attempts, case when state = 5 then 0 else due_at end as due_at,
   case when state = 5 and dead_at <= {now} then dead_at else 0 end as finished_at, status, reason, part
   from queue";
-pub(super) const DEAD: &str = "select id, tenant, sub, event, state, attempts, cast(0 as bigint) as due_at,
+pub(super) const DEAD: &str =
+    "select id, tenant, sub, event, state, attempts, cast(0 as bigint) as due_at,
   dead_at as finished_at, status, reason, part from dead";
-pub(super) const DONE: &str = "select id, tenant, sub, event, state, attempts, cast(0 as bigint) as due_at,
+pub(super) const DONE: &str =
+    "select id, tenant, sub, event, state, attempts, cast(0 as bigint) as due_at,
   finished_at, status, reason, part from done";
 
 pub(super) fn delivery(r: &Row) -> Delivery {
