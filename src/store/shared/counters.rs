@@ -238,10 +238,13 @@ impl CounterStore for Engine {
         let now = self.clock(&mut tx).await?;
         // What is finished is so after it was published: newer rows than those of
         // a day are in no day before. Only if they are too few are all days read.
+        // Rows of a status that few have are read of all days at once.
         let day = day_of(page.before.map_or(now, DeliveryId::time).min(now)) - 1;
         let floor = first_uuid_at(Micros::from(day) * DAY);
         let mut found = Vec::new();
-        for day in [day, i32::MIN] {
+        let many = matches!(recent.status, None | Some(Status::Delivered));
+        let narrow = Engine::BY_DAY && many;
+        for day in [day, i32::MIN].into_iter().skip(usize::from(!narrow)) {
             let Some(sql) = statement(recent, page, now, day) else {
                 break;
             };
@@ -252,7 +255,7 @@ impl CounterStore for Engine {
                 .map_err(failed)?;
             found = rows.iter().map(delivery).collect::<Vec<_>>();
             let full = found.len() as i64 >= page.limit;
-            if !Engine::BY_DAY || full && found.last().is_some_and(|d| d.id.0 >= floor) {
+            if full && found.last().is_some_and(|d| d.id.0 >= floor) {
                 break;
             }
         }
