@@ -243,8 +243,11 @@ impl Metrics {
             let usable = all.targets.iter().map(|t| t.subscription.id);
             recent.subscriptions = usable.chain(all.unusable.iter().map(|s| s.id)).collect();
         }
-        use delivery::Status::{Parked, Pending, Retrying};
-        if matches!(status, Some(Parked | Pending | Retrying)) {
+        let waits = status.is_some_and(|s| {
+            use delivery::Status::{Parked, Pending, Retrying};
+            matches!(s, Parked | Pending | Retrying)
+        });
+        if waits {
             directory.each_target(|t| {
                 let s = &t.subscription;
                 if s.disabled.is_some() && (tenant.is_none() || tenant == Some(s.tenant)) {

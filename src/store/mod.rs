@@ -730,6 +730,9 @@ pub struct Recent {
 pub trait LoadStore: Send + Sync {
     /// Writes events that became one finished delivery each, with their counters.
     async fn load_finished(&self, load: &Load) -> Result<()>;
+
+    /// What the database does by itself in time: gathers what it plans with.
+    async fn analyze(&self) -> Result<()>;
 }
 
 /// Finished deliveries to be written.

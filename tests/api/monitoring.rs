@@ -296,7 +296,10 @@ async fn keys_are_listed_with_their_use(db: Db) {
         let path = format!("{API_KEYS}?page_size=2&page_token={token}");
         let list = app.get(&path, &app.admin).await.ok();
         seen.extend(list["keys"].as_array().unwrap().clone());
-        token = list["next_page_token"].as_str().unwrap().to_owned();
+        list["next_page_token"]
+            .as_str()
+            .unwrap()
+            .clone_into(&mut token);
         if token.is_empty() {
             break;
         }

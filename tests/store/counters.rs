@@ -107,7 +107,12 @@ async fn each_change_is_counted(db: Db) {
     assert_eq!(counted.dead_letters(), 1, "it did become one");
     let lease = node.claim_one(sub).await;
     node.finish_now(&lease.delivered()).await;
-    assert_eq!(now(&tally(&node).await), [1, 0, 0, 1, 0, 0, 0]);
+    let counted = tally(&node).await;
+    assert_eq!(now(&counted), [1, 0, 0, 1, 0, 0, 0]);
+    assert!(
+        (counted.average_retries() - 1.5).abs() < 1e-9,
+        "two attempts, then three, of two ends"
+    );
     db.counts_agree().await;
 
     // FAILED is saved by hand; what waits is only made due.

@@ -86,7 +86,10 @@ async fn fill(database: &Database, args: &LoadHistoryArgs, progress: &Progress) 
     let mut written = 0;
     while written < total {
         let count = SLICE.min(total - written);
-        let at = |n: i64| start + (i128::from(span) * i128::from(n) / i128::from(total)) as Micros;
+        let at = |n: i64| {
+            let into = i128::from(span) * i128::from(n) / i128::from(total);
+            start + Micros::try_from(into).unwrap_or(span)
+        };
         let n = usize::try_from(written / SLICE).unwrap_or_default() % tenants.len();
         let load = Load {
             tenant: tenants[n],
@@ -107,6 +110,8 @@ async fn fill(database: &Database, args: &LoadHistoryArgs, progress: &Progress) 
             written as f64 / seconds
         ));
     }
+    let analyzed = store.analyze().await;
+    analyzed.map_err(broken("no statistics"))?;
     store.close().await;
     progress.say(&format!(
         "{total} deliveries written in {:.0} s",

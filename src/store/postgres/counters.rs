@@ -1,10 +1,16 @@
 //! Counting in the statements that change deliveries.
 
+use std::collections::HashMap;
+
+use sqlx::Row as _;
+use uuid::Uuid;
+
 use super::{Postgres, failed};
 use crate::{
     domain::{
         counter::{HAPPENED, KEPT, MINUTE},
-        id::Part,
+        delivery::Delivery,
+        id::{Part, day_of},
     },
     store::Result,
 };
@@ -42,6 +48,13 @@ macro_rules! counted {
 }
 pub(super) use counted;
 
+const TYPES: &str = "
+select i.id, e.type from unnest($1::smallint[], $2::uuid[], $3::integer[]) as i(part, id, day)
+join events e on e.part = i.part and e.id = i.id and e.day = i.day
+union all
+select i.id, k.type from unnest($1::smallint[], $2::uuid[]) as i(part, id)
+join kept_bodies k on k.part = i.part and k.event = i.id";
+
 const ADD_UP: &str = "
 with old as (
   delete from counters c using (
@@ -67,11 +80,6 @@ with minutes as (
 delete from counter_days where part = any($1::smallint[]) and day = $2 and day > 0";
 
 impl Postgres {
-    /// The condition under which an event joins a row `d` of the history, beside
-    /// its key: its day, by the milliseconds in its id, so that one partition is
-    /// looked into.
-    pub(super) const EVENT_DAY: &str = " and e.day = (('x' || replace(left(d.event::text, 13), '-', ''))::bit(48)::bigint / 86400000)::integer";
-
     /// Whether the history is kept in a partition for each day.
     pub(super) const BY_DAY: bool = true;
 
@@ -90,6 +98,49 @@ impl Postgres {
             "select x.* from (values {values}) w cross join lateral (
                {select} where {group} = w.column1 and {condition} order by id desc limit {limit}) x"
         )
+    }
+
+    /// For this transaction: rows are read in the order of their index, also while
+    /// the planner takes a table for short that has grown since it looked.
+    pub(super) async fn read_in_order(&self, tx: &mut super::Transaction<'_>) -> Result<()> {
+        sqlx::raw_sql(
+            "set local enable_sort = off; set local enable_bitmapscan = off; set local enable_seqscan = off",
+        )
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    /// Reads the deliveries' event types. By the day of each event, in a statement
+    /// of its own whose plan is kept: planning over every day takes longer than reading.
+    pub(super) async fn read_types(
+        &self,
+        tx: &mut super::Transaction<'_>,
+        deliveries: &mut [Delivery],
+    ) -> Result<()> {
+        let found = sqlx::query(TYPES)
+            .bind(
+                deliveries
+                    .iter()
+                    .map(|d| d.event.part().get())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(deliveries.iter().map(|d| d.event.0).collect::<Vec<_>>())
+            .bind(
+                deliveries
+                    .iter()
+                    .map(|d| day_of(d.event.time()))
+                    .collect::<Vec<_>>(),
+            )
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(failed)?;
+        let types: HashMap<Uuid, String> = found.iter().map(|r| (r.get(0), r.get(1))).collect();
+        for d in deliveries {
+            d.event_type = types.get(&d.event.0).cloned().unwrap_or_default();
+        }
+        Ok(())
     }
 
     pub(super) async fn add_up_minutes(&self, parts: &[Part], limit: i64) -> Result<u64> {

@@ -64,4 +64,15 @@ impl Postgres {
             .map_err(failed)?;
         Ok(())
     }
+
+    pub(super) async fn gather_statistics(&self) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::raw_sql(
+            "set local statement_timeout = 0; analyze events; analyze done; analyze dead; analyze counters",
+        )
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
 }

@@ -145,15 +145,11 @@ fn statement(recent: &Recent, page: Page<DeliveryId>, now: Micros, day: i32) -> 
         return None;
     }
     Some(format!(
-        "select d.id, d.tenant, d.sub, d.event, cast(d.state as integer), d.attempts, d.due_at, d.finished_at,
-                d.status, d.reason, coalesce(e.type, k.type)
-         from (select * from ({}) z order by id desc limit {}) d
-         left join events e on e.part = d.part and e.id = d.event{}
-         left join kept_bodies k on k.part = d.part and k.event = d.event
-         order by d.id desc",
+        "select id, tenant, sub, event, cast(state as integer), attempts, due_at, finished_at, status, reason,
+                cast(null as text)
+         from ({}) z order by id desc limit {}",
         reads.join(" union all "),
         page.limit,
-        Engine::EVENT_DAY,
     ))
 }
 
@@ -238,13 +234,17 @@ impl CounterStore for Engine {
         page: Page<DeliveryId>,
     ) -> Result<Vec<Delivery>> {
         let mut tx = self.history_snapshot().await?;
+        self.read_in_order(&mut tx).await?;
         let now = self.clock(&mut tx).await?;
         // What is finished is so after it was published: newer rows than those of
         // a day are in no day before. Only if they are too few are all days read.
+        // Rows of a status that few have are read of all days at once.
         let day = day_of(page.before.map_or(now, DeliveryId::time).min(now)) - 1;
         let floor = first_uuid_at(Micros::from(day) * DAY);
         let mut found = Vec::new();
-        for day in [day, i32::MIN] {
+        let many = matches!(recent.status, None | Some(Status::Delivered));
+        let narrow = Engine::BY_DAY && many;
+        for day in [day, i32::MIN].into_iter().skip(usize::from(!narrow)) {
             let Some(sql) = statement(recent, page, now, day) else {
                 break;
             };
@@ -255,10 +255,11 @@ impl CounterStore for Engine {
                 .map_err(failed)?;
             found = rows.iter().map(delivery).collect::<Vec<_>>();
             let full = found.len() as i64 >= page.limit;
-            if !Engine::BY_DAY || full && found.last().is_some_and(|d| d.id.0 >= floor) {
+            if full && found.last().is_some_and(|d| d.id.0 >= floor) {
                 break;
             }
         }
+        self.read_types(&mut tx, &mut found).await?;
         tx.commit().await.map_err(failed)?;
         Ok(found)
     }

@@ -8,4 +8,8 @@ impl LoadStore for Engine {
     async fn load_finished(&self, load: &Load) -> Result<()> {
         self.write_finished(load).await
     }
+
+    async fn analyze(&self) -> Result<()> {
+        self.gather_statistics().await
+    }
 }

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     domain::{
         counter::{HAPPENED, KEPT, minute_of},
+        delivery::Delivery,
         id::{Micros, Part, TenantId},
     },
     store::{Result, Session},
@@ -23,6 +24,10 @@ static ADD: Batch = Batch::new(
     "(?,?,?,?,?,?)",
     " on conflict (part, tenant, minute, sid, what) do update set n = c.n + excluded.n",
 );
+
+const TYPE: &str = "
+select type from events where part = $1 and id = $2
+union all select type from kept_bodies where part = $1 and event = $2 limit 1";
 
 /// Minutes that are over for long, chosen twice in one transaction: to be added
 /// up, and to be deleted.
@@ -82,9 +87,6 @@ pub(super) fn count_moved(condition: &str, counts: &[(&str, &str)], now: Micros)
 }
 
 impl Sqlite {
-    /// An event joins a row of the history by its key alone.
-    pub(super) const EVENT_DAY: &str = "";
-
     /// Whether the history is kept in a partition for each day.
     pub(super) const BY_DAY: bool = false;
 
@@ -107,6 +109,30 @@ impl Sqlite {
             "{select} where {group} = w.column1 and id in (
                select id from {table} where {group} = w.column1 and {condition} order by id desc limit {limit})"
         )
+    }
+
+    /// Statements are written so that SQLite reads in order.
+    #[expect(clippy::unused_async, reason = "called as the other engine's is")]
+    pub(super) async fn read_in_order(&self, _: &mut Transaction<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reads the deliveries' event types.
+    pub(super) async fn read_types(
+        &self,
+        tx: &mut Transaction<'_>,
+        deliveries: &mut [Delivery],
+    ) -> Result<()> {
+        for d in deliveries {
+            let found: Option<String> = sqlx::query_scalar(TYPE)
+                .bind(d.event.part().get())
+                .bind(d.event.0)
+                .fetch_optional(&mut **tx)
+                .await
+                .map_err(failed)?;
+            d.event_type = found.unwrap_or_default();
+        }
+        Ok(())
     }
 
     pub(super) async fn add_up_minutes(&self, parts: &[Part], limit: i64) -> Result<u64> {
