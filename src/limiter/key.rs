@@ -181,7 +181,7 @@ impl KeyState {
             .filter(|(l, _)| l.can_be_asked())
             .map(|(l, k)| k.room(l.part, now).max(0))
             .sum();
-        if cost == 0 && (all_known || !lenders.iter().any(|l| l.can_be_asked())) {
+        if cost == 0 && (all_known || !lenders.iter().any(Lender::can_be_asked)) {
             return Said::State(self.state(true, 0, now, lenders, degraded));
         }
         if !(all_known && room < missing) {
@@ -196,7 +196,7 @@ impl KeyState {
                 }
             }
         }
-        if lenders.iter().all(|l| l.can_be_asked()) || cost == 0 {
+        if lenders.iter().all(Lender::can_be_asked) || cost == 0 {
             return Said::State(self.state(cost == 0, cost, now, lenders, degraded));
         }
         Said::Unsure
@@ -273,16 +273,16 @@ impl KeyState {
         let usable = || lenders.iter().zip(&self.known).filter(|(l, _)| l.usable);
         let mut free: i64 = held + usable().map(|(l, k)| k.room(l.part, now)).sum::<i64>();
         let remaining = free.clamp(0, self.limit);
-        // When which units come back.
-        let mut coming: Vec<(Micros, i64)> = usable()
-            .flat_map(|(_, k)| {
-                let at = now + k.offset;
-                k.window.counted(at).map(move |(e, n)| (e + HOUR - at, n))
-            })
-            .collect();
-        coming.sort_unstable();
         let mut wait = 0;
         if !allowed {
+            // When which units come back.
+            let mut coming: Vec<(Micros, i64)> = usable()
+                .flat_map(|(_, k)| {
+                    let at = now + k.offset;
+                    k.window.counted(at).map(move |(e, n)| (e + HOUR - at, n))
+                })
+                .collect();
+            coming.sort_unstable();
             let mut coming = coming.iter();
             wait = loop {
                 let Some((at, units)) = coming.next() else {
@@ -352,13 +352,16 @@ impl KeyState {
     }
 
     /// Marks a lender as asked; false where it is already. What is missing is
-    /// asked for, `again` where it was before and may have been taken along.
-    pub(super) fn ask(&mut self, lender: usize, missing: i64, again: bool) -> bool {
+    /// asked for. Nobody waits for a lender that is not asked: what waited before
+    /// has asked anew, or has gone.
+    pub(super) fn ask(&mut self, lender: usize, missing: i64) -> bool {
         let known = &mut self.known[lender];
-        if !again || known.waiting == 0 {
-            known.waiting += missing.max(0);
+        let newly = !std::mem::replace(&mut known.asked, true);
+        if newly {
+            known.waiting = 0;
         }
-        !std::mem::replace(&mut known.asked, true)
+        known.waiting += missing.max(0);
+        newly
     }
 
     /// What callers miss of that cost.
@@ -462,7 +465,7 @@ mod tests {
     }
 
     fn question(key: &mut KeyState, lender: &Lender, missing: i64) -> Ask {
-        assert!(key.ask(STORE, missing, false), "nobody asks yet");
+        assert!(key.ask(STORE, missing), "nobody asks yet");
         let id = KeyId::new(NOW, Part::new(0));
         key.question(id, STORE, lender.part, NOW)
     }

@@ -30,8 +30,9 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(super) const SURE: Duration = Duration::from_millis(1200);
 /// How long nodes have to tell Redis what it forgot, before it decides again.
 const GRACE: Duration = Duration::from_secs(3);
-/// The pauses between attempts to reach Redis.
-const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// The pauses between attempts to reach Redis. With a look's length the longest
+/// stays below [`GRACE`]: each node tells what it knows before Redis lends again.
+const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 /// How long giving back at the end may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -118,7 +119,7 @@ impl Limiter {
                 None => key.failed(at),
             }
             if key.has_news(at) && self.is_usable(at) && !leaving {
-                self.ask(key, ask.key, at, 0, true);
+                self.ask(key, ask.key, at, 0);
             }
         }
     }
@@ -293,7 +294,7 @@ impl Limiter {
                 key.expire(now);
                 for at in [STORE, REDIS] {
                     if key.has_news(at) && self.is_usable(at) {
-                        self.ask(key, *id, at, 0, true);
+                        self.ask(key, *id, at, 0);
                     }
                 }
                 !key.is_over(now)

@@ -87,7 +87,7 @@ pub struct Parts {
 pub struct Outside {
     /// A clock that never goes back.
     pub clock: Clock,
-    /// Redis' clock; none: its own.
+    /// Redis' clock for loans; none: its own.
     pub redis_clock: Option<Clock>,
     /// What Redis' keys begin with, with a hash tag that keeps them together.
     pub prefix: String,
@@ -185,12 +185,13 @@ impl Limiter {
         let start = tokio::time::Instant::now();
         // The one who is asked first leaves the other some time.
         let mut skipped = [false; 2];
-        let mut again = false;
         loop {
             // Made under the lock: no answer is missed.
             let (changed, at) = {
                 let now = (self.clock)();
                 let mut lenders = self.lenders(policy.limit, now);
+                let count = if self.redis.is_some() { 2 } else { 1 };
+                let lenders = &mut lenders[..count];
                 for (lender, skipped) in lenders.iter_mut().zip(skipped) {
                     lender.slow = skipped;
                 }
@@ -198,30 +199,29 @@ impl Limiter {
                 let degraded = redis.is_some_and(|l| !l.can_be_asked()) || !self.is_usable(STORE);
                 let mut shard = self.shard(policy.key);
                 let key = self.entry(&mut shard, policy.key, now);
-                match key.decide(policy.limit, cost, now, &lenders, degraded) {
+                match key.decide(policy.limit, cost, now, lenders, degraded) {
                     Said::State(state) => {
-                        if let Some(at) = key.runs_low(now, &lenders) {
-                            self.ask(key, policy.key, at, 0, true);
+                        if let Some(at) = key.runs_low(now, lenders) {
+                            self.ask(key, policy.key, at, 0);
                         }
                         return state;
                     }
                     Said::Unsure => {
                         self.metrics.limiter_unsure.increment(1);
                         let open = policy.fail_open;
-                        let state = key.decide_alone(cost, open, now, &lenders, degraded);
+                        let state = key.decide_alone(cost, open, now, lenders, degraded);
                         if key.has_news(STORE) && self.is_usable(STORE) {
-                            self.ask(key, policy.key, STORE, 0, true);
+                            self.ask(key, policy.key, STORE, 0);
                         }
                         return state;
                     }
                     Said::Ask(at) => {
                         let missing = key.missing(cost);
-                        self.ask(key, policy.key, at, missing, again);
+                        self.ask(key, policy.key, at, missing);
                         (key.changed.clone().notified_owned(), at)
                     }
                 }
             };
-            again = true;
             let patience = if at == REDIS { PATIENCE / 2 } else { PATIENCE };
             let answer = tokio::time::timeout_at(start + patience, changed).await;
             skipped[at] |= answer.is_err();
@@ -261,7 +261,7 @@ impl Limiter {
         now < self.sure_until.load(Ordering::Acquire)
     }
 
-    fn lenders(&self, limit: i64, now: Micros) -> Vec<Lender> {
+    fn lenders(&self, limit: i64, now: Micros) -> [Lender; 2] {
         let parts = parts(limit, self.redis.is_some());
         let lender = |at: usize| Lender {
             part: parts[at],
@@ -269,8 +269,7 @@ impl Limiter {
             slow: false,
             sure: at == STORE && self.is_sure(now),
         };
-        let count = if self.redis.is_some() { 2 } else { 1 };
-        (0..count).map(lender).collect()
+        [lender(STORE), lender(REDIS)]
     }
 
     fn shard(&self, key: KeyId) -> MutexGuard<'_, HashMap<KeyId, KeyState>> {
@@ -300,8 +299,8 @@ impl Limiter {
         self.offset.store(offset, Ordering::Relaxed);
     }
 
-    fn ask(&self, state: &mut KeyState, key: KeyId, at: usize, missing: i64, again: bool) {
-        if state.ask(at, missing, again) {
+    fn ask(&self, state: &mut KeyState, key: KeyId, at: usize, missing: i64) {
+        if state.ask(at, missing) {
             // Nobody listens only where the node has stopped.
             let _ = self.queues[at].send(key);
         }

@@ -61,15 +61,11 @@ end
 return {1, now, lent, ends, redis.call('HGETALL', KEYS[2])}
 ";
 
-/// `KEYS`: the generation. `ARGV`: the process of Redis, a fresh name, time or
-/// nothing. Begins a generation where there is none of this process. Answers its
-/// name and its age.
+/// `KEYS`: the generation. `ARGV`: the process of Redis, a fresh name. Begins a
+/// generation where there is none of this process. Answers its name and its age.
 const LOOK: &str = r"
-local now = tonumber(ARGV[3])
-if not now then
-  local t = redis.call('TIME')
-  now = t[1] * 1000000 + t[2]
-end
+local t = redis.call('TIME')
+local now = t[1] * 1000000 + t[2]
 local name = redis.call('GET', KEYS[1])
 local process, since
 if name then process, since = string.match(name, '^([^:]*):[^:]*:(%d+)$') end
@@ -243,7 +239,6 @@ impl Redis {
             .key(self.generation_key())
             .arg(process.unwrap_or_default().trim())
             .arg(hex::encode(fresh))
-            .arg(self.time())
             .invoke_async(&mut connection)
             .await?;
         Ok(Generation {

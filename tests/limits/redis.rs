@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 
 use super::scene::{MINUTE, OwnRedis, Scene, calls_of, policy};
 use crate::support::{
-    store::{Db, HOUR},
+    store::{Db, HOUR, SECOND},
     wait::until,
 };
 
@@ -154,7 +154,11 @@ async fn a_redis_that_forgot_is_told(db: Db) {
     for policy in policies {
         assert!(!scene.take(&node, policy, 1).await.allowed);
     }
+    let noticed = async || redis.has_something().await.then_some(());
+    until("the flush is noticed", noticed).await;
     scene.until_well(&node).await;
+    // What was heard before the flush is too old to refuse by.
+    scene.pass(2 * SECOND).await;
     for policy in policies {
         assert_eq!(scene.exhaust(&node, policy).await, 0);
     }
@@ -179,6 +183,9 @@ async fn a_redis_that_went_back_in_time_is_not_trusted(db: Db) {
     redis.stop().await;
     redis.run_with(&earlier).await;
     assert!(!scene.take(&node, policy, 1).await.allowed);
+    // What was heard before is too old to refuse by: Redis is asked, or found gone.
+    scene.pass(2 * SECOND).await;
+    scene.take(&node, policy, 1).await;
     scene.until_well(&node).await;
     assert_eq!(scene.exhaust(&node, policy).await, 0);
     scene.check(&[policy]);

@@ -291,6 +291,15 @@ impl OwnRedis {
     pub(crate) async fn flush(&self) {
         self.command("FLUSHALL").await.unwrap();
     }
+
+    /// Whether it holds anything.
+    pub(crate) async fn has_something(&self) -> bool {
+        let client = ::redis::Client::open(self.url()).unwrap();
+        let connection = client.get_multiplexed_async_connection().await;
+        let size = ::redis::cmd("DBSIZE");
+        let size: i64 = size.query_async(&mut connection.unwrap()).await.unwrap();
+        size > 0
+    }
 }
 
 pub(crate) const MINUTE: Micros = 60 * SECOND;
