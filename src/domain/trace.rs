@@ -207,10 +207,10 @@ impl Trace {
             let (length, after) = rest.split_first_chunk()?;
             let (state, after) = after.split_at_checked(u16::from_be_bytes(*length).into())?;
             rest = after;
-            read.state = std::str::from_utf8(state).ok()?.to_owned();
+            read.state.push_str(std::str::from_utf8(state).ok()?);
         }
         if kind & MADE == 0 {
-            read.request_id = std::str::from_utf8(rest).ok()?.to_owned();
+            read.request_id.push_str(std::str::from_utf8(rest).ok()?);
         } else {
             let made = uuid::Uuid::from_slice(rest).ok()?;
             write!(read.request_id, "{MADE_PREFIX}{}", id::encode(made)).ok()?;
@@ -246,7 +246,7 @@ mod tests {
         let next = GOOD.replacen("00", "cc", 1) + "-what-follows";
         assert_eq!(Context::parse(&next).unwrap().to_string(), GOOD);
         for bad in [
-            "".to_owned(),
+            String::new(),
             "00-1".to_owned(),
             GOOD.to_uppercase(),
             GOOD.replacen("00", "ff", 1),
@@ -302,10 +302,8 @@ mod tests {
             "z".repeat(250)
         );
         assert_eq!(read(&[&long]), format!("a=1,b=2,c={}", "y".repeat(120)));
-        let even: String = (0..9)
-            .map(|i| format!("k{i}={},", "v".repeat(60)))
-            .collect();
-        let cut = read(&[&even]);
+        let even: Vec<String> = (0..9).map(|i| format!("k{i}={}", "v".repeat(60))).collect();
+        let cut = read(&[&even.join(",")]);
         assert!(cut.len() <= MAX_STATE && cut.ends_with('v') && cut.split(',').count() == 8);
     }
 
@@ -342,9 +340,10 @@ mod tests {
         fn stored_and_read(id in "[!-~]{0,128}", state in "([a-z]=[!-<]{1,9})?", parent in any::<Option<([u8; 16], [u8; 8], u8)>>()) {
             let context = parent.map(|(trace, span, flags)| Context { trace, span, flags });
             let trace = Trace { context, state, request_id: id };
-            match trace.encode() {
-                Some(bytes) => prop_assert_eq!(Trace::decode(&bytes), Some(trace)),
-                None => prop_assert_eq!(trace, Trace::default()),
+            if let Some(bytes) = trace.encode() {
+                prop_assert_eq!(Trace::decode(&bytes), Some(trace));
+            } else {
+                prop_assert_eq!(trace, Trace::default());
             }
         }
 

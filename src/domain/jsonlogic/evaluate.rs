@@ -32,16 +32,9 @@ impl Fuel {
 
     pub(super) fn spend(&mut self, steps: usize) -> Result<()> {
         let steps = u32::try_from(steps).unwrap_or(u32::MAX);
-        match self.0.checked_sub(steps) {
-            Some(left) => {
-                self.0 = left;
-                Ok(())
-            }
-            None => {
-                self.0 = 0;
-                Err(Exhausted)
-            }
-        }
+        let left = self.0.checked_sub(steps);
+        self.0 = left.unwrap_or(0);
+        left.map(|_| ()).ok_or(Exhausted)
     }
 
     pub(super) fn spend_bytes(&mut self, bytes: usize) -> Result<()> {
@@ -147,14 +140,11 @@ fn call<'v>(
 /// `if`: conditions with what follows from each, and what is left.
 fn branch<'v>(nodes: &'v [Node], data: &Value<'v>, fuel: &mut Fuel) -> Result<Value<'v>> {
     for pair in nodes.chunks(2) {
-        match pair {
-            [condition, then] => {
-                if truthy(&evaluate(condition, data, fuel)?) {
-                    return evaluate(then, data, fuel);
-                }
-            }
-            [otherwise] => return evaluate(otherwise, data, fuel),
-            _ => {}
+        let [condition, then] = pair else {
+            return or_null(pair.first(), data, fuel);
+        };
+        if truthy(&evaluate(condition, data, fuel)?) {
+            return evaluate(then, data, fuel);
         }
     }
     Ok(Value::Null)
@@ -250,10 +240,10 @@ fn apply<'v>(
         Operator::NotEqual => truth(!equal(at(0), at(1), fuel)?),
         Operator::Same => truth(same(at(0), at(1), fuel)?),
         Operator::NotSame => truth(!same(at(0), at(1), fuel)?),
-        Operator::Less => truth(ascends(a, fuel, |o| o.is_lt())?),
-        Operator::LessOrEqual => truth(ascends(a, fuel, |o| o.is_le())?),
-        Operator::Greater => truth(ascends(a, fuel, |o| o.is_gt())?),
-        Operator::GreaterOrEqual => truth(ascends(a, fuel, |o| o.is_ge())?),
+        Operator::Less => truth(ascends(a, fuel, Ordering::is_lt)?),
+        Operator::LessOrEqual => truth(ascends(a, fuel, Ordering::is_le)?),
+        Operator::Greater => truth(ascends(a, fuel, Ordering::is_gt)?),
+        Operator::GreaterOrEqual => truth(ascends(a, fuel, Ordering::is_ge)?),
         Operator::Add => {
             let mut sum = 0.0;
             for value in a {
