@@ -275,7 +275,7 @@ impl Front {
     /// `GET /health`: the process lives; `deep=true`: what it depends on, too.
     async fn health(&self, query: Option<&str>) -> Result<Response<Full<Bytes>>> {
         let deep = match query.map(|q| q.split('&').collect::<Vec<_>>()).as_deref() {
-            None | Some([""] | ["deep=false" | "deep=0"]) => false,
+            None | Some(["" | "deep=false" | "deep=0"]) => false,
             Some(["deep" | "deep=true" | "deep=1"]) => true,
             Some(_) => {
                 return Err(Error::new(

@@ -87,7 +87,8 @@ impl Http {
         let bytes = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
         let request = request.body(Full::new(bytes)).map_err(|e| e.to_string())?;
         let exchange = async {
-            let response = self.client.request(request).await.map_err(unreached)?;
+            let response = self.client.request(request).await;
+            let response = response.map_err(|e| unreached(&e))?;
             let (parts, body) = response.into_parts();
             let body = Limited::new(body, MOST).collect().await;
             Ok(Answer {
@@ -103,9 +104,9 @@ impl Http {
     }
 }
 
-fn unreached(error: hyper_util::client::legacy::Error) -> String {
+fn unreached(error: &hyper_util::client::legacy::Error) -> String {
     // The innermost cause is what helps: refused, unknown host, bad certificate.
-    let mut cause: &dyn std::error::Error = &error;
+    let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
