@@ -329,6 +329,7 @@ passed_on!(CounterStore, false, {
 
 passed_on!(LoadStore, false, {
     load_finished(load: &Load) -> ();
+    analyze() -> ();
 });
 
 #[async_trait]
