@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     domain::{delivery::Schedule, switch::Switch},
+    limiter::Undecided,
     store::Database,
 };
 
@@ -133,8 +134,9 @@ pub struct Live {
     pub stale: Duration,
     /// Calls an hour by tier.
     pub tiers: BTreeMap<String, i64>,
-    /// Tiers whose calls pass while a limit can't be decided.
-    pub limiter_fail_open: BTreeSet<String>,
+    /// Tiers whose calls pass while a limit can't be decided; none: up to what is
+    /// known to be left.
+    pub limiter_fail_open: Option<BTreeSet<String>>,
     /// The greatest payload.
     pub event_max_bytes: usize,
     /// The most deliveries of one event.
@@ -149,6 +151,18 @@ pub struct Live {
     pub allowed_endpoints: Vec<IpNet>,
     /// Whether receivers may be http.
     pub allow_http: bool,
+}
+
+impl Live {
+    /// What becomes of a tier's calls while their limit can't be decided.
+    #[must_use]
+    pub fn undecided(&self, tier: &str) -> Undecided {
+        match &self.limiter_fail_open {
+            None => Undecided::Share,
+            Some(tiers) if tiers.contains(tier) => Undecided::Pass,
+            Some(_) => Undecided::Refuse,
+        }
+    }
 }
 
 /// All settings.
@@ -261,13 +275,18 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
         limiter_fail_open: source
             .get(
                 "LIMITER_FAIL_OPEN",
-                "names of tiers, such as free,pro",
-                |v| {
-                    let names = v.split(',').map(|n| n.trim().to_owned());
-                    names.map(|n| Some(n).filter(|n| !n.is_empty())).collect()
+                "`share`, `none` or names of tiers, such as free,pro",
+                |v| match v {
+                    "share" => Some(None),
+                    "none" => Some(Some(BTreeSet::new())),
+                    _ => {
+                        let names = v.split(',').map(|n| n.trim().to_owned());
+                        let names = names.map(|n| Some(n).filter(|n| !n.is_empty()));
+                        names.collect::<Option<_>>().map(Some)
+                    }
                 },
             )?
-            .unwrap_or_default(),
+            .flatten(),
         event_max_bytes: source.number("EVENT_MAX_BYTES", 262_144, 1, 4_194_304)?,
         fan_out_max: source.number("FAN_OUT_MAX", 1000, 1, 10_000)?,
         quota_subscriptions: source.number("QUOTA_SUBSCRIPTIONS", 1000, 1, 1_000_000)?,
@@ -481,9 +500,16 @@ mod tests {
             .live
             .limiter_fail_open
             .iter()
+            .flatten()
             .map(String::as_str)
             .collect();
         assert_eq!(open, ["free", "pro"]);
+        assert_eq!(s.live.undecided("free"), Undecided::Pass);
+        assert_eq!(s.live.undecided("enterprise"), Undecided::Refuse);
+        let s = read(&[]).unwrap();
+        assert_eq!(s.live.undecided("enterprise"), Undecided::Share);
+        let s = read(&[("ONERING_LIMITER_FAIL_OPEN", "none")]).unwrap();
+        assert_eq!(s.live.undecided("free"), Undecided::Refuse);
         assert!(read(&[("ONERING_LIMITER_FAIL_OPEN", "free,")]).is_err());
         assert!(read(&[("ONERING_REDIS_URL", "http://127.0.0.1")]).is_err());
     }

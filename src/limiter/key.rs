@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 
-use super::State;
+use super::{State, Undecided};
 use crate::domain::{
     id::{KeyId, Micros},
     limit::{AHEAD, Answer, Ask, EXACT, HOUR, LEASED, Window},
@@ -203,11 +203,11 @@ impl KeyState {
     }
 
     /// Decides where no lender answers in time: from what is known for sure, else
-    /// as the tier wants it.
+    /// as the tier has it.
     pub(super) fn decide_alone(
         &mut self,
         cost: i64,
-        fail_open: bool,
+        undecided: Undecided,
         now: Micros,
         lenders: &[Lender],
         degraded: bool,
@@ -219,7 +219,12 @@ impl KeyState {
         let missing = (cost - held).max(0);
         let sure = lenders[STORE].sure;
         let room = self.known[STORE].room(lenders[STORE].part, now);
-        if sure && room >= missing || fail_open && (degraded || !sure) {
+        let passes = match undecided {
+            Undecided::Refuse => false,
+            Undecided::Share => !lenders[STORE].can_be_asked() && room >= missing,
+            Undecided::Pass => degraded || !sure,
+        };
+        if sure && room >= missing || passes {
             self.spend(cost - missing, now);
             self.note(missing, now);
             self.known[STORE].spent += missing;
@@ -491,9 +496,9 @@ mod tests {
         key.loaded(window.clone(), NOW, 0);
         assert_eq!(decide(&mut key, 10, 1, &lenders), Said::Ask(STORE));
         let ask = question(&mut key, &lenders[0], 1);
-        let alone = key.decide_alone(1, false, NOW, &lenders, false);
+        let alone = key.decide_alone(1, Undecided::Refuse, NOW, &lenders, false);
         assert!(alone.allowed && alone.remaining == 0, "{alone:?}");
-        let again = key.decide_alone(1, false, NOW, &lenders, false);
+        let again = key.decide_alone(1, Undecided::Refuse, NOW, &lenders, false);
         assert!(!again.allowed, "{again:?}");
         key.answered(STORE, NOW, NOW, window.lend(&ask, NOW));
         assert!(!allowed(decide(&mut key, 10, 1, &lenders)));
@@ -507,7 +512,7 @@ mod tests {
         let mut window = Window::default();
         let mut key = KeyState::new(NOW, 0);
         assert_eq!(decide(&mut key, 10, 4, &lenders), Said::Ask(STORE));
-        let alone = key.decide_alone(4, false, NOW, &lenders, false);
+        let alone = key.decide_alone(4, Undecided::Refuse, NOW, &lenders, false);
         assert!(alone.allowed && alone.remaining == 6, "{alone:?}");
         let lost = question(&mut key, &lenders[0], 0);
         assert_eq!(lost.spent, 4);
@@ -529,10 +534,33 @@ mod tests {
         let lenders = store(10, false);
         let mut key = KeyState::new(NOW, 0);
         assert_eq!(decide(&mut key, 10, 1, &lenders), Said::Ask(STORE));
-        assert!(!key.decide_alone(1, false, NOW, &lenders, false).allowed);
-        let open = key.decide_alone(1, true, NOW, &lenders, false);
+        assert!(
+            !key.decide_alone(1, Undecided::Refuse, NOW, &lenders, false)
+                .allowed
+        );
+        let open = key.decide_alone(1, Undecided::Pass, NOW, &lenders, false);
         assert!(open.allowed && open.degraded);
         assert!(key.has_news(STORE), "it counts later");
+    }
+
+    // K5, K7: without the store as much passes as was known to be left, once.
+    #[test]
+    fn a_share_passes_without_the_store() {
+        let mut lenders = store(10, false);
+        let mut key = KeyState::new(NOW, 0);
+        assert_eq!(decide(&mut key, 10, 1, &lenders), Said::Ask(STORE));
+        let slow = key.decide_alone(1, Undecided::Share, NOW, &lenders, false);
+        assert!(!slow.allowed, "the store can still be asked");
+        lenders[STORE].usable = false;
+        let mut passed = 0;
+        while key
+            .decide_alone(1, Undecided::Share, NOW, &lenders, true)
+            .allowed
+        {
+            passed += 1;
+            assert!(passed <= 10);
+        }
+        assert_eq!(passed, 10);
     }
 
     #[test]

@@ -39,6 +39,18 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(20);
 const SHARDS: usize = 16;
 
+/// What becomes of a call whose limit can't be decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undecided {
+    /// It is refused.
+    Refuse,
+    /// It passes where the store does not answer, up to what this node knew to be
+    /// left of the limit: the last known share.
+    Share,
+    /// It passes.
+    Pass,
+}
+
 /// A limit to be kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
@@ -46,8 +58,8 @@ pub struct Policy {
     pub key: KeyId,
     /// Calls in any trailing hour.
     pub limit: i64,
-    /// Whether calls pass while it can't be decided at all.
-    pub fail_open: bool,
+    /// What becomes of a call while it can't be decided.
+    pub undecided: Undecided,
 }
 
 /// What the limit said of a call, and how it stands after it.
@@ -208,8 +220,8 @@ impl Limiter {
                     }
                     Said::Unsure => {
                         self.metrics.limiter_unsure.increment(1);
-                        let open = policy.fail_open;
-                        let state = key.decide_alone(cost, open, now, lenders, degraded);
+                        let state =
+                            key.decide_alone(cost, policy.undecided, now, lenders, degraded);
                         if key.has_news(STORE) && self.is_usable(STORE) {
                             self.ask(key, policy.key, STORE, 0);
                         }

@@ -84,8 +84,8 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     ),
     (
         "LIMITER_FAIL_OPEN",
-        "none",
-        "tiers whose calls pass while a limit can't be decided",
+        "share",
+        "`share`, `none` or tiers whose calls pass while a limit can't be decided",
     ),
     (
         "MASTER_KEY",

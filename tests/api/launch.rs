@@ -33,6 +33,11 @@ async fn sink(secret: &str) -> RunningSink {
     .unwrap()
 }
 
+/// A sink's address without the path that it takes webhooks at.
+fn origin(url: &str) -> &str {
+    url.trim_end_matches("/webhook").trim_end_matches('/')
+}
+
 async fn shell(line: &str) -> Done {
     let path = std::env::var("PATH").unwrap();
     // Progress is not what a person looks at.
@@ -94,7 +99,7 @@ async fn the_runbooks_lines_work_as_they_stand(db: Db) {
     let sink = sink("whsec_test").await;
     let mut values: BTreeMap<String, String> = [
         ("localhost:8000", app.address.to_string()),
-        ("localhost:9090", sink.url().replace("http://", "")),
+        ("localhost:9090", origin(&sink.url()).replace("http://", "")),
         ("<admin_key>", app.admin.clone()),
     ]
     .map(|(name, value)| (name.to_owned(), value.trim_end_matches('/').to_owned()))
@@ -128,7 +133,7 @@ async fn the_runbooks_lines_work_as_they_stand(db: Db) {
 
 async fn smoke(app: &TestApp, sink: &str, more: &[&str]) -> Done {
     let url = app.url("");
-    let hook = format!("{}/webhook", sink.trim_end_matches('/'));
+    let hook = format!("{}/webhook", origin(sink));
     let mut args = vec![
         "smoke",
         "--backend-url",

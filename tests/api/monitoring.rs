@@ -385,7 +385,7 @@ async fn a_tenant_sees_its_own(db: Db) {
         }
         let external = read(EXTERNAL, key).await;
         assert_eq!(external["active_keys"], 1);
-        assert_eq!(external["by_tier"]["pro"]["active"], 1);
+        assert_eq!(external["by_tier"]["free"]["active"], 1);
         let keys = read(API_KEYS, key).await["keys"]
             .as_array()
             .unwrap()

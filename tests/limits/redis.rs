@@ -129,7 +129,7 @@ async fn without_redis_a_share_is_left(db: Db) {
             policy.limit
         );
         let mut open = policy;
-        open.fail_open = true;
+        open.undecided = onering::limiter::Undecided::Pass;
         assert!(node.limiter.take(open, 1).await.allowed);
     }
     redis.run().await;

@@ -12,7 +12,7 @@ use std::{
 
 use onering::{
     domain::id::{KeyId, Micros, Part, micros, wall_clock},
-    limiter::{Clock, Limiter, Outside, Parts, Policy, State},
+    limiter::{Clock, Limiter, Outside, Parts, Policy, State, Undecided},
     metrics::Metrics,
     store::{Session, Store},
     tasks::Tasks,
@@ -202,7 +202,7 @@ pub(crate) fn policy(limit: i64) -> Policy {
     Policy {
         key: key(),
         limit,
-        fail_open: false,
+        undecided: Undecided::Refuse,
     }
 }
 

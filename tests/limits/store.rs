@@ -200,7 +200,7 @@ async fn without_the_store_the_tier_says_what_happens(db: Db) {
     assert!(node.limiter.is_degraded());
     let shown = node.metrics.render();
     assert!(shown.contains("onering_rate_limiter_degraded 1"), "{shown}");
-    cold.fail_open = true;
+    cold.undecided = onering::limiter::Undecided::Pass;
     let open = scene.take(&node, cold, 1).await;
     assert!(open.allowed && open.degraded, "{open:?}");
     node.kill_without_a_store().await;

@@ -161,7 +161,7 @@ fn policy(entry: &KeyEntry, live: &Live) -> Option<Policy> {
     Some(Policy {
         key: entry.key.id,
         limit: effective_limit(&entry.key, live)?,
-        fail_open: live.limiter_fail_open.contains(&entry.key.tier),
+        undecided: live.undecided(&entry.key.tier),
     })
 }
 
