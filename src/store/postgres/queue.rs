@@ -115,24 +115,26 @@ own as materialized (
   from part_owner o cross join t where o.part in (select part from input)
 ),
 moved as (
-  select m.part, m.owner as tenant, m.sid, m.before, m.state, m.kind, m.tried + m.charge as attempts,
-         own.active - m.began - m.less as latency
+  select m.part, m.owner as tenant, m.sid, m.before, m.state, m.kind,
+         case m.state when 4 then 100 + least(54, greatest(0, 1 + floor(8 * log(
+           greatest(own.active - m.began - m.less, 1)::double precision / 1000))))::integer end as bucket,
+         count(*) as n, sum(greatest(m.tried + m.charge - 1, 0)) as again
   from (select part, owner, sid, before, state, kind, tried, charge, began, less from gone
         union all
         select part, owner, sid, before, state, kind, tried, charge, began, less from kept where action < 4) m
   join own on own.part = m.part
+  group by 1, 2, 3, 4, 5, 6, 7
 ),
 ",
     counted!(
         "x.sid",
         "moved",
-        "(case when x.before <> x.state then x.before end, -1),
-         (case when x.before <> x.state then x.state end, 1),
-         (case x.state when 6 then 20 when 9 then 21 end, 1),
-         (case when x.state in (4, 6, 9) and x.attempts > 1 then 22 end, x.attempts - 1),
-         (case x.kind when 4 then 23 end, 1),
-         (case x.state when 4 then 100 + least(54, greatest(0,
-            1 + floor(8 * log(greatest(x.latency, 1)::double precision / 1000))))::integer end, 1)"
+        "(case when x.before <> x.state then x.before end, -x.n),
+         (case when x.before <> x.state then x.state end, x.n),
+         (case x.state when 6 then 20 when 9 then 21 end, x.n),
+         (case when x.state in (4, 6, 9) and x.again > 0 then 22 end, x.again),
+         (case x.kind when 4 then 23 end, x.n),
+         (x.bucket, x.n)"
     ),
     ",
 ended as (
