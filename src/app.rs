@@ -237,7 +237,12 @@ impl App {
                 serving.clone(),
             ),
         );
-        let deep = Health::new(context.store.clone(), directory.clone(), node.clone());
+        let deep = Health::new(
+            context.store.clone(),
+            directory.clone(),
+            node.clone(),
+            context.limiter.clone(),
+        );
         let front = Front::new(context.clone(), gate, rest, grpc, metrics, deep)
             .map_err(StartError::Settings)?;
         let server = tasks.beside();

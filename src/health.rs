@@ -11,6 +11,8 @@ use tokio::sync::Mutex;
 
 use crate::{
     directory::{Directory, Freshness},
+    domain::id::wall_clock,
+    limiter::Limiter,
     pipeline::node::Node,
     store::Store,
 };
@@ -54,6 +56,25 @@ pub struct MigrationHealth {
     pub expected: i64,
 }
 
+/// What decides on limits.
+#[derive(Debug, Clone, Serialize)]
+pub struct LimiterHealth {
+    /// How well it is.
+    pub status: Condition,
+    /// Whether Redis, where it is configured, or the store can't be asked.
+    pub degraded: bool,
+}
+
+/// The queue of deliveries.
+#[derive(Debug, Clone, Serialize)]
+pub struct QueueHealth {
+    /// Unhealthy where it can't be read; its age is a figure and no verdict.
+    pub status: Condition,
+    /// The age of the oldest delivery that is not finished, in seconds; 0 where
+    /// there is none.
+    pub oldest_age_seconds: Option<f64>,
+}
+
 /// The worker that sends deliveries.
 #[derive(Debug, Clone, Serialize)]
 pub struct WorkerHealth {
@@ -72,8 +93,12 @@ pub struct Checks {
     pub database: DatabaseHealth,
     /// Its migrations.
     pub migrations: MigrationHealth,
+    /// The limiter.
+    pub limiter: LimiterHealth,
     /// The worker.
     pub worker: WorkerHealth,
+    /// The queue.
+    pub queue: QueueHealth,
 }
 
 /// What deep health answers.
@@ -90,17 +115,24 @@ pub struct Health {
     store: Arc<dyn Store>,
     directory: Arc<Directory>,
     node: Arc<Node>,
+    limiter: Arc<Limiter>,
     seen: Mutex<Option<(Instant, Report)>>,
 }
 
 impl Health {
     /// Of a node.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, directory: Arc<Directory>, node: Arc<Node>) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        directory: Arc<Directory>,
+        node: Arc<Node>,
+        limiter: Arc<Limiter>,
+    ) -> Self {
         Self {
             store,
             directory,
             node,
+            limiter,
             seen: Mutex::new(None),
         }
     }
@@ -152,13 +184,43 @@ impl Health {
             partitions: self.node.owned().len(),
             sending: self.directory.switches().delivery,
         };
-        let status = [database.status, migrations.status, worker.status];
+        let degraded = self.limiter.is_degraded();
+        let limiter = LimiterHealth {
+            status: if degraded {
+                Condition::Degraded
+            } else {
+                Condition::Healthy
+            },
+            degraded,
+        };
+        let oldest = tokio::time::timeout(PATIENCE, self.store.oldest_unfinished(None)).await;
+        let age = oldest.ok().and_then(std::result::Result::ok).map(|id| {
+            let age = id.map_or(0, |id| (wall_clock() - id.time()).max(0));
+            (age / 1000) as f64 / 1e3
+        });
+        let queue = QueueHealth {
+            status: if age.is_some() {
+                Condition::Healthy
+            } else {
+                Condition::Unhealthy
+            },
+            oldest_age_seconds: age,
+        };
+        let status = [
+            database.status,
+            migrations.status,
+            limiter.status,
+            worker.status,
+            queue.status,
+        ];
         Report {
             status: status.into_iter().max().unwrap_or(Condition::Healthy),
             checks: Checks {
                 database,
                 migrations,
+                limiter,
                 worker,
+                queue,
             },
         }
     }

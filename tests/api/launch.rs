@@ -252,6 +252,24 @@ async fn deep_health_looks_at_everything(db: Db) {
     assert!(migrations["applied"].as_i64().unwrap() > 0, "{deep}");
     assert_eq!(checks["worker"]["partitions"], 64, "{deep}");
     assert_eq!(checks["worker"]["sending"], true, "{deep}");
+    assert_eq!(checks["limiter"]["degraded"], false, "{deep}");
+    assert_eq!(checks["queue"]["oldest_age_seconds"], 0.0, "{deep}");
+    let sink = sink("whsec_test").await;
+    let hook = json!({"url": sink.url(), "event_types": ["*"]});
+    let mut app = app;
+    app.subscribe(&app.admin, hook).await;
+    app.reload(&[("WEBHOOKS_DELIVERY_ENABLED", "0")]);
+    app.publish(&app.admin, "a.b", json!({})).await;
+    eventually("what waits is seen", || async {
+        let deep = app.get("/health?deep=true", "").await.ok();
+        assert_eq!(
+            deep["status"], "healthy",
+            "what is held is no fault: {deep}"
+        );
+        let age = deep["checks"]["queue"]["oldest_age_seconds"].as_f64();
+        (age.unwrap() > 0.0).then_some(())
+    })
+    .await;
     app.get("/health?deeep=true", "")
         .await
         .refused(400, "INVALID_ARGUMENT");
