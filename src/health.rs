@@ -152,7 +152,12 @@ impl Health {
 
     async fn look(&self) -> Report {
         let asked = Instant::now();
-        let answer = tokio::time::timeout(PATIENCE, self.store.applied_migration()).await;
+        let migration = async {
+            let answer = tokio::time::timeout(PATIENCE, self.store.applied_migration()).await;
+            (answer, asked.elapsed())
+        };
+        let oldest = tokio::time::timeout(PATIENCE, self.store.oldest_unfinished(None));
+        let ((answer, took), oldest) = tokio::join!(migration, oldest);
         let applied = answer.ok().and_then(std::result::Result::ok);
         let expected = self.store.expected_migration();
         let stale = self.directory.freshness() != Freshness::Fresh;
@@ -162,7 +167,7 @@ impl Health {
                 (Some(_), true) => Condition::Degraded,
                 (Some(_), false) => Condition::Healthy,
             },
-            latency_ms: applied.map(|_| (asked.elapsed().as_secs_f64() * 1e6).round() / 1e3),
+            latency_ms: applied.map(|_| (took.as_secs_f64() * 1e6).round() / 1e3),
             config_stale: stale,
         };
         let migrations = MigrationHealth {
@@ -193,7 +198,6 @@ impl Health {
             },
             degraded,
         };
-        let oldest = tokio::time::timeout(PATIENCE, self.store.oldest_unfinished(None)).await;
         let age = oldest.ok().and_then(std::result::Result::ok).map(|id| {
             let age = id.map_or(0, |id| (wall_clock() - id.time()).max(0));
             (age / 1000) as f64 / 1e3

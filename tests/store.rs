@@ -2,25 +2,8 @@
 //! alone, on a database of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[macro_use]
 mod support;
-
-/// Makes of each of these functions a test on PostgreSQL and one on SQLite.
-macro_rules! contract {
-    ($($name:ident),+ $(,)?) => {
-        mod postgres {
-            $(#[test] fn $name() { crate::on_postgres(super::$name); })+
-        }
-        mod sqlite { $(#[test] fn $name() { crate::on_sqlite(super::$name); })+ }
-    };
-}
-
-fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F) {
-    support::store::run(support::store::Engine::Postgres, test);
-}
-
-fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(support::store::Db) -> F) {
-    support::store::run(support::store::Engine::Sqlite, test);
-}
 
 #[path = "store/backlog.rs"]
 mod backlog;

@@ -161,7 +161,14 @@ impl Limiter {
     /// Looks whether the store answers, and whether this node is alone.
     pub(super) async fn look_at_store(&self) -> store::Result<()> {
         let sent = (self.clock)();
-        let alone = !self.store.is_shared() || self.store.live_sessions().await? <= 1;
+        let nodes = if self.store.is_shared() {
+            self.store.live_sessions().await?.max(1)
+        } else {
+            1
+        };
+        self.nodes
+            .store(nodes, std::sync::atomic::Ordering::Relaxed);
+        let alone = nodes == 1;
         let sure = &self.sure_until;
         if alone {
             if !self.is_sure(sent) {

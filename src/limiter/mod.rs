@@ -44,8 +44,8 @@ const SHARDS: usize = 16;
 pub enum Undecided {
     /// It is refused.
     Refuse,
-    /// It passes where the store does not answer, up to what this node knew to be
-    /// left of the limit: the last known share.
+    /// It passes where the store does not answer, up to this node's part of what it
+    /// knew to be left of the limit: the last known share.
     Share,
     /// It passes.
     Pass,
@@ -130,6 +130,8 @@ pub struct Limiter {
     offset: AtomicI64,
     /// Until when it is certain that no other node borrows from the store.
     sure_until: AtomicI64,
+    /// How many nodes lived at the last look.
+    nodes: AtomicI64,
     /// Keys to ask each lender about.
     queues: [mpsc::UnboundedSender<KeyId>; 2],
 }
@@ -165,6 +167,7 @@ impl Limiter {
             usable: [AtomicBool::new(true), AtomicBool::new(false)],
             offset: AtomicI64::new(offset),
             sure_until: AtomicI64::new(Micros::MIN),
+            nodes: AtomicI64::new(1),
             queues: [store_queue, redis_queue],
         });
         if limiter.store.is_shared() && limiter.store.live_sessions().await? > 1 {
@@ -280,6 +283,7 @@ impl Limiter {
             usable: self.is_usable(at),
             slow: false,
             sure: at == STORE && self.is_sure(now),
+            nodes: self.nodes.load(Ordering::Relaxed),
         };
         [lender(STORE), lender(REDIS)]
     }

@@ -14,7 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc};
 
-pub use super::job::Job;
+use super::job::Job;
 use super::{job::Fetch, lanes::Lanes, node::Node};
 use crate::{
     directory::Directory,

@@ -20,7 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
-use super::{clients::Clients, dispatch::Job};
+use super::{clients::Clients, job::Job};
 use crate::{
     connector::RefusedEndpoint,
     domain::{

@@ -19,15 +19,6 @@ use crate::support::{
     store::Db,
 };
 
-/// One process has a SQLite file for itself, and nothing can come between.
-macro_rules! on_postgres_alone {
-    ($($name:ident),+ $(,)?) => {
-        mod postgres {
-            $(#[test] fn $name() { crate::on_postgres(super::$name); })+
-        }
-    };
-}
-
 on_postgres_alone![
     a_change_reaches_every_node,
     what_one_node_makes_the_other_knows,

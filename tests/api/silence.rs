@@ -17,15 +17,6 @@ use crate::support::{
     store::Db,
 };
 
-/// One process has a SQLite file for itself, and nothing can come between.
-macro_rules! on_postgres_alone {
-    ($($name:ident),+ $(,)?) => {
-        mod postgres {
-            $(#[test] fn $name() { crate::on_postgres(super::$name); })+
-        }
-    };
-}
-
 on_postgres_alone![
     a_silent_database_is_given_up_on_in_time,
     what_waits_for_a_silent_database_is_bounded,

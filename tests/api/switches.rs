@@ -22,22 +22,11 @@ contract![
     flags_by_command,
 ];
 
-mod postgres_alone {
-    #[test]
-    fn every_node_confirms() {
-        crate::on_postgres(super::every_node_confirms);
-    }
-
-    #[test]
-    fn a_pin_of_another_node_counts() {
-        crate::on_postgres(super::a_pin_of_another_node_counts);
-    }
-
-    #[test]
-    fn a_node_that_hears_nothing() {
-        crate::on_postgres(super::a_node_that_hears_nothing);
-    }
-}
+on_postgres_alone![
+    every_node_confirms,
+    a_pin_of_another_node_counts,
+    a_node_that_hears_nothing,
+];
 
 const ME: &str = "/v1/external/me";
 const SWITCHES: &str = "/v1/admin/switches";

@@ -606,15 +606,10 @@ async fn uses_are_counted(db: Db) {
 mod nodes {
     use super::*;
 
-    #[test]
-    fn postgres_a_change_is_seen_from_its_revision_on() {
-        crate::on_postgres(a_change_is_seen_from_its_revision_on);
-    }
-
-    #[test]
-    fn postgres_it_goes_on_without_the_database() {
-        crate::on_postgres(it_goes_on_without_the_database);
-    }
+    on_postgres_alone![
+        a_change_is_seen_from_its_revision_on,
+        it_goes_on_without_the_database,
+    ];
 
     // K4, K5: another node's change is in force in an answer that was asked for
     // at its revision, however soon.

@@ -22,12 +22,7 @@ contract![
     leases_are_found_in_a_long_queue,
 ];
 
-mod postgres_alone {
-    #[test]
-    fn ending_a_session_holds_no_lock_for_long() {
-        crate::on_postgres(super::ending_a_session_holds_no_lock_for_long);
-    }
-}
+on_postgres_alone![ending_a_session_holds_no_lock_for_long,];
 
 /// So many that reading them all for each batch takes many times as long as the
 /// batch.

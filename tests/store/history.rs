@@ -23,12 +23,7 @@ contract![
     usage_is_absolute,
 ];
 
-mod postgres_alone {
-    #[test]
-    fn reads_that_hang_stop_nothing_else() {
-        crate::on_postgres(super::reads_that_hang_stop_nothing_else);
-    }
-}
+on_postgres_alone![reads_that_hang_stop_nothing_else,];
 
 /// Deliveries in every place and state, oldest first.
 async fn of_every_kind(node: &Node, sub: SubscriptionId) -> Vec<(DeliveryId, Status)> {

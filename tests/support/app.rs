@@ -73,14 +73,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
     mut check: impl FnMut() -> F,
 ) -> T {
-    let end = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = check().await {
-            return found;
-        }
-        assert!(tokio::time::Instant::now() < end, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    super::wait::until(what, async || check().await).await
 }
 
 /// The URL of a database, as `ONERING_DATABASE_URL` has it.

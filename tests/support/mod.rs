@@ -10,6 +10,8 @@ pub mod app;
 pub mod build;
 pub mod call;
 pub mod command;
+#[macro_use]
+pub mod contract;
 pub mod faults;
 pub mod gate;
 pub mod proxy;

@@ -60,6 +60,7 @@ install_packages() {
     command -v jq >/dev/null || missing+=(jq)
     command -v curl >/dev/null || missing+=(curl)
     chromium >/dev/null || missing+=(chromium)
+    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
     if ((${#missing[@]})); then
         install_with_apt "${missing[@]}"
     fi
