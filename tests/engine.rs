@@ -29,6 +29,8 @@ mod isolation;
 mod launch;
 #[path = "engine/libraries.rs"]
 mod libraries;
+#[path = "engine/ordering.rs"]
+mod ordering;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/replay.rs"]

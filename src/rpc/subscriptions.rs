@@ -15,8 +15,8 @@ use crate::{
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, PayloadFormat, PreviousSecret, Sealed,
-            Subscription,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, Ordering, PayloadFormat, PreviousSecret,
+            Sealed, Subscription,
         },
     },
     error::{Error, Reason, Result},
@@ -169,6 +169,7 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
         disabled: None,
         held: 0,
         filter: None,
+        ordering: Ordering::Off,
         format: PayloadFormat::Standard,
         scheme,
         schedule: None,
@@ -202,6 +203,7 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         payload_format: given.payload_format,
         client_certificate: given.client_certificate,
         filter: given.filter,
+        ordering: given.ordering,
         ..v1::Subscription::default()
     }
 }
@@ -402,6 +404,7 @@ impl SubscriptionService for Subscriptions {
                 event_type: TEST_TYPE.to_owned(),
                 data: TEST_DATA.into(),
                 idempotency_key: None,
+                ordering_key: None,
                 only: Some(id),
                 trace,
             })

@@ -16,14 +16,14 @@ use onering::{
         id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
         key::Key,
         limit::{Answer, Ask, Window},
-        subscription::Subscription,
+        subscription::{Ordering, Subscription},
         switch::Change,
         tenant::Tenant,
     },
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
         Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LimitStore,
-        LiveNode, Load, LoadStore, NodeStore, Page, Publish, Published, QueueStore, Recent, Result,
+        LiveNode, Load, LoadStore, NodeStore, Ordered, Page, Publish, Published, QueueStore, Recent, Result,
         SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
         TenantStore, Usage, Waiting, Want,
     },
@@ -277,6 +277,10 @@ passed_on!(QueueStore, true, {
     bury(parts: &[Part], limit: i64) -> u64;
     cancel(part: Part, subscription: SubscriptionId, limit: i64) -> u64;
     give_up(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
+    ordered(parts: &[Part]) -> Vec<Ordered>;
+    reorder(part: Part, subscription: SubscriptionId, ordering: Ordering, limit: i64) -> u64;
+    give_up_parked(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
+    skip(id: DeliveryId) -> bool;
     retry_by_hand(id: DeliveryId) -> Option<Status>;
 });
 

@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 7] = [
+const MIGRATIONS: [(&str, &str); 8] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -51,6 +51,7 @@ const MIGRATIONS: [(&str, &str); 7] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
+    ("ordering", include_str!("migrations/0009_ordering.sql")),
 ];
 
 /// The longest that a statement may take on which a caller, a delivery or the
@@ -75,6 +76,9 @@ pub struct Postgres {
 }
 
 impl Postgres {
+    /// Says of a read that its rows are to be locked.
+    const FOR_UPDATE: &str = " for update";
+
     /// Connects, and applies the migrations that are missing.
     ///
     /// # Errors
@@ -258,4 +262,12 @@ fn lacks_day(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| {
         e.code().as_deref() == Some("23514") && e.message().contains("no partition")
     })
+}
+
+/// Whether the database gave up one of several transactions that waited for each
+/// other. Nothing of it was done.
+fn is_deadlock(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|e| e.code().as_deref() == Some("40P01"))
 }

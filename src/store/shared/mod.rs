@@ -13,6 +13,7 @@ mod history;
 mod keys;
 mod limits;
 mod load;
+mod order;
 mod subscriptions;
 mod switches;
 mod tenants;
