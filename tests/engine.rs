@@ -9,6 +9,8 @@ mod support;
 mod attempts;
 #[path = "engine/body.rs"]
 mod body;
+#[path = "engine/challenge.rs"]
+mod challenge;
 #[path = "engine/client_certificates.rs"]
 mod client_certificates;
 #[path = "engine/connect.rs"]

@@ -15,6 +15,8 @@ mod claim;
 mod configuration;
 #[path = "store/counters.rs"]
 mod counters;
+#[path = "store/event_types.rs"]
+mod event_types;
 #[path = "store/finish.rs"]
 mod finish;
 #[path = "store/forget.rs"]

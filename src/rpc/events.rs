@@ -9,7 +9,7 @@ use super::{
     Answer, Context, caller,
     check::{self, Faults},
     convert::timestamp,
-    trace,
+    event_types, trace,
 };
 use crate::{
     caller::Caller,
@@ -62,7 +62,13 @@ pub async fn publish(
     let data = payload::text(given.payload, &mut faults);
     faults.done()?;
     let tenant = context.tenant(caller, &given.tenant).await?;
+    let most = context.live.load().event_max_bytes;
     let event_type = given.event_type;
+    // Small payloads cost little to compare, and one that is too large is refused.
+    let registered = context.directory.event_type(tenant.id, &event_type);
+    if let Some(registered) = registered.filter(|_| data.len() <= most) {
+        event_types::check(&registered, &data)?;
+    }
     let receipt = context
         .publisher
         .publish(NewEvent {
@@ -71,9 +77,7 @@ pub async fn publish(
             event_type: event_type.clone(),
             data,
             idempotency_key: Some(key).filter(|k| !k.is_empty()),
-            ordering_key: Some(ordering_key)
-                .filter(|k| !k.is_empty())
-                .map(Into::into),
+            ordering_key: Some(ordering_key).filter(|k| !k.is_empty()).map(Into::into),
             only: None,
             trace,
         })

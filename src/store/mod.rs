@@ -14,7 +14,8 @@ use crate::domain::{
     audit::{Chain, Hash, Head, Record},
     delivery::{Attempt, AttemptKind, Delivery, Status},
     event::Idempotency,
-    id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
+    event_type::EventType,
+    id::{DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, SubscriptionId, TenantId},
     key::Key,
     limit::{Answer, Ask, Window},
     subscription::{Ordering, Subscription},
@@ -87,8 +88,10 @@ pub struct Changes {
     pub tenants: Vec<Tenant>,
     /// Every key that was made or changed.
     pub keys: Vec<Key>,
-    /// Every key that was deleted.
-    pub deleted_keys: Vec<KeyId>,
+    /// The ids of every key and event type that was deleted.
+    pub deleted: Vec<uuid::Uuid>,
+    /// Every event type that was made or changed.
+    pub event_types: Vec<EventType>,
     /// The whole list of subscriptions of each tenant in which one changed.
     pub subscriptions: Vec<TenantSubscriptions>,
     /// Every stored switch.
@@ -120,7 +123,7 @@ pub struct SealedKey {
 }
 
 /// What a node reads its configuration from. Every change of a tenant, a key, a
-/// subscription or a switch increments the one configuration revision in its
+/// subscription, an event type or a switch increments the one configuration revision in its
 /// own transaction, and tells the other nodes ([`Hint::Config`]).
 #[async_trait]
 pub trait ConfigStore: Send + Sync {
@@ -241,6 +244,34 @@ pub trait KeyStore: Send + Sync {
 
     /// When a key was last used.
     async fn key_use(&self, id: KeyId) -> Result<Option<KeyUse>>;
+}
+
+/// Registered event types.
+#[async_trait]
+pub trait EventTypeStore: Send + Sync {
+    /// Registers an event type, unless its tenant has one of that name
+    /// ([`StoreError::Exists`]) or `quota` of them ([`StoreError::Quota`]).
+    async fn create_event_type(&self, event_type: &EventType, quota: i64) -> Result<()>;
+
+    /// Reads an event type by its name.
+    async fn get_event_type(&self, tenant: TenantId, name: &str) -> Result<Option<EventType>>;
+
+    /// Reads an event type.
+    async fn event_type_by_id(&self, id: EventTypeId) -> Result<Option<EventType>>;
+
+    /// Lists a tenant's event types, newest first.
+    async fn list_event_types(
+        &self,
+        tenant: TenantId,
+        page: Page<EventTypeId>,
+    ) -> Result<Vec<EventType>>;
+
+    /// Writes the description and the schema of an event type that was read with
+    /// `updated_at`. [`StoreError::Conflict`] where it was changed since.
+    async fn update_event_type(&self, event_type: &EventType, updated_at: Micros) -> Result<()>;
+
+    /// Deletes an event type; whether there was one.
+    async fn delete_event_type(&self, id: EventTypeId) -> Result<bool>;
 }
 
 /// Webhook subscriptions. Every change also increments its tenant's revision.
@@ -902,6 +933,7 @@ pub trait Store:
     + TenantStore
     + KeyStore
     + SubscriptionStore
+    + EventTypeStore
     + QueueStore
     + NodeStore
     + HistoryStore

@@ -225,7 +225,8 @@ async fn every_way_of_publishing_has_a_key(db: Db) {
     app.webhook(&receiver.url(), json!({"ordering": "BLOCK"}))
         .await;
     let [dead, _] = blocked(&app, "k").await;
-    let one = |n: usize| json!({"event_type": "a.b", "ordering_key": "k", "data": {"key": "k", "n": n}});
+    let one =
+        |n: usize| json!({"event_type": "a.b", "ordering_key": "k", "data": {"key": "k", "n": n}});
     let batch = json!({"events": (2..30).map(one).collect::<Vec<_>>()});
     let path = "/v1/external/events/batch";
     app.post(path, &app.admin, batch).await.ok();

@@ -11,7 +11,7 @@ use onering::{
         id::{DAY, DeliveryId, Part, SubscriptionId},
         subscription::{Ordering, Subscription},
     },
-    store::{Leased, Publish, Published, Store},
+    store::{Leased, Publish, Published},
 };
 use proptest::{
     prelude::*,
@@ -147,7 +147,8 @@ async fn a_head_that_is_tried_again_is_waited_for(db: Db) {
     let sub = DEFAULT.sub();
     let made = published(&node, DEFAULT, sub, &["k", "k"]).await;
     let lease = node.claim_one(sub).await;
-    node.finish_now(&lease.retried(Duration::from_mins(1))).await;
+    node.finish_now(&lease.retried(Duration::from_mins(1)))
+        .await;
     assert!(node.claim(sub, 10).await.is_empty());
     node.pass(HOUR).await;
     let again = node.claim_one(sub).await;
@@ -416,7 +417,11 @@ async fn keys_locked_in_any_order_do_not_deadlock(db: Db) {
             for answer in node.publish(&batch).await {
                 assert!(matches!(answer, Published::Accepted { .. }), "{answer:?}");
             }
-            order.extend(keys.iter().zip(&batch).map(|(k, p)| (*k, p.deliveries[0].id)));
+            order.extend(
+                keys.iter()
+                    .zip(&batch)
+                    .map(|(k, p)| (*k, p.deliveries[0].id)),
+            );
         }
         order
     };

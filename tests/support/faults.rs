@@ -13,7 +13,8 @@ use onering::{
     domain::{
         audit::{Chain, Record},
         delivery::{Attempt, Delivery, Status},
-        id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
+        event_type::EventType,
+        id::{DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, SubscriptionId, TenantId},
         key::Key,
         limit::{Answer, Ask, Window},
         subscription::{Ordering, Subscription},
@@ -22,10 +23,10 @@ use onering::{
     },
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
-        Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LimitStore,
-        LiveNode, Load, LoadStore, NodeStore, Ordered, Page, Publish, Published, QueueStore, Recent, Result,
-        SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
-        TenantStore, Usage, Waiting, Want,
+        EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased,
+        LimitStore, LiveNode, Load, LoadStore, NodeStore, Ordered, Page, Publish, Published,
+        QueueStore, Recent, Result, SealedKey, Session, Store, StoreError, StoredEvent,
+        SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -257,6 +258,15 @@ passed_on!(KeyStore, false, {
     delete_key(id: KeyId) -> bool;
     note_key_use(used: &[KeyUse]) -> ();
     key_use(id: KeyId) -> Option<KeyUse>;
+});
+
+passed_on!(EventTypeStore, false, {
+    create_event_type(event_type: &EventType, quota: i64) -> ();
+    get_event_type(tenant: TenantId, name: &str) -> Option<EventType>;
+    event_type_by_id(id: EventTypeId) -> Option<EventType>;
+    list_event_types(tenant: TenantId, page: Page<EventTypeId>) -> Vec<EventType>;
+    update_event_type(event_type: &EventType, updated_at: Micros) -> ();
+    delete_event_type(id: EventTypeId) -> bool;
 });
 
 passed_on!(SubscriptionStore, false, {

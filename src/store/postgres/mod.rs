@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 9] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -52,6 +52,10 @@ const MIGRATIONS: [(&str, &str); 8] = [
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
     ("ordering", include_str!("migrations/0009_ordering.sql")),
+    (
+        "event types",
+        include_str!("migrations/0013_event_types.sql"),
+    ),
 ];
 
 /// The longest that a statement may take on which a caller, a delivery or the

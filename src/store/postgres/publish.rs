@@ -200,7 +200,11 @@ impl Postgres {
             content.push(p.idempotency.map(|k| Uuid::from_bytes(k.content)));
             count.push(p.deliveries.len() as i32);
             trace.push(p.trace.as_ref().and_then(|t| t.encode()));
-            deliveries.extend(p.deliveries.iter().map(|d| (ord as i32 + 1, p.order_of(d), d)));
+            deliveries.extend(
+                p.deliveries
+                    .iter()
+                    .map(|d| (ord as i32 + 1, p.order_of(d), d)),
+            );
         }
         // Of one ordering key in the order in which they came.
         deliveries.sort_unstable_by_key(|(ord, order, d)| match order {
@@ -222,7 +226,12 @@ impl Postgres {
             .bind(idem_key)
             .bind(content)
             .bind(count)
-            .bind(deliveries.iter().map(|(ord, _, _)| *ord).collect::<Vec<_>>())
+            .bind(
+                deliveries
+                    .iter()
+                    .map(|(ord, _, _)| *ord)
+                    .collect::<Vec<_>>(),
+            )
             .bind(each().map(|d| d.id.0).collect::<Vec<_>>())
             .bind(each().map(|d| d.subscription.0).collect::<Vec<_>>())
             .bind(each().map(|d| d.held).collect::<Vec<_>>())

@@ -14,8 +14,8 @@ use crate::{
         subscription::Ordering,
     },
     store::{
-        Finish, Finished, Leased, Ordered, Publish, Published, QueueStore, Result, Session, Waiting, Want,
-        claim_share,
+        Finish, Finished, Leased, Ordered, Publish, Published, QueueStore, Result, Session,
+        Waiting, Want, claim_share,
         rows::{FinishRow, trace},
     },
 };
@@ -664,7 +664,12 @@ impl Postgres {
         }
         let mut tx = self.finishing.begin().await?;
         sqlx::query(LOCK_KEYS)
-            .bind(ordered.iter().map(|f| f.id.part().get()).collect::<Vec<_>>())
+            .bind(
+                ordered
+                    .iter()
+                    .map(|f| f.id.part().get())
+                    .collect::<Vec<_>>(),
+            )
             .bind(ordered.iter().map(|f| f.id.0).collect::<Vec<_>>())
             .execute(&mut *tx)
             .await?;

@@ -9,6 +9,7 @@ mod audit;
 mod calls;
 mod config;
 mod counters;
+mod event_types;
 mod history;
 mod keys;
 mod limits;

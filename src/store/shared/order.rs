@@ -35,7 +35,10 @@ where part = $1 and sub = (select sub from dead where part = $1 and id = $2)
 impl Engine {
     /// Steps from one subscription to the next, so that the cost is that of the
     /// subscriptions, not of the keys.
-    pub(in crate::store) async fn subscriptions_in_order(&self, parts: &[Part]) -> Result<Vec<Ordered>> {
+    pub(in crate::store) async fn subscriptions_in_order(
+        &self,
+        parts: &[Part],
+    ) -> Result<Vec<Ordered>> {
         if parts.is_empty() {
             return Ok(Vec::new());
         }

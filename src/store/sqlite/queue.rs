@@ -23,8 +23,8 @@ use crate::{
         subscription::Ordering,
     },
     store::{
-        Finish, Finished, HistoryStore as _, Leased, Ordered, Publish, Published, QueueStore, Result,
-        Session, Waiting, Want, claim_share, rows::trace,
+        Finish, Finished, HistoryStore as _, Leased, Ordered, Publish, Published, QueueStore,
+        Result, Session, Waiting, Want, claim_share, rows::trace,
     },
 };
 
