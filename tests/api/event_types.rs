@@ -256,7 +256,7 @@ async fn what_is_no_schema_is_refused_by_its_place(db: Db) {
         .patch(&path, &app.admin, json!({"schema": {"type": "nothing"}}))
         .await;
     let problem = answer.refused(400, "INVALID_ARGUMENT");
-    assert_eq!(places(&problem), ["event_type.schema.type"]);
+    assert_eq!(places(&problem), ["schema.type"]);
     app.stop().await;
 }
 

@@ -156,7 +156,7 @@ async fn a_changed_url_is_asked_again(db: Db) {
         )
         .await;
     let problem = answer.refused(422, "ENDPOINT_NOT_VERIFIED");
-    assert_eq!(problem["errors"][0]["field"], "subscription.url");
+    assert_eq!(problem["errors"][0]["field"], "url");
     let request = UpdateSubscriptionRequest {
         id: sub.id.clone(),
         subscription: Some(v1::Subscription {
@@ -168,6 +168,7 @@ async fn a_changed_url_is_asked_again(db: Db) {
     let mut grpc = app.grpc(&app.admin).subscriptions;
     let refused = grpc.update_subscription(request).await.unwrap_err();
     assert_eq!(reason(&refused), "ENDPOINT_NOT_VERIFIED");
+    assert_eq!(fields(&refused), ["subscription.url"]);
     let shown = app.subscription(&sub.id).await;
     assert_eq!(
         (&shown["url"], &shown["description"]),
