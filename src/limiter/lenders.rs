@@ -297,7 +297,7 @@ impl Limiter {
                 match done {
                     Ok(()) => recalled = generation,
                     Err(e) => {
-                        tracing::debug!(error.message = %e, "what Redis lent is not known yet")
+                        tracing::debug!(error.message = %e, "what Redis lent is not known yet");
                     }
                 }
             }
