@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 7] = [
+const MIGRATIONS: [(&str, &str); 8] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -68,6 +68,7 @@ const MIGRATIONS: [(&str, &str); 7] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
 ];
 
 /// A SQLite database. One process at a time: its clock is the store's.
@@ -85,6 +86,9 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
+    /// There is one writer: what it reads stays so until it commits.
+    const FOR_UPDATE: &str = "";
+
     /// Opens the file, makes it where there is none, and applies the migrations
     /// that are missing.
     ///
