@@ -35,6 +35,10 @@ mod model;
 mod ordering;
 #[path = "store/publish.rs"]
 mod publish;
+#[path = "store/redrives.rs"]
+mod redrives;
+#[path = "store/replays.rs"]
+mod replays;
 #[path = "store/schema.rs"]
 mod schema;
 #[path = "store/sessions.rs"]

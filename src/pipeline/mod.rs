@@ -5,7 +5,7 @@
 //! and sends them with [`sender`]; `finish` records how that went. [`node`]
 //! keeps this node's session and partitions, `claim` fetches from the store
 //! what is due and not in memory, `follow` passes on what other nodes and the
-//! configuration say, `upkeep` sweeps.
+//! configuration say, `redrive` works redrives and replays, `upkeep` sweeps.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,6 +23,7 @@ mod job;
 mod lanes;
 pub mod node;
 pub mod publish;
+mod redrive;
 pub mod sender;
 mod upkeep;
 mod worker;
@@ -134,6 +135,16 @@ impl Pipeline {
             concurrency,
         };
         tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+
+        let redriver = redrive::Redriver {
+            store: store.clone(),
+            directory: directory.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn("redrive", redriver.run(sending.clone()));
 
         let follower = follow::Follower {
             store: store.clone(),

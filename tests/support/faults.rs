@@ -14,19 +14,20 @@ use onering::{
         audit::{Chain, Record},
         delivery::{Attempt, Delivery, Status},
         event_type::EventType,
-        id::{DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, SubscriptionId, TenantId},
+        id::{DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, RedriveId, SubscriptionId, TenantId},
         key::Key,
         limit::{Answer, Ask, Window},
+        redrive::{self, Redrive, Selection},
         subscription::{Ordering, Subscription},
         switch::Change,
         tenant::Tenant,
     },
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
-        EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased,
-        LimitStore, LiveNode, Load, LoadStore, NodeStore, Ordered, Page, Publish, Published,
-        QueueStore, Recent, Result, SealedKey, Session, Store, StoreError, StoredEvent,
-        SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
+        EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, Letters,
+        LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore, Ordered, Page, Past, Publish, Published,
+        QueueStore, Recent, RedriveStore, Result, SealedKey, Session, Standing, Step, Store,
+        StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -344,6 +345,20 @@ passed_on!(CounterStore, false, {
 passed_on!(LoadStore, false, {
     load_finished(load: &Load) -> ();
     analyze() -> ();
+});
+
+passed_on!(RedriveStore, false, {
+    get_letter(id: DeliveryId) -> Option<Delivery>;
+    list_letters(selection: &Selection, parts: &[Part], page: Page<DeliveryId>) -> Letters;
+    create_redrive(redrive: &Redrive, quota: i64, by: Author<'_>, chain: &Chain) -> Redrive;
+    get_redrive(id: RedriveId) -> Option<Redrive>;
+    list_redrives(tenant: Option<TenantId>, page: Page<RedriveId>) -> Vec<Redrive>;
+    change_redrive(id: RedriveId, change: redrive::Change) -> Option<Redrive>;
+    running_redrives(parts: &[Part]) -> Vec<Redrive>;
+    move_letters(session: Session, id: RedriveId, most: i64) -> Option<Moved>;
+    past_events(session: Session, id: RedriveId, bodies: bool, retention_days: i32) -> Option<Past>;
+    standing(subscription: SubscriptionId, events: &[EventId]) -> Vec<Standing>;
+    replay(session: Session, id: RedriveId, step: &Step) -> Option<Moved>;
 });
 
 #[async_trait]

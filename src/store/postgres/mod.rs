@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 9] = [
+const MIGRATIONS: [(&str, &str); 10] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -52,6 +52,7 @@ const MIGRATIONS: [(&str, &str); 9] = [
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
     ("ordering", include_str!("migrations/0009_ordering.sql")),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
     (
         "event types",
         include_str!("migrations/0013_event_types.sql"),
@@ -80,7 +81,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Says of a read that its rows are to be locked.
+    /// Locks the rows that a read finds, until the commit.
     const FOR_UPDATE: &str = " for update";
 
     /// Connects, and applies the migrations that are missing.

@@ -3,7 +3,8 @@
 //!
 //! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
 //! that writes), `snapshot()` (one that sees one state), `clock()`,
-//! `config_changed()`, `windows()`, `write_windows()` and `write_calls()`.
+//! `config_changed()`, `windows()`, `write_windows()`, `write_calls()` and
+//! `FOR_UPDATE`.
 
 mod audit;
 mod calls;
@@ -12,9 +13,11 @@ mod counters;
 mod event_types;
 mod history;
 mod keys;
+pub(super) mod letters;
 mod limits;
 mod load;
 mod order;
+mod redrives;
 mod subscriptions;
 mod switches;
 mod tenants;

@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 9] = [
+const MIGRATIONS: [(&str, &str); 10] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -69,6 +69,7 @@ const MIGRATIONS: [(&str, &str); 9] = [
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
     ("ordering", include_str!("migrations/0009_ordering.sql")),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
     (
         "event types",
         include_str!("migrations/0013_event_types.sql"),
@@ -90,7 +91,7 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// One writes at a time: nothing needs to be locked.
+    /// There is one writer: what it reads stays so until it commits.
     const FOR_UPDATE: &str = "";
 
     /// Opens the file, makes it where there is none, and applies the migrations
