@@ -14,7 +14,10 @@ use onering::{
         audit::{Chain, Record},
         delivery::{Attempt, Delivery, Status},
         event_type::EventType,
-        id::{DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, RedriveId, SubscriptionId, TenantId},
+        id::{
+            DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, RedriveId, SubscriptionId,
+            TenantId,
+        },
         key::Key,
         limit::{Answer, Ask, Window},
         redrive::{self, Redrive, Selection},
@@ -24,10 +27,11 @@ use onering::{
     },
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
-        EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, Letters,
-        LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore, Ordered, Page, Past, Publish, Published,
-        QueueStore, Recent, RedriveStore, Result, SealedKey, Session, Standing, Step, Store,
-        StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
+        EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased,
+        Letters, LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore, Ordered, Page, Past,
+        Publish, Published, QueueStore, Recent, RedriveStore, Result, SealedKey, Session, Standing,
+        Step, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage,
+        Waiting, Want,
     },
 };
 use tokio::sync::watch;
