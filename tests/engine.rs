@@ -9,6 +9,8 @@ mod support;
 mod attempts;
 #[path = "engine/body.rs"]
 mod body;
+#[path = "engine/challenge.rs"]
+mod challenge;
 #[path = "engine/client_certificates.rs"]
 mod client_certificates;
 #[path = "engine/connect.rs"]
@@ -29,6 +31,8 @@ mod isolation;
 mod launch;
 #[path = "engine/libraries.rs"]
 mod libraries;
+#[path = "engine/ordering.rs"]
+mod ordering;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/replay.rs"]

@@ -274,6 +274,7 @@ impl Follower {
                 event_type: "subscription.disabled".into(),
                 data: data.to_string().into(),
                 idempotency_key: None,
+                ordering_key: None,
                 only: None,
                 trace: None,
             });

@@ -138,6 +138,10 @@ impl Upkeep {
         while !owned.is_empty() {
             let dead = self.store.bury(&owned, SLICE).await?;
             self.metrics.deliveries_dead.increment(dead);
+            if dead > 0 {
+                // What waited behind one of them may be due.
+                self.dispatcher.look_around();
+            }
             if dead < SLICE as u64 {
                 break;
             }
@@ -189,6 +193,7 @@ impl Upkeep {
                 reason: String::new(),
                 attempt: None,
                 held: 0,
+                ordered: false,
             })
             .collect();
         *unknown = now;

@@ -10,7 +10,9 @@ use crate::domain::{
     id::Micros,
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
-    subscription::{Disabled, Headers, PayloadFormat, PreviousSecret, Sealed, Subscription},
+    subscription::{
+        Disabled, Headers, Ordering, PayloadFormat, PreviousSecret, Sealed, Subscription,
+    },
     trace::Trace,
 };
 
@@ -241,6 +243,8 @@ pub(super) struct SubscriptionRow {
     pub client_certificate: Option<Vec<u8>>,
     /// The same.
     pub filter: Option<String>,
+    /// The same.
+    pub ordering: i16,
 }
 
 impl SubscriptionRow {
@@ -275,6 +279,7 @@ impl SubscriptionRow {
             updated_at: s.updated_at,
             client_certificate: s.client_certificate.as_ref().map(|c| c.0.clone()),
             filter: s.filter.clone(),
+            ordering: s.ordering.to_i16(),
         }
     }
 
@@ -301,6 +306,7 @@ impl SubscriptionRow {
             disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
             held: doc.held,
             filter: self.filter,
+            ordering: Ordering::from_i16(self.ordering),
             format: format_of(doc.format),
             scheme: scheme_of(doc.scheme),
             schedule: doc.schedule,
@@ -370,6 +376,7 @@ mod tests {
             updated_at: 1,
             client_certificate: None,
             filter: None,
+            ordering: 0,
         };
         let doc = r#"{"url":"https://a.example/","event_types":["*"],"headers":[],
             "description":"","disabled":null,"held":0,"scheme":1,"schedule":null,"timeout":15,

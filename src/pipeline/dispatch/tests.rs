@@ -51,6 +51,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         replays: 0,
         by_hand: false,
         age: 0,
+        ordering_key: None,
         since: Instant::now(),
         session: Session(1),
     };
@@ -61,6 +62,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
     Ended {
         finish: Finish {
             held: 0,
+            ordered: false,
             id: job.id,
             token: job.token,
             settle,
