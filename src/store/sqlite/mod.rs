@@ -68,8 +68,8 @@ const MIGRATIONS: [(&str, &str); 10] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
-    ("ordering", include_str!("migrations/0009_ordering.sql")),
     ("redrives", include_str!("migrations/0010_redrives.sql")),
+    ("ordering", include_str!("migrations/0009_ordering.sql")),
     (
         "event types",
         include_str!("migrations/0013_event_types.sql"),
