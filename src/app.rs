@@ -30,6 +30,7 @@ use crate::{
     rpc::{
         self, Context,
         gate::{self, Gate},
+        workers::Roster,
     },
     seal::Keyring,
     server::{self, Front},
@@ -150,6 +151,7 @@ impl App {
             settings.egress_proxy.clone(),
         );
         let tls = connector::Tls::new(&settings, connector).map_err(StartError::Settings)?;
+        let clock = outside.clock.clone();
         let sender = Arc::new(Sender::new(Clients::new(tls), live.clone(), outside.clock));
         // The address is taken before the session is begun: of two nodes with
         // one address the second must not take partitions and die.
@@ -180,6 +182,7 @@ impl App {
                 sender,
                 poll: settings.delivery_loop,
                 concurrency: settings.concurrency,
+                embedded: settings.embedded_worker,
             },
             &tasks,
         );
@@ -222,6 +225,7 @@ impl App {
             monitor,
             publisher: pipeline.publisher.clone(),
             dispatcher: pipeline.dispatcher.clone(),
+            workers: Roster::new(pipeline.dispatcher.clone(), settings.shutdown, clock),
             node: node.clone(),
             rest: rest.clone(),
         };

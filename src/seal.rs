@@ -30,6 +30,8 @@ const NONCE: usize = 24;
 const PEPPER: &str = "pepper";
 const DATA: &str = "data";
 const AUDIT: &str = "audit";
+/// What the key of leases' seals is derived for.
+const LEASES: &[u8] = b"onering lease tokens";
 
 /// A sealed text that can't be opened.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -99,6 +101,7 @@ pub struct Keyring {
     pepper: i32,
     newest_data: i32,
     audit: Chain,
+    leases: Hmac<Sha256>,
 }
 
 fn place(purpose: &str, version: i32) -> String {
@@ -150,13 +153,27 @@ impl Keyring {
                 _ => {}
             }
         }
+        // Of the first data key: every node has it, also while a newer is made.
+        let first = data.iter().min_by_key(|(version, _)| **version);
+        let (_, first) = first.ok_or_else(|| SealError::WrongKey(place(DATA, 1)))?;
+        let mac = |key: &[u8]| {
+            Hmac::<Sha256>::new_from_slice(key).map_err(|_| SealError::WrongKey(place(DATA, 1)))
+        };
+        let derived = mac(first.as_slice())?.chain_update(LEASES).finalize();
         Ok(Self {
+            leases: mac(&derived.into_bytes())?,
             pepper: peppers.keys().copied().max().unwrap_or_default(),
             newest_data: data.keys().copied().max().unwrap_or_default(),
             audit: audit.ok_or_else(|| SealError::WrongKey(place(AUDIT, 1)))?,
             peppers,
             data,
         })
+    }
+
+    /// What proves that this text is of some node with these keys, for leases.
+    #[must_use]
+    pub fn lease_mac(&self) -> Hmac<Sha256> {
+        self.leases.clone()
     }
 
     /// What the audit log's records are chained with.
@@ -353,6 +370,7 @@ mod tests {
     #[test]
     fn client_certificates_are_sealed() {
         let ring = Keyring {
+            leases: Hmac::new_from_slice(&[1]).unwrap(),
             peppers: HashMap::new(),
             data: HashMap::from([(1, random_key().unwrap())]),
             pepper: 0,
@@ -377,6 +395,7 @@ mod tests {
     #[test]
     fn headers_are_sealed() {
         let ring = Keyring {
+            leases: Hmac::new_from_slice(&[1]).unwrap(),
             peppers: HashMap::new(),
             data: HashMap::from([(1, random_key().unwrap())]),
             pepper: 0,

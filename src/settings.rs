@@ -188,6 +188,9 @@ pub struct Settings {
     pub delivery_loop: Duration,
     /// Attempts under way on this node.
     pub concurrency: usize,
+    /// Whether this process sends what goes over HTTP itself, or leaves it to
+    /// workers that connect.
+    pub embedded_worker: bool,
     /// Extra authorities for receivers.
     pub endpoint_ca: Option<PathBuf>,
     /// The proxy that deliveries go through.
@@ -401,6 +404,7 @@ impl Settings {
                 3600,
             )?),
             concurrency: source.number("WEBHOOKS_CONCURRENCY", 512, 1, 65_536)?,
+            embedded_worker: source.flag("EMBEDDED_WORKER")?.unwrap_or(true),
             endpoint_ca: source.path("ENDPOINT_CA_FILE"),
             egress_proxy: source.get("EGRESS_PROXY", "http://HOST:PORT", |v| {
                 url::Url::parse(v)

@@ -2,7 +2,8 @@
 //!
 //! [`publish`] commits events with their deliveries and hands what it leased to
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
-//! and sends them with [`sender`]; `finish` records how that went. [`node`]
+//! and sends them with [`sender`], or a worker at the other end of a stream does;
+//! `finish` records how that went. [`node`]
 //! keeps this node's session and partitions, `claim` fetches from the store
 //! what is due and not in memory, `follow` passes on what other nodes and the
 //! configuration say, `upkeep` sweeps.
@@ -13,6 +14,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod answer;
 mod claim;
 pub mod clients;
 pub mod dispatch;
@@ -26,6 +28,11 @@ pub mod publish;
 pub mod sender;
 mod upkeep;
 mod worker;
+
+pub use answer::{Answer, Told};
+pub use job::Job;
+pub use lanes::{Class, Taker, Whose};
+pub use worker::is_too_old;
 
 use crate::{directory::Directory, metrics::Metrics, settings::Live, store::Store, tasks::Tasks};
 
@@ -47,6 +54,8 @@ pub struct Parts {
     pub poll: Duration,
     /// Attempts under way at once.
     pub concurrency: usize,
+    /// Whether this process sends what goes over HTTP itself.
+    pub embedded: bool,
 }
 
 /// The running pipeline.
@@ -76,6 +85,7 @@ impl Pipeline {
             sender,
             poll,
             concurrency,
+            embedded,
         } = parts;
         let (sending, recording) = (CancellationToken::new(), CancellationToken::new());
         let ledger = Arc::new(publish::Ledger::default());
@@ -88,6 +98,7 @@ impl Pipeline {
             metrics.clone(),
             poll,
             concurrency,
+            embedded,
         );
         let writer = publish::Writer {
             store: store.clone(),
@@ -133,7 +144,9 @@ impl Pipeline {
             name: node.name().to_owned(),
             concurrency,
         };
-        tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+        if embedded {
+            tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+        }
 
         let follower = follow::Follower {
             store: store.clone(),

@@ -22,7 +22,7 @@ use crate::{
         flag_service_server::FlagServiceServer, key_service_server::KeyServiceServer,
         metrics_service_server::MetricsServiceServer,
         subscription_service_server::SubscriptionServiceServer,
-        tenant_service_server::TenantServiceServer,
+        tenant_service_server::TenantServiceServer, worker_service_server::WorkerServiceServer,
     },
     rest::Rest,
     seal::Keyring,
@@ -45,6 +45,7 @@ mod page;
 pub mod subscriptions;
 pub mod tenants;
 pub mod trace;
+pub mod workers;
 
 /// The largest request: the largest payload or batch, and room for what is
 /// around it.
@@ -75,6 +76,8 @@ pub struct Context {
     pub publisher: Arc<Publisher>,
     /// Decides what is sent next.
     pub dispatcher: Arc<Dispatcher>,
+    /// The workers that are connected.
+    pub workers: Arc<workers::Roster>,
     /// This node, as the others see it.
     pub node: Arc<Node>,
     /// The routes, by which methods are named.
@@ -91,6 +94,7 @@ pub fn services(context: &Context) -> Routes {
     let deliveries = DeliveryServiceServer::new(deliveries::Deliveries(context.clone()));
     let flags = FlagServiceServer::new(flags::Flags(context.clone()));
     let metrics = MetricsServiceServer::new(metrics::Metrics(context.clone()));
+    let workers = WorkerServiceServer::new(workers::Workers(context.clone()));
     Routes::new(keys.max_decoding_message_size(MAX_MESSAGE))
         .add_service(tenants.max_decoding_message_size(MAX_MESSAGE))
         .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
@@ -98,10 +102,11 @@ pub fn services(context: &Context) -> Routes {
         .add_service(deliveries.max_decoding_message_size(MAX_MESSAGE))
         .add_service(flags.max_decoding_message_size(MAX_MESSAGE))
         .add_service(metrics.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(workers.max_decoding_message_size(workers::MAX_MESSAGE))
 }
 
 /// The services of ours, by their full names, for health.
-pub const SERVICES: [&str; 7] = [
+pub const SERVICES: [&str; 8] = [
     "onering.v1.KeyService",
     "onering.v1.TenantService",
     "onering.v1.SubscriptionService",
@@ -109,6 +114,7 @@ pub const SERVICES: [&str; 7] = [
     "onering.v1.DeliveryService",
     "onering.v1.FlagService",
     "onering.v1.MetricsService",
+    "onering.v1.WorkerService",
 ];
 
 /// Every gRPC service of this server: ours, `grpc.health.v1`, and reflection as

@@ -15,8 +15,8 @@ use crate::{
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, PayloadFormat, PreviousSecret, Sealed,
-            Subscription,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, Kind, PayloadFormat, PreviousSecret,
+            Sealed, Subscription,
         },
     },
     error::{Error, Reason, Result},
@@ -162,6 +162,8 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
     Subscription {
         id,
         tenant,
+        kind: Kind::Webhook,
+        lifetime: None,
         url: String::new(),
         event_types: Vec::new(),
         headers: Sealed(Vec::new()),
@@ -202,6 +204,8 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         payload_format: given.payload_format,
         client_certificate: given.client_certificate,
         filter: given.filter,
+        kind: given.kind,
+        expire_after_seconds: given.expire_after_seconds,
         ..v1::Subscription::default()
     }
 }
@@ -223,6 +227,7 @@ impl SubscriptionService for Subscriptions {
         let id = SubscriptionId::new(now, tenant.id.part());
         let mut new = blank(id, tenant.id, scheme);
         let live = self.0.live.load_full();
+        fields::set_kind(&mut new, &wanted, now, &mut faults);
         let names = fields::CHANGEABLE.map(|n| if n == "signature_scheme" { "" } else { n });
         let mut own = Opened::default();
         fields::apply(&mut new, &mut own, &wanted, &names, &live, now, &mut faults);

@@ -247,7 +247,7 @@ pub trait KeyStore: Send + Sync {
 #[async_trait]
 pub trait SubscriptionStore: Send + Sync {
     /// Makes a subscription, unless its tenant has `quota` of them
-    /// ([`StoreError::Quota`]).
+    /// ([`StoreError::Quota`]). Its lifetime begins.
     async fn create_subscription(&self, subscription: &Subscription, quota: i64) -> Result<()>;
 
     /// Reads a subscription.
@@ -267,6 +267,13 @@ pub trait SubscriptionStore: Send + Sync {
     /// Deletes a subscription; whether there was one. Its queued deliveries are
     /// left to [`QueueStore::cancel`].
     async fn delete_subscription(&self, id: SubscriptionId) -> Result<bool>;
+
+    /// Begins the lifetimes of these subscriptions anew, of those that have one
+    /// which is not over. Changes no revision.
+    async fn prolong_subscriptions(&self, ids: &[SubscriptionId]) -> Result<()>;
+
+    /// Deletes subscriptions whose lifetime is over, at most `limit`; which.
+    async fn end_subscriptions(&self, limit: i64) -> Result<Vec<SubscriptionId>>;
 }
 
 /// When a key was used.

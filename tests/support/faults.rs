@@ -265,6 +265,8 @@ passed_on!(SubscriptionStore, false, {
     list_subscriptions(tenant: TenantId, page: Page<SubscriptionId>) -> Vec<Subscription>;
     update_subscription(s: &Subscription, updated_at: Micros) -> ();
     delete_subscription(id: SubscriptionId) -> bool;
+    prolong_subscriptions(ids: &[SubscriptionId]) -> ();
+    end_subscriptions(limit: i64) -> Vec<SubscriptionId>;
 });
 
 passed_on!(QueueStore, true, {

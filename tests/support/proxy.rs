@@ -66,7 +66,8 @@ impl Proxy {
         (proxy, url.into())
     }
 
-    async fn to(to: String) -> Self {
+    /// In front of an address.
+    pub async fn to(to: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(watch::Sender::new(State::Open));
