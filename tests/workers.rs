@@ -9,6 +9,8 @@ mod support;
 mod access;
 #[path = "workers/client.rs"]
 mod client;
+#[path = "workers/commands.rs"]
+mod commands;
 #[path = "workers/credit.rs"]
 mod credit;
 #[path = "workers/fences.rs"]

@@ -31,15 +31,14 @@ const FULL: usize = 128;
 /// The HTTP status by which a receiver says that it is gone for good.
 const GONE: u16 = 410;
 
-/// What of a batch was given back by whoever had it, where somebody else in it
-/// waits for an answer.
+/// What of a batch was given back, where somebody waits for an answer.
 fn released(batch: &[Ended]) -> HashSet<(DeliveryId, i32)> {
     if batch.iter().all(|ended| ended.answer.is_none()) {
         return HashSet::new();
     }
     let given_back = batch
         .iter()
-        .filter(|ended| ended.finish.settle == Settle::Release && ended.answer.is_none());
+        .filter(|ended| ended.finish.settle == Settle::Release);
     given_back
         .map(|ended| (ended.job.id, ended.job.token))
         .collect()
@@ -93,6 +92,7 @@ impl Finisher {
                     for (ended, result) in batch.iter_mut().zip(results) {
                         // What was given back just before is as another's.
                         let late = result == Finished::Before
+                            && ended.finish.settle != Settle::Release
                             && released.contains(&(ended.job.id, ended.job.token));
                         let result = if late { Finished::Stale } else { result };
                         self.account(ended, result);
