@@ -11,6 +11,8 @@ mod access;
 mod client;
 #[path = "workers/commands.rs"]
 mod commands;
+#[path = "workers/conformance.rs"]
+mod conformance;
 #[path = "workers/credit.rs"]
 mod credit;
 #[path = "workers/fences.rs"]

@@ -147,7 +147,7 @@ async fn streams_have_rules_of_their_own(db: Db) {
     assert_eq!((&shown["kind"], &shown["url"]), (&json!("STREAM"), &json!("")));
     for (change, field) in [
         (json!({"kind": "WEBHOOK"}), "kind"),
-        (json!({"url": "https://example.com/"}), "subscription.url"),
+        (json!({"url": "https://example.com/"}), "url"),
     ] {
         let problem = app
             .patch(&path, key, change)

@@ -40,7 +40,9 @@ async fn a_temporary_subscription_ends_with_its_streams(db: Db) {
         (app.app().context.workers.streams() == 0).then_some(())
     })
     .await;
-    app.events("a.b", 1).await;
+    let event = app.events("a.b", 1).await.remove(0);
+    let deliveries = app.deliveries_of(&app.admin, &event).await;
+    let delivery = deliveries[0]["id"].as_str().unwrap().to_owned();
     store.shift_clock(61 * SECOND).await.unwrap();
     eventually("it is deleted", || async {
         (app.get(&path, &app.admin).await.status == 404).then_some(())
@@ -48,6 +50,10 @@ async fn a_temporary_subscription_ends_with_its_streams(db: Db) {
     .await;
     let other = format!("/v1/external/webhooks/{}", stays.id);
     app.get(&other, &app.admin).await.ok();
+    eventually("what it had is cancelled", || async {
+        (app.state_of(&delivery).await["status"] == "CANCELLED").then_some(())
+    })
+    .await;
     db.counts_agree().await;
     app.stop().await;
 }

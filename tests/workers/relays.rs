@@ -94,6 +94,7 @@ async fn a_relays_outcomes_are_as_if_sent_here(db: Db) {
         ]
     );
     assert!(attempts.iter().all(|a| a["worker"] == "relay"));
+    db.counts_agree().await;
 
     app.events("a.b", 1).await;
     let gone = worker.delivery().await;
@@ -105,7 +106,6 @@ async fn a_relays_outcomes_are_as_if_sent_here(db: Db) {
         (shown["disabled_reason"] == "gone").then_some(())
     })
     .await;
-    db.counts_agree().await;
     app.stop().await;
 }
 

@@ -46,6 +46,9 @@ const LOOK_AT_KEY: Duration = Duration::from_secs(1);
 const AHEAD: usize = 32;
 /// Items whose results are not known yet, beyond which no more are heard.
 const UNKNOWN: usize = 8192;
+/// How long after a worker's last word its connection must still be there for that
+/// to have been one.
+const HANG_UP: Duration = Duration::from_millis(200);
 /// How long results are waited for after the worker has said its last.
 const LAST_RESULTS: Duration = Duration::from_secs(10);
 /// The longest that a stop waits for a worker.
@@ -240,7 +243,9 @@ impl Session {
                     }
                     Ok(None) => {
                         self.said_last = Some(Instant::now());
-                        self.roster.give_back(&mut self.held);
+                        if self.draining {
+                            self.roster.give_back(&mut self.held);
+                        }
                     }
                     Err(status) => return self.broken(Some(unreadable(&status))),
                 },
@@ -256,9 +261,10 @@ impl Session {
         }
     }
 
-    /// After its last word a worker may hang up.
+    /// After its last word a worker may hang up. A call that is cancelled looks like
+    /// a last word at first: unless it said that it would go it may come back.
     fn broken(&self, error: Option<Error>) -> End {
-        if self.said_last.is_some() {
+        if self.said_last.is_some() && self.held.is_empty() {
             End::Over
         } else {
             End::Broken(error)
@@ -336,7 +342,7 @@ impl Session {
     fn is_done(&self) -> bool {
         let nothing_left = self.queue.is_empty() && self.asked.is_empty();
         if let Some(at) = self.said_last {
-            return nothing_left || at.elapsed() > LAST_RESULTS;
+            return self.held.is_empty() && (nothing_left || at.elapsed() > LAST_RESULTS);
         }
         match self.going {
             Some((_, end)) if Instant::now() >= end => true,
@@ -447,6 +453,9 @@ impl Session {
         let now = Instant::now();
         let late = self.held.take_if(|held| held.deadline <= now);
         self.revoke(late, says::RevokeReason::Deadline);
+        if self.said_last.is_some_and(|at| now >= at + HANG_UP) {
+            self.roster.give_back(&mut self.held);
+        }
         let session = self.context.node.session();
         let lost = self.held.take_if(|held| held.job.session != session);
         self.revoke(lost, says::RevokeReason::Session);
