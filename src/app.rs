@@ -30,7 +30,7 @@ use crate::{
     rpc::{
         self, Context,
         gate::{self, Gate},
-        workers::Roster,
+        workers::{Peers, Roster},
     },
     seal::Keyring,
     server::{self, Front},
@@ -214,7 +214,10 @@ impl App {
         let rest = Arc::new(rest);
         let monitor = Monitor::new(store.clone(), serving.clone());
         tasks.spawn("monitor", monitor.clone().run(background.clone()));
+        let peers = Peers::new(store.clone(), node.clone(), settings.advertise_url.clone());
+        tasks.spawn("peers", peers.clone().run(background.clone()));
         let context = Context {
+            peers,
             store,
             directory: directory.clone(),
             keyring,

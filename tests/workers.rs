@@ -23,6 +23,8 @@ mod leaving;
 mod lifetimes;
 #[path = "workers/liveness.rs"]
 mod liveness;
+#[path = "workers/nodes.rs"]
+mod nodes;
 #[path = "workers/relays.rs"]
 mod relays;
 #[path = "workers/revoked.rs"]

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use crate::{
     caller::Caller,
     directory::{Directory, Freshness},
-    domain::{key::Kind, network},
+    domain::{id::wall_clock, key::Kind, network},
     error::{Error, Reason, Result},
     limiter::Limiter,
     metrics::Metrics,
@@ -174,10 +174,19 @@ impl Gate {
         if method.audience == Audience::Public || open {
             return Ok(None);
         }
+        let credential = bearer(headers);
+        if method.audience == Audience::Worker
+            && let Ok(text) = &credential
+            && let Some(entry) = self.directory.key_through_node(text, wall_clock())
+        {
+            let caller = Caller::through_node(entry);
+            self.still(method, &caller)?;
+            return Ok(Some(caller));
+        }
         let address = client_address(headers, peer, hops);
         let decision = self
             .decide(Ask {
-                credential: bearer(headers),
+                credential,
                 need: Need::Method(method),
                 address,
                 cost: 1,

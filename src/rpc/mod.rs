@@ -78,6 +78,8 @@ pub struct Context {
     pub dispatcher: Arc<Dispatcher>,
     /// The workers that are connected.
     pub workers: Arc<workers::Roster>,
+    /// The other nodes.
+    pub peers: Arc<workers::Peers>,
     /// This node, as the others see it.
     pub node: Arc<Node>,
     /// The routes, by which methods are named.

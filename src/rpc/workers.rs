@@ -24,10 +24,14 @@ use crate::{
 mod hear;
 mod held;
 mod lease;
+mod link;
+mod links;
 mod opening;
+mod peers;
 mod roster;
 mod session;
 
+pub use peers::Peers;
 pub use roster::Roster;
 
 /// The one method.

@@ -578,6 +578,17 @@ pub struct LiveNode {
     pub pins: String,
 }
 
+/// Where nodes reach each other.
+#[async_trait]
+pub trait PeerStore: Send + Sync {
+    /// Notes under which URL other nodes reach that session's node. Nothing of a
+    /// session that has ended.
+    async fn advertise(&self, session: Session, url: &str) -> Result<()>;
+
+    /// Every session that lives and has a URL, in the order in which they began.
+    async fn peers(&self) -> Result<Vec<(Session, String)>>;
+}
+
 /// What a node is told by another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hint {
@@ -841,6 +852,7 @@ pub trait Store:
     + SubscriptionStore
     + QueueStore
     + NodeStore
+    + PeerStore
     + HistoryStore
     + LimitStore
     + CallStore

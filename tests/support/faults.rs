@@ -23,7 +23,7 @@ use onering::{
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
         Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LimitStore,
-        LiveNode, Load, LoadStore, NodeStore, Page, Publish, Published, QueueStore, Recent, Result,
+        LiveNode, Load, LoadStore, NodeStore, Page, PeerStore, Publish, Published, QueueStore, Recent, Result,
         SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
         TenantStore, Usage, Waiting, Want,
     },
@@ -267,6 +267,11 @@ passed_on!(SubscriptionStore, false, {
     delete_subscription(id: SubscriptionId) -> bool;
     prolong_subscriptions(ids: &[SubscriptionId]) -> ();
     end_subscriptions(limit: i64) -> Vec<SubscriptionId>;
+});
+
+passed_on!(PeerStore, false, {
+    advertise(session: Session, url: &str) -> ();
+    peers() -> Vec<(Session, String)>;
 });
 
 passed_on!(QueueStore, true, {

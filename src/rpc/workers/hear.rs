@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::{
+    link::News,
+    links::Word,
     opening::{self, LONGEST_LEASE},
     session::{Question, Session, echo},
 };
@@ -18,6 +20,7 @@ use crate::{
         server_message::{self as says, Message as Says},
         worker_message::{self as hears, Message as Hears},
     },
+    store::Session as NodeSession,
 };
 
 /// The most items of one message.
@@ -30,7 +33,7 @@ const KEEP_SUCCESS: usize = 256;
 const LONGEST: i64 = 86_400_000;
 
 /// What a worker says of a delivery, as it is recorded.
-struct Said {
+pub(super) struct Said {
     outcome: Outcome,
     reason: String,
     attempt: Option<Attempt>,
@@ -63,9 +66,15 @@ impl Session {
                 self.stale(asking, item.delivery_id);
                 continue;
             };
+            if let Some(node) = self.links.node_of(&item.delivery_id, &item.lease_token) {
+                let id = item.delivery_id.clone();
+                self.pass_on(asking, node, id, job, Word::Ack(item));
+                continue;
+            }
             let said = self.outcome(&job, item.outcome.unwrap_or_default());
             self.settle(asking, item.delivery_id, job, said);
         }
+        self.links.flush();
         self.answer_if_whole(asking);
         Ok(())
     }
@@ -77,29 +86,15 @@ impl Session {
                 self.stale(asking, item.delivery_id);
                 continue;
             };
-            let reason = match text(&item.reason) {
-                reason if reason.is_empty() => "nacked".to_owned(),
-                reason => reason,
-            };
-            let said = match item.action() {
-                hears::Action::Unspecified | hears::Action::Release => Said {
-                    outcome: Outcome::Released,
-                    reason: String::new(),
-                    attempt: None,
-                },
-                hears::Action::Retry => {
-                    let outcome = Outcome::Retryable {
-                        retry_after: seconds(item.retry_after_seconds),
-                    };
-                    self.tried(&job, outcome, reason, &hears::Outcome::default())
-                }
-                hears::Action::Dead => {
-                    let nothing = hears::Outcome::default();
-                    self.tried(&job, Outcome::Permanent, reason, &nothing)
-                }
-            };
+            if let Some(node) = self.links.node_of(&item.delivery_id, &item.lease_token) {
+                let id = item.delivery_id.clone();
+                self.pass_on(asking, node, id, job, Word::Nack(item));
+                continue;
+            }
+            let said = self.not_done(&job, &item);
             self.settle(asking, item.delivery_id, job, said);
         }
+        self.links.flush();
         self.answer_if_whole(asking);
         Ok(())
     }
@@ -112,16 +107,133 @@ impl Session {
         let asking = self.question(&extend.request_id, extend.items.len())?;
         let by = Duration::from_secs(extend.seconds.unsigned_abs().into());
         for item in extend.items {
-            let held = self
-                .leased(&item.delivery_id, &item.lease_token)
-                .is_some_and(|job| self.held.extend(job.id, job.token, by));
+            let job = self.leased(&item.delivery_id, &item.lease_token);
+            if let Some(node) = self.links.node_of(&item.delivery_id, &item.lease_token)
+                && let Some(job) = job
+            {
+                let id = item.delivery_id.clone();
+                let word = Word::Extend(item, extend.seconds);
+                self.pass_on(asking, node, id, job, word);
+                continue;
+            }
+            let held = job.is_some_and(|job| self.held.extend(job.id, job.token, by));
             match self.questions.get_mut(&asking) {
                 Some(question) if held => question.result.ok.push(item.delivery_id),
                 _ => self.stale(asking, item.delivery_id),
             }
         }
+        self.links.flush();
         self.answer_if_whole(asking);
         Ok(())
+    }
+
+    /// What a nack comes to.
+    fn not_done(&self, job: &Job, item: &hears::NackItem) -> Said {
+        let reason = match text(&item.reason) {
+            reason if reason.is_empty() => "nacked".to_owned(),
+            reason => reason,
+        };
+        let nothing = hears::Outcome::default();
+        match item.action() {
+            hears::Action::Unspecified | hears::Action::Release => Said {
+                outcome: Outcome::Released,
+                reason: String::new(),
+                attempt: None,
+            },
+            hears::Action::Retry => {
+                let outcome = Outcome::Retryable {
+                    retry_after: seconds(item.retry_after_seconds),
+                };
+                self.tried(job, outcome, reason, &nothing)
+            }
+            hears::Action::Dead => self.tried(job, Outcome::Permanent, reason, &nothing),
+        }
+    }
+
+    /// Has another node record it, which counts what it has handed out.
+    fn pass_on(&mut self, asking: u64, node: NodeSession, id: String, job: Job, word: Word) {
+        let number = self.number();
+        if let Some(question) = self.questions.get_mut(&asking) {
+            question.waiting += 1;
+        }
+        self.asked.insert(number, (asking, id.clone()));
+        // Should that node not answer, it is recorded here.
+        let said = match &word {
+            Word::Ack(item) => Some(self.outcome(&job, item.outcome.clone().unwrap_or_default())),
+            Word::Nack(item) => Some(self.not_done(&job, item)),
+            Word::Extend(..) => None,
+        };
+        if let Some(said) = said {
+            self.passed_on.insert(number, (job, said));
+        }
+        self.links.tell(node, number, id, word);
+    }
+
+    /// What another node was told and did not answer.
+    pub(super) fn not_answered(&mut self, items: Vec<(u64, String)>) {
+        for (number, _) in items {
+            let Some((job, said)) = self.passed_on.remove(&number) else {
+                self.told(number, Told::Stale);
+                continue;
+            };
+            let answer = Answer::to(number, self.answers.clone());
+            let end = Completion {
+                job,
+                outcome: said.outcome,
+                reason: said.reason,
+                attempt: said.attempt,
+            };
+            self.context.dispatcher.record(end, Some(answer));
+        }
+    }
+
+    /// What a link tells.
+    pub(super) fn learn(&mut self, node: NodeSession, news: News) {
+        match news {
+            News::Opened(resumed) => {
+                let tokens = std::mem::take(&mut self.asked_for.resume);
+                for lease in &tokens {
+                    if resumed.contains(&lease.delivery_id) {
+                        let (id, token) = (lease.delivery_id.clone(), lease.lease_token.clone());
+                        self.links.insert(node, id, token, 0);
+                    }
+                }
+                self.asked_for.resume = tokens;
+                self.links.answered(node);
+            }
+            News::Delivery(delivery) => self.links.came(node, delivery),
+            News::Result(told) => {
+                for (number, id) in self.links.answer(node, &told.request_id) {
+                    self.passed_on.remove(&number);
+                    let what = if told.ok.contains(&id) {
+                        Told::Recorded
+                    } else if told.stale.contains(&id) {
+                        Told::Stale
+                    } else {
+                        Told::Unknown
+                    };
+                    self.told(number, what);
+                }
+            }
+            News::Revoked(ids, reason) => {
+                let had = ids.into_iter().filter(|id| self.links.forget(id)).collect();
+                self.taken_back(had, reason);
+            }
+            News::Broken => {
+                let unanswered = self.links.unanswered(node);
+                self.not_answered(unanswered);
+            }
+        }
+    }
+
+    /// Tells the worker what it does not have any more.
+    pub(super) fn taken_back(&mut self, delivery_ids: Vec<String>, reason: i32) {
+        if !delivery_ids.is_empty() {
+            self.say(Says::Revoke(says::Revoke {
+                delivery_ids,
+                reason,
+            }));
+        }
     }
 
     /// Begins a result.

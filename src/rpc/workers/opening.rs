@@ -44,6 +44,8 @@ pub(super) struct Opening {
     pub(super) window: Window,
     pub(super) lease: Duration,
     pub(super) resume: Vec<Lease>,
+    /// As it was said, but for what is resumed.
+    pub(super) open: Open,
 }
 
 /// A window, checked.
@@ -88,6 +90,8 @@ impl Opening {
     /// # Errors
     /// `INVALID_ARGUMENT`, `NOT_FOUND`, `TENANT_MISMATCH`, `SCOPE_MISSING`.
     pub(super) async fn read(context: &Context, caller: &Caller, open: Open) -> Result<Self> {
+        let mut open = open;
+        let resume = std::mem::take(&mut open.resume);
         let mut faults = Faults::under("open.");
         let named = (1..=128).contains(&open.worker_id.len())
             && open.worker_id.bytes().all(|b| b.is_ascii_graphic());
@@ -104,10 +108,10 @@ impl Opening {
             &mut faults,
         );
         let lease = faults.number("lease_seconds", open.lease_seconds, 1, LONGEST_LEASE, LEASE);
-        if open.resume.len() > MOST_MESSAGES as usize {
+        if resume.len() > MOST_MESSAGES as usize {
             faults.add("resume", format!("has at most {MOST_MESSAGES} entries"));
         }
-        let filter = open.filter.unwrap_or_default();
+        let filter = open.filter.clone().unwrap_or_default();
         let classes = classes(&filter, caller, &mut faults);
         let ids = ids(&filter, &mut faults);
         faults.done()?;
@@ -115,13 +119,14 @@ impl Opening {
         Ok(Self {
             holder: Holder {
                 key: caller.key().id,
-                worker: open.worker_id,
+                worker: open.worker_id.clone(),
             },
             epoch: open.instance_epoch,
             taker: Taker { classes, whose },
             window,
             lease: Duration::from_secs(lease.unsigned_abs().into()),
-            resume: open.resume,
+            resume,
+            open,
         })
     }
 }

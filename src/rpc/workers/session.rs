@@ -12,13 +12,18 @@ use tonic::{Status, Streaming};
 
 use super::{
     PATH,
+    hear::Said,
     held::{Held, HeldJob},
     lease::{self, Holder},
+    link::{self, Far, News},
+    links::Links,
     opening::{Opening, Window},
+    peers::Others,
     roster::{HandOver, Roster, Seated},
 };
 use crate::{
     caller::Caller,
+    store::Session as NodeSession,
     domain::{
         delivery::Outcome,
         id::{DeliveryId, Micros},
@@ -42,6 +47,8 @@ const PONG: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(250);
 /// How often the key is looked at.
 const LOOK_AT_KEY: Duration = Duration::from_secs(1);
+/// How long other nodes may take to say what they resume.
+const OTHERS: Duration = Duration::from_millis(1500);
 /// Messages that wait for the connection.
 const AHEAD: usize = 32;
 /// Items whose results are not known yet, beyond which no more are heard.
@@ -84,12 +91,19 @@ pub(super) struct Session {
     taker: Taker,
     number: u64,
     pub(super) held: Held,
+    /// What it has of other nodes.
+    pub(super) links: Links,
+    news: mpsc::UnboundedSender<(NodeSession, News)>,
+    /// What its `open` said, for other nodes.
+    pub(super) asked_for: worker_message::Open,
     pub(super) window: Window,
     pub(super) lease: Duration,
     queue: VecDeque<Message>,
     pub(super) questions: HashMap<u64, Question>,
     /// Which item of which question is asked under that number.
     pub(super) asked: HashMap<u64, (u64, String)>,
+    /// What was passed on to other nodes, as it would be recorded here.
+    pub(super) passed_on: HashMap<u64, (Job, Said)>,
     pub(super) next_number: u64,
     pub(super) answers: mpsc::UnboundedSender<(u64, Told)>,
     pub(super) draining: bool,
@@ -132,19 +146,25 @@ pub(super) async fn serve(
         mut hand_over,
     } = seated;
     let (answers, mut answered) = mpsc::unbounded_channel();
+    let (news, from_links) = mpsc::unbounded_channel();
     let now = Instant::now();
     let mut session = Session {
+        context: context.clone(),
         roster: roster.clone(),
         caller,
         holder: opening.holder,
         taker: opening.taker,
         number,
         held,
+        links: Links::new(from_links),
+        news,
+        asked_for: opening.open,
         window: opening.window,
         lease: opening.lease,
         queue: VecDeque::new(),
         questions: HashMap::new(),
         asked: HashMap::new(),
+        passed_on: HashMap::new(),
         next_number: 0,
         answers,
         draining: false,
@@ -155,32 +175,57 @@ pub(super) async fn serve(
         going: None,
         told_to_go: false,
         said_last: None,
-        context,
     };
-    session.begin(opening.resume);
+    let mut others = context.peers.watch();
+    session.begin(opening.resume, &mut others).await;
     let end = session
-        .run(&mut inbound, &outbound, &mut answered, &mut hand_over)
+        .run(
+            &mut inbound,
+            &outbound,
+            &mut answered,
+            &mut hand_over,
+            &mut others,
+        )
         .await;
     session.end(end, &outbound, hand_over);
 }
 
 impl Session {
-    fn begin(&mut self, resume: Vec<worker_message::Lease>) {
-        let (mut resumed, mut lost) = (Vec::new(), Vec::new());
+    async fn begin(
+        &mut self,
+        resume: Vec<worker_message::Lease>,
+        others: &mut watch::Receiver<Others>,
+    ) {
+        let (mut resumed, mut elsewhere) = (Vec::new(), Vec::new());
         let mut before = std::mem::take(&mut self.held);
         for item in resume {
-            let kept = self
-                .leased(&item.delivery_id, &item.lease_token)
-                .and_then(|job| before.remove(job.id, job.token));
-            match kept {
+            let Some(job) = self.leased(&item.delivery_id, &item.lease_token) else {
+                elsewhere.push((item, false));
+                continue;
+            };
+            match before.remove(job.id, job.token) {
                 Some(mut held) => {
                     held.deadline = Instant::now() + self.lease;
                     self.held.insert(held);
                     resumed.push(item.delivery_id);
                 }
-                None => lost.push(echo(item.delivery_id)),
+                None => elsewhere.push((item, true)),
             }
         }
+        self.asked_for.resume = elsewhere
+            .iter()
+            .filter(|(_, sound)| *sound)
+            .map(|(item, _)| item.clone())
+            .collect();
+        self.follow(others);
+        let found = self.found_elsewhere().await;
+        let lost = elsewhere
+            .into_iter()
+            .map(|(item, _)| echo(item.delivery_id))
+            .filter(|id| !found.contains(id))
+            .collect::<Vec<_>>();
+        resumed.extend(found);
+        self.asked_for.resume.clear();
         // What it does not name it does not know of.
         self.roster.give_back(&mut before);
         let most = self.window.messages.max(1);
@@ -201,12 +246,64 @@ impl Session {
         }));
     }
 
+    /// Opens a stream to each other node that lives, and ends those to nodes that
+    /// are gone. Who comes through a node is that node's to serve.
+    fn follow(&mut self, others: &mut watch::Receiver<Others>) {
+        if self.caller.is_through_node() {
+            return;
+        }
+        let live = others.borrow_and_update().clone();
+        for node in self.links.nodes() {
+            if !live.contains_key(&node) {
+                let (gone, unanswered) = self.links.remove(node);
+                self.not_answered(unanswered);
+                self.taken_back(gone, says::RevokeReason::Session.into());
+            }
+        }
+        let known = self.links.nodes();
+        for (node, channel) in live.iter().filter(|(node, _)| !known.contains(node)) {
+            let open = worker_message::Open {
+                max_messages: 0,
+                ..self.asked_for.clone()
+            };
+            let link = link::begin(Far {
+                node: *node,
+                channel: channel.clone(),
+                keyring: self.context.keyring.clone(),
+                key: self.holder.key,
+                open,
+                news: self.news.clone(),
+            });
+            self.links.add(*node, link);
+        }
+    }
+
+    /// What other nodes resume of what the worker has.
+    async fn found_elsewhere(&mut self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.asked_for.resume.is_empty() {
+            return found;
+        }
+        let end = tokio::time::Instant::now() + OTHERS;
+        while self.links.is_waited_for()
+            && let Ok(Some((node, news))) =
+                tokio::time::timeout_at(end, self.links.news.recv()).await
+        {
+            if let News::Opened(resumed) = &news {
+                found.extend(resumed.iter().cloned());
+            }
+            self.learn(node, news);
+        }
+        found
+    }
+
     async fn run(
         &mut self,
         inbound: &mut Streaming<WorkerMessage>,
         outbound: &Outbound,
         answered: &mut mpsc::UnboundedReceiver<(u64, Told)>,
         hand_over: &mut mpsc::Receiver<HandOver>,
+        others: &mut watch::Receiver<Others>,
     ) -> End {
         let mut work = self.context.dispatcher.stream_work();
         let mut configuration = self.context.directory.watch();
@@ -250,6 +347,8 @@ impl Session {
                     Err(status) => return self.broken(Some(unreadable(&status))),
                 },
                 Some((number, told)) = answered.recv() => self.told(number, told),
+                Some((node, news)) = self.links.news.recv() => self.learn(node, news),
+                Ok(()) = others.changed() => self.follow(others),
                 _ = work.changed(), if self.wants_more() => {}
                 _ = configuration.changed() => self.look_at_held(),
                 _ = ticks.tick() => if let Err(e) = self.tick() {
@@ -274,6 +373,9 @@ impl Session {
     fn end(mut self, end: End, outbound: &Outbound, hand_over: mpsc::Receiver<HandOver>) {
         self.context.dispatcher.serve(self.number, None);
         let held = std::mem::take(&mut self.held);
+        if matches!(end, End::Over | End::Refused(_)) {
+            self.links.leave();
+        }
         let why = match &end {
             End::Over => "over".to_owned(),
             End::Refused(e) => e.to_string(),
@@ -332,11 +434,24 @@ impl Session {
     }
 
     fn wants_more(&self) -> bool {
-        !self.draining
-            && self.going.is_none()
-            && self.said_last.is_none()
-            && self.held.len() < self.window.messages
-            && (self.held.is_empty() || self.held.bytes() < self.window.bytes)
+        self.room().is_some()
+    }
+
+    /// How many deliveries and bytes the worker can have beyond what it has; none:
+    /// nothing more.
+    fn room(&self) -> Option<(usize, usize)> {
+        if self.draining || self.going.is_some() || self.said_last.is_some() {
+            return None;
+        }
+        let has = self.held.len() + self.links.len();
+        let bytes = self.held.bytes() + self.links.bytes();
+        let messages = self.window.messages.checked_sub(has).filter(|n| *n > 0)?;
+        // One that is larger than the window comes alone.
+        if has == 0 {
+            return Some((messages, usize::MAX));
+        }
+        let bytes = self.window.bytes.checked_sub(bytes).filter(|n| *n > 0)?;
+        Some((messages, bytes))
     }
 
     fn is_done(&self) -> bool {
@@ -346,7 +461,9 @@ impl Session {
         }
         match self.going {
             Some((_, end)) if Instant::now() >= end => true,
-            Some(_) => self.told_to_go && nothing_left && self.held.is_empty(),
+            Some(_) => {
+                self.told_to_go && nothing_left && self.held.is_empty() && self.links.len() == 0
+            }
             None => false,
         }
     }
@@ -355,17 +472,20 @@ impl Session {
     fn fill(&mut self, work: &mut watch::Receiver<()>) {
         // What is told from now on is heard.
         work.borrow_and_update();
-        while self.wants_more() && self.queue.len() < AHEAD {
-            let most = if self.held.is_empty() {
-                usize::MAX
-            } else {
-                self.window.bytes - self.held.bytes()
-            };
+        while self.queue.len() < AHEAD {
+            let Some((_, most)) = self.room() else { break };
+            // What other nodes have sent is leased already.
+            if let Some(delivery) = self.links.next(Some(most)) {
+                self.say(Message::Delivery(delivery));
+                continue;
+            }
             let Some((job, target)) = self.context.dispatcher.take(&self.taker, most) else {
-                return;
+                break;
             };
             self.hand_out(job, &target);
         }
+        let room = self.room().map(|(messages, bytes)| (messages, bytes.min(self.window.bytes)));
+        self.links.lend(room, self.window);
     }
 
     fn hand_out(&mut self, mut job: Job, target: &Target) {
@@ -463,6 +583,8 @@ impl Session {
             self.next_look = now + LOOK_AT_KEY;
             self.context.gate.may_go_on(PATH, &self.caller)?;
         }
+        self.links.look(self.window.messages);
+        self.links.return_late(self.room().is_none() && self.draining);
         if let Some((at, end)) = self.going
             && now >= at
             && !self.told_to_go

@@ -13,6 +13,7 @@ mod history;
 mod keys;
 mod limits;
 mod load;
+mod peers;
 mod subscriptions;
 mod switches;
 mod tenants;

@@ -5,3 +5,5 @@ alter table subscriptions add column kind smallint;
 alter table subscriptions add column lifetime bigint;
 alter table subscriptions add column ends_at bigint;
 create index subscriptions_end on subscriptions (ends_at) where ends_at is not null;
+-- Where other nodes reach this one; null where they can't.
+alter table nodes add column url text;
