@@ -194,7 +194,10 @@ impl Keyring {
         let (text, seal) = text.rsplit_once('_')?;
         let (seconds, key) = text.strip_prefix(NODE_PREFIX)?.split_once('_')?;
         let seal = hex::decode(seal).ok()?;
-        self.lease_mac().chain_update(text).verify_slice(&seal).ok()?;
+        self.lease_mac()
+            .chain_update(text)
+            .verify_slice(&seal)
+            .ok()?;
         let age = now.div_euclid(1_000_000) - seconds.parse::<i64>().ok()?;
         (-60..=60).contains(&age).then(|| key.parse().ok())?
     }
@@ -389,7 +392,7 @@ mod tests {
         assert!(open(&key, "sub_1", &sealed[..10]).is_err());
     }
 
-    // W8, Z2: a node's credential is good for its key and its time alone.
+    // W8: a node's credential is good for its key and its time alone.
     #[test]
     fn node_credentials() {
         let ring = Keyring {

@@ -406,11 +406,15 @@ impl Settings {
                 3600,
             )?),
             concurrency: source.number("WEBHOOKS_CONCURRENCY", 512, 1, 65_536)?,
-            advertise_url: source.get("ADVERTISE_URL", "http://HOST:PORT or https://HOST", |v| {
-                let url = url::Url::parse(v).ok()?;
-                let right = matches!(url.scheme(), "http" | "https") && url.host().is_some();
-                right.then(|| v.trim_end_matches('/').to_owned())
-            })?,
+            advertise_url: source.get(
+                "ADVERTISE_URL",
+                "http://HOST:PORT or https://HOST",
+                |v| {
+                    let url = url::Url::parse(v).ok()?;
+                    let right = matches!(url.scheme(), "http" | "https") && url.host().is_some();
+                    right.then(|| v.trim_end_matches('/').to_owned())
+                },
+            )?,
             embedded_worker: source.flag("EMBEDDED_WORKER")?.unwrap_or(true),
             endpoint_ca: source.path("ENDPOINT_CA_FILE"),
             egress_proxy: source.get("EGRESS_PROXY", "http://HOST:PORT", |v| {

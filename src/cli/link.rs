@@ -24,9 +24,7 @@ use super::{
 use crate::proto::v1::{
     ServerMessage, WorkerMessage,
     server_message::{Delivery, Message as Says, Result as Told},
-    worker_message::{
-        Ack, AckItem, Credit, Drain, Filter, Lease, Message, Open, Outcome, Pong,
-    },
+    worker_message::{Ack, AckItem, Credit, Drain, Filter, Lease, Message, Open, Outcome, Pong},
     worker_service_client::WorkerServiceClient,
 };
 
@@ -275,9 +273,7 @@ impl<H: Handle> Worker<H> {
         let answer = WorkerServiceClient::new(connection.channel)
             .stream_deliveries(call)
             .await;
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(refused)
+        answer.map(tonic::Response::into_inner).map_err(refused)
     }
 
     /// Acts on what the server says; when to come back and when to be gone, where
@@ -292,9 +288,12 @@ impl<H: Handle> Worker<H> {
         match message.message {
             Some(Says::Opened(opened)) => {
                 tracing::info!(
-                    server.url = self.link.url, worker.id = self.link.worker_id,
-                    worker.session = opened.session_id, deliveries.resumed = opened.resumed.len(),
-                    deliveries.lost = opened.lost.len(), "connected"
+                    server.url = self.link.url,
+                    worker.id = self.link.worker_id,
+                    worker.session = opened.session_id,
+                    deliveries.resumed = opened.resumed.len(),
+                    deliveries.lost = opened.lost.len(),
+                    "connected"
                 );
             }
             Some(Says::Delivery(delivery)) => self.begin(delivery),

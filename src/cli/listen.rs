@@ -62,7 +62,11 @@ pub(super) async fn run(args: ListenArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(e) => return failed(WRONG, &e),
     };
-    let levels = if settings.log == "info" { "warn" } else { &settings.log };
+    let levels = if settings.log == "info" {
+        "warn"
+    } else {
+        &settings.log
+    };
     if let Err(e) = telemetry::init(levels, settings.log_json) {
         return failed(WRONG, &e);
     }

@@ -10,7 +10,10 @@ use arc_swap::ArcSwap;
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-use super::{WRONG, failed, link::{self, Handle, Link}};
+use super::{
+    WRONG, failed,
+    link::{self, Handle, Link},
+};
 use crate::{
     connector::{self, Connector},
     domain::{delivery, id::wall_clock},

@@ -153,9 +153,8 @@ impl Dispatcher {
         let s = &target.subscription;
         let class = Class::of(&target);
         let on = s.disabled.is_none() && self.delivering.load(Ordering::Acquire);
-        let taken = || {
-            (self.embedded && class != Class::Stream) || self.served.load().reaches(&target)
-        };
+        let taken =
+            || (self.embedded && class != Class::Stream) || self.served.load().reaches(&target);
         (on && taken()).then_some(Allowed {
             in_flight: s.max_in_flight,
             class,

@@ -454,7 +454,10 @@ impl Lanes {
 
     /// Takes back what waits in the lanes that are to be stopped, and brings
     /// the others to their limits. `allowed` gives none for a lane to stop.
-    pub(super) fn adjust(&mut self, allowed: impl Fn(SubscriptionId) -> Option<Allowed>) -> Vec<Job> {
+    pub(super) fn adjust(
+        &mut self,
+        allowed: impl Fn(SubscriptionId) -> Option<Allowed>,
+    ) -> Vec<Job> {
         let mut out = Vec::new();
         let all: Vec<SubscriptionId> = self.by_id.keys().copied().collect();
         for subscription in all {

@@ -57,9 +57,11 @@ impl WorkerService for Workers {
         let caller = caller(&request)?;
         let context = self.0.clone();
         if context.monitor.stopping().is_cancelled() {
-            return Err(Error::new(Reason::StoreUnavailable, "the server is stopping")
-                .retry_after(Duration::from_secs(1))
-                .into());
+            return Err(
+                Error::new(Reason::StoreUnavailable, "the server is stopping")
+                    .retry_after(Duration::from_secs(1))
+                    .into(),
+            );
         }
         let consumer = match caller.key().kind {
             Kind::Consumer => caller.key().tenant,

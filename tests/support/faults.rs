@@ -23,9 +23,9 @@ use onering::{
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
         Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LimitStore,
-        LiveNode, Load, LoadStore, NodeStore, Page, PeerStore, Publish, Published, QueueStore, Recent, Result,
-        SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
-        TenantStore, Usage, Waiting, Want,
+        LiveNode, Load, LoadStore, NodeStore, Page, PeerStore, Publish, Published, QueueStore,
+        Recent, Result, SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore,
+        SwitchStore, TenantStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;

@@ -79,7 +79,10 @@ async fn keys_need_their_scope(db: Db) {
     let app = TestApp::start(&db).await;
     let mut keys = Vec::new();
     for (body, opens) in [
-        (json!({"kind": "ADMIN", "scopes": ["deliveries:work"]}), true),
+        (
+            json!({"kind": "ADMIN", "scopes": ["deliveries:work"]}),
+            true,
+        ),
         (json!({"kind": "ADMIN", "scopes": ["webhooks:read"]}), false),
         (json!({"scopes": ["webhooks:read"]}), true),
         (json!({"scopes": ["webhooks:write"]}), false),
@@ -122,10 +125,16 @@ async fn streams_have_rules_of_their_own(db: Db) {
     let app = TestApp::start(&db).await;
     let key = &app.admin;
     for (body, field) in [
-        (json!({"kind": "STREAM", "url": "https://example.com/"}), "url"),
+        (
+            json!({"kind": "STREAM", "url": "https://example.com/"}),
+            "url",
+        ),
         (json!({"kind": "WEBHOOK"}), "url"),
         (json!({"kind": 7, "url": "https://example.com/"}), "kind"),
-        (json!({"kind": "STREAM", "expire_after_seconds": 59}), "expire_after_seconds"),
+        (
+            json!({"kind": "STREAM", "expire_after_seconds": 59}),
+            "expire_after_seconds",
+        ),
         (
             json!({"url": "https://example.com/", "expire_after_seconds": 60}),
             "expire_after_seconds",
@@ -144,7 +153,10 @@ async fn streams_have_rules_of_their_own(db: Db) {
     let sub = app.stream(json!({"description": "x"})).await;
     let path = format!("/v1/external/webhooks/{}", sub.id);
     let shown = app.get(&path, key).await.ok();
-    assert_eq!((&shown["kind"], &shown["url"]), (&json!("STREAM"), &json!("")));
+    assert_eq!(
+        (&shown["kind"], &shown["url"]),
+        (&json!("STREAM"), &json!(""))
+    );
     for (change, field) in [
         (json!({"kind": "WEBHOOK"}), "kind"),
         (json!({"url": "https://example.com/"}), "url"),
@@ -155,8 +167,14 @@ async fn streams_have_rules_of_their_own(db: Db) {
             .refused(400, "INVALID_ARGUMENT");
         assert_eq!(problem["errors"][0]["field"], field, "{problem}");
     }
-    let changed = app.patch(&path, key, json!({"description": "y"})).await.ok();
-    assert_eq!((&changed["kind"], &changed["description"]), (&json!("STREAM"), &json!("y")));
+    let changed = app
+        .patch(&path, key, json!({"description": "y"}))
+        .await
+        .ok();
+    assert_eq!(
+        (&changed["kind"], &changed["description"]),
+        (&json!("STREAM"), &json!("y"))
+    );
     let webhook = app
         .subscribe(key, json!({"url": "https://example.com/"}))
         .await;
@@ -186,7 +204,10 @@ async fn what_is_no_message_ends_the_stream(db: Db) {
 
 // W1: a worker gets what its filter names.
 async fn filters_choose(db: Db) {
-    let app = TestApp::builder(&db).set("EMBEDDED_WORKER", 0).start().await;
+    let app = TestApp::builder(&db)
+        .set("EMBEDDED_WORKER", 0)
+        .start()
+        .await;
     let first = app.stream(json!({})).await;
     let second = app.stream(json!({})).await;
     let url = json!({"url": "http://127.0.0.1:9/"});

@@ -52,7 +52,9 @@ impl Worker {
 
     /// Connects to an address, on a connection of its own.
     pub(crate) async fn open_at(url: &str, key: &str, open: Open) -> Result<Self, Status> {
-        let channel = Endpoint::from_shared(url.to_owned()).unwrap().connect_lazy();
+        let channel = Endpoint::from_shared(url.to_owned())
+            .unwrap()
+            .connect_lazy();
         let (say, said) = mpsc::unbounded_channel();
         let first = WorkerMessage {
             message: Some(Message::Open(open)),

@@ -34,7 +34,15 @@ fn relay(app: &TestApp, id: &str, more: &[(&str, &str)]) -> Running {
         ("ONERING_ALLOW_HTTP_ENDPOINTS", "1"),
     ];
     vars.extend(more);
-    let args = ["worker", "--connect", &url, "--id", id, "--concurrency", "4"];
+    let args = [
+        "worker",
+        "--connect",
+        &url,
+        "--id",
+        id,
+        "--concurrency",
+        "4",
+    ];
     Running::onering(&args, &vars)
 }
 
@@ -88,8 +96,13 @@ async fn a_relay_sends_what_the_server_signed(db: Db) {
 async fn a_relay_goes_where_it_may(db: Db) {
     let app = without_embedded(&db).await;
     let receiver = Receiver::start().await;
-    app.subscribe(&app.admin, json!({"url": receiver.url()})).await;
-    let relay = relay(&app, "relay", &[("ONERING_ALLOWED_ENDPOINT_CIDRS", "10.9.8.7/32")]);
+    app.subscribe(&app.admin, json!({"url": receiver.url()}))
+        .await;
+    let relay = relay(
+        &app,
+        "relay",
+        &[("ONERING_ALLOWED_ENDPOINT_CIDRS", "10.9.8.7/32")],
+    );
     connected(&relay).await;
     let events = app.events("a.b", 1).await;
     let deliveries = app.deliveries_of(&app.admin, &events[0]).await;
@@ -135,7 +148,11 @@ async fn a_killed_relays_deliveries_go_to_another(db: Db) {
         let times = received.iter().filter(|r| r.event() == event).count();
         assert!((1..=2).contains(&times), "{event}: {times}");
     }
-    assert!(received.len() <= 6 + 4, "what was under way: {}", received.len());
+    assert!(
+        received.len() <= 6 + 4,
+        "what was under way: {}",
+        received.len()
+    );
     killed.ended().await;
     other.stop().await;
     db.counts_agree().await;
@@ -146,7 +163,8 @@ async fn a_killed_relays_deliveries_go_to_another(db: Db) {
 async fn a_relay_outlives_its_server(db: Db) {
     let app = without_embedded(&db).await;
     let receiver = Receiver::start().await;
-    app.subscribe(&app.admin, json!({"url": receiver.url()})).await;
+    app.subscribe(&app.admin, json!({"url": receiver.url()}))
+        .await;
     let relay = relay(&app, "relay", &[]);
     connected(&relay).await;
     app.events("a.b", 2).await;
@@ -169,12 +187,23 @@ async fn listening_forwards_and_tidies_up(db: Db) {
     let receiver = Receiver::start().await;
     let url = app.url("");
     let to = receiver.url();
-    let args = ["listen", "--url", &url, "--forward-to", &to, "--events", "a.*,b"];
+    let args = [
+        "listen",
+        "--url",
+        &url,
+        "--forward-to",
+        &to,
+        "--events",
+        "a.*,b",
+    ];
     let listening = Running::onering(&args, &[("ONERING_ADMIN_KEY", &acme.key)]);
     listening.told("Forwarding to").await;
     let list = app.get("/v1/external/webhooks", &acme.key).await.ok();
     let sub = &list["subscriptions"][0];
-    assert_eq!((&sub["kind"], &sub["event_types"]), (&json!("STREAM"), &json!(["a.*", "b"])));
+    assert_eq!(
+        (&sub["kind"], &sub["event_types"]),
+        (&json!("STREAM"), &json!(["a.*", "b"]))
+    );
     assert_eq!(sub["expire_after_seconds"], 300);
     eventually("it listens", || async {
         (app.app().context.workers.streams() == 1).then_some(())
@@ -186,7 +215,10 @@ async fn listening_forwards_and_tidies_up(db: Db) {
     assert_eq!(received[0].event(), event);
     assert!(!received[0].header("webhook-signature").is_empty());
     let line = listening.told("a.b").await;
-    assert!(line.contains("dlv_") && line.contains("200") && line.ends_with("ms"), "{line}");
+    assert!(
+        line.contains("dlv_") && line.contains("200") && line.ends_with("ms"),
+        "{line}"
+    );
     let secret = listening.told("Signing secret: ").await;
     assert!(secret.contains("whsec_"), "{secret}");
     let done = listening.stop().await;
@@ -196,7 +228,7 @@ async fn listening_forwards_and_tidies_up(db: Db) {
     app.stop().await;
 }
 
-// C5: wrong use is 2, a refusal 1 and a server that is not there 3, with a word on
+// Wrong use is 2, a refusal 1 and a server that is not there 3, with a word on
 // what to do.
 async fn commands_say_what_is_wrong(db: Db) {
     let app = TestApp::start(&db).await;
@@ -210,9 +242,21 @@ async fn commands_say_what_is_wrong(db: Db) {
     let none = [("ONERING_ADMIN_KEY", "sk_admin_x")];
     let args = ["listen", "--url", &url, "--forward-to", "localhost:3000"];
     onering(&args, &none).await.exits(2);
-    let args = ["listen", "--url", &url, "--forward-to", "http://localhost:1/"];
+    let args = [
+        "listen",
+        "--url",
+        &url,
+        "--forward-to",
+        "http://localhost:1/",
+    ];
     onering(&args, &none).await.exits(1);
-    let args = ["listen", "--url", "http://127.0.0.1:1", "--forward-to", "http://localhost:1/"];
+    let args = [
+        "listen",
+        "--url",
+        "http://127.0.0.1:1",
+        "--forward-to",
+        "http://localhost:1/",
+    ];
     onering(&args, &none).await.exits(3);
     app.stop().await;
 }

@@ -32,7 +32,11 @@ async fn stubs(into: &Path) {
         .arg(format!("--proto_path={}", protos.display()))
         .arg(format!("--python_out={}", into.display()))
         .arg(format!("--grpc_python_out={}", into.display()));
-    for name in ["onering/v1/options", "onering/v1/subscription", "onering/v1/worker"] {
+    for name in [
+        "onering/v1/options",
+        "onering/v1/subscription",
+        "onering/v1/worker",
+    ] {
         protoc.arg(format!("{name}.proto"));
     }
     protoc.arg("google/api/annotations.proto");
@@ -109,13 +113,18 @@ impl Python {
         self.tell(json!({"do": "extend"})).await;
         let told = self.hears("result").await;
         assert_eq!(told["result"], "extend");
-        let more: Vec<_> = self.early.iter().filter(|v| !v["delivery"].is_null()).collect();
+        let more: Vec<_> = self
+            .early
+            .iter()
+            .filter(|v| !v["delivery"].is_null())
+            .collect();
         assert!(more.is_empty(), "{more:?}");
     }
 
     /// Acks under its last lease, or another one of it: whether it counted.
     async fn acks(&mut self, id: &str, lease: i32) -> bool {
-        self.tell(json!({"do": "ack", "id": id, "lease": lease})).await;
+        self.tell(json!({"do": "ack", "id": id, "lease": lease}))
+            .await;
         let told = self.hears("result").await;
         assert_eq!(told["result"], "ack");
         let is = |list: &str| told[list] == json!([id]);
@@ -166,11 +175,21 @@ async fn a_worker_in_python_conforms(db: Db) {
     let fifth = worker.deliveries(1).await.remove(0);
 
     // A subscription that is switched off.
-    app.patch(&path, &app.admin, json!({"enabled": false})).await.ok();
+    app.patch(&path, &app.admin, json!({"enabled": false}))
+        .await
+        .ok();
     let revoked = worker.hears("revoked").await;
-    assert_eq!((revoked["revoked"].as_array().unwrap().len(), &revoked["reason"]), (3, &json!(2)));
+    assert_eq!(
+        (
+            revoked["revoked"].as_array().unwrap().len(),
+            &revoked["reason"]
+        ),
+        (3, &json!(2))
+    );
     assert!(!worker.acks(&third, -1).await);
-    app.patch(&path, &app.admin, json!({"enabled": true})).await.ok();
+    app.patch(&path, &app.admin, json!({"enabled": true}))
+        .await
+        .ok();
     let mut again = worker.deliveries(3).await;
     again.sort_unstable();
     let mut wanted = vec![third.clone(), fourth.clone(), fifth.clone()];

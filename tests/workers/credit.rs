@@ -25,7 +25,10 @@ async fn nothing_comes_beyond_the_window(db: Db) {
     let first = worker.deliveries(3).await;
     assert!(worker.everything_until_now().await.is_empty());
     worker.credit(3, 0);
-    assert!(worker.everything_until_now().await.is_empty(), "it is absolute");
+    assert!(
+        worker.everything_until_now().await.is_empty(),
+        "it is absolute"
+    );
     assert_eq!(worker.ack(&[&first[0]]).await.ok.len(), 1);
     let next = worker.delivery().await;
     assert!(worker.everything_until_now().await.is_empty());

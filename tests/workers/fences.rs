@@ -40,14 +40,24 @@ async fn a_delivery_is_consumed(db: Db) {
     let event = app.publish(&app.admin, "a.b", json!({"n": 1})).await;
     let d = worker.delivery().await;
     assert_eq!((&d.event_id, &d.subscription_id), (&event, &sub.id));
-    assert_eq!((d.attempt, d.event_type.as_str(), d.url.as_str()), (1, "a.b", ""));
+    assert_eq!(
+        (d.attempt, d.event_type.as_str(), d.url.as_str()),
+        (1, "a.b", "")
+    );
     assert!((1..=60_000).contains(&d.deadline_in_ms));
     assert_eq!(d.headers["x-own"], "1");
     assert_eq!(d.headers["content-type"], "application/json");
     let body: serde_json::Value = serde_json::from_slice(&d.body).unwrap();
-    assert_eq!((&body["id"], &body["data"]), (&json!(event), &json!({"n": 1})));
+    assert_eq!(
+        (&body["id"], &body["data"]),
+        (&json!(event), &json!({"n": 1}))
+    );
     let key = VerifyingKey::parse(&sub.secret).unwrap();
-    let headers: HashMap<_, _> = d.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    let headers: HashMap<_, _> = d
+        .headers
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.as_str()))
+        .collect();
     let verified = Verifier::new(&[key]).verify(
         |name| headers.get(name).copied(),
         &d.body,
@@ -152,20 +162,39 @@ async fn nacks_do_what_they_say(db: Db) {
     let mut worker = Worker::start(&app, "w", 10).await;
     app.events("a.b", 1).await;
     let first = worker.delivery().await;
-    assert_eq!(worker.nack(&first, Action::Release, "", 0).await.ok.len(), 1);
+    assert_eq!(
+        worker.nack(&first, Action::Release, "", 0).await.ok.len(),
+        1
+    );
     let again = worker.delivery().await;
     assert_eq!((&again.delivery_id, again.attempt), (&first.delivery_id, 1));
     assert!(app.attempts_of(&first.delivery_id).await.is_empty());
 
-    assert_eq!(worker.nack(&again, Action::Retry, "no\nstock", 0).await.ok.len(), 1);
+    assert_eq!(
+        worker
+            .nack(&again, Action::Retry, "no\nstock", 0)
+            .await
+            .ok
+            .len(),
+        1
+    );
     let retried = worker.delivery().await;
-    assert_eq!((&retried.delivery_id, retried.attempt), (&first.delivery_id, 2));
+    assert_eq!(
+        (&retried.delivery_id, retried.attempt),
+        (&first.delivery_id, 2)
+    );
     let told = worker.nack(&retried, Action::Dead, "poison", 0).await;
     assert_eq!(told.ok.len(), 1);
     let dead = app.state_of(&first.delivery_id).await;
-    assert_eq!((&dead["status"], &dead["reason"]), (&json!("DEAD"), &json!("poison")));
+    assert_eq!(
+        (&dead["status"], &dead["reason"]),
+        (&json!("DEAD"), &json!("poison"))
+    );
     let attempts = app.attempts_of(&first.delivery_id).await;
-    let errors: Vec<_> = attempts.iter().map(|a| a["error"].as_str().unwrap()).collect();
+    let errors: Vec<_> = attempts
+        .iter()
+        .map(|a| a["error"].as_str().unwrap())
+        .collect();
     assert_eq!(errors, ["nostock", "poison"]);
 
     app.events("a.b", 1).await;
@@ -173,13 +202,17 @@ async fn nacks_do_what_they_say(db: Db) {
     worker.nack(&later, Action::Retry, "later", 600).await;
     let waits = app.state_of(&later.delivery_id).await;
     assert_eq!(waits["status"], "RETRYING");
-    let at: jiff::Timestamp = waits["next_attempt_time"].as_str().unwrap().parse().unwrap();
+    let at: jiff::Timestamp = waits["next_attempt_time"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(at.as_microsecond() - wall_clock() > 500_000_000, "{waits}");
     db.counts_agree().await;
     app.stop().await;
 }
 
-// W2, T1, Z2: what was handed to another worker, or to another key's worker of the
+// W2, T1: what was handed to another worker, or to another key's worker of the
 // same name, or is made up, is refused for that item, and changes nothing.
 async fn nobody_acks_what_is_anothers(db: Db) {
     let app = TestApp::start(&db).await;
@@ -212,7 +245,9 @@ async fn nobody_acks_what_is_anothers(db: Db) {
     short.lease_token.truncate(3);
     let mut nonsense = theirs.clone();
     nonsense.delivery_id = "x".repeat(100_000);
-    let told = other_tenant.ack(&[&forged, &short, &nonsense, &theirs]).await;
+    let told = other_tenant
+        .ack(&[&forged, &short, &nonsense, &theirs])
+        .await;
     assert_eq!((told.ok.len(), told.stale.len()), (1, 3));
     assert!(told.stale.iter().all(|id| id.len() <= 64));
     assert_eq!(app.state_of(&d.delivery_id).await["status"], "SENDING");

@@ -49,12 +49,16 @@ async fn what_it_leaves_is_free_at_once(db: Db) {
     worker.ended().await.unwrap();
     let taken = other.deliveries(2).await;
     assert_eq!(ids(&taken), ids(&held));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
     assert!(taken.iter().all(|d| d.attempt == 1));
     app.stop().await;
 }
 
-// W5, H4: a node that stops hands out nothing more, says when to come back and by
+// W5: a node that stops hands out nothing more, says when to come back and by
 // when to be done, each to another time, and takes the acks that come until then.
 async fn a_node_that_stops_tells_its_workers(db: Db) {
     let app = TestApp::start(&db).await;
@@ -94,7 +98,10 @@ async fn a_node_that_stops_tells_its_workers(db: Db) {
 
 // W5: a worker that does not go is not waited for; what it has is free.
 async fn what_is_left_at_the_stop_is_given_back(db: Db) {
-    let app = TestApp::builder(&db).set("SHUTDOWN_SECONDS", 2).start().await;
+    let app = TestApp::builder(&db)
+        .set("SHUTDOWN_SECONDS", 2)
+        .start()
+        .await;
     app.stream(json!({})).await;
     let mut stays = Worker::start(&app, "stays", 1).await;
     app.events("a.b", 1).await;
@@ -105,11 +112,18 @@ async fn what_is_left_at_the_stop_is_given_back(db: Db) {
     assert!(began.elapsed() < Duration::from_secs(20));
     if let Err(e) = ended {
         // The connection may go before the last word.
-        assert!(e.code() != tonic::Code::FailedPrecondition, "{}", reason(&e));
+        assert!(
+            e.code() != tonic::Code::FailedPrecondition,
+            "{}",
+            reason(&e)
+        );
     }
     let app = again.start().await;
     let shown = app.state_of(&held.delivery_id).await;
-    assert_eq!((&shown["status"], &shown["attempt_count"]), (&json!("PENDING"), &json!(0)));
+    assert_eq!(
+        (&shown["status"], &shown["attempt_count"]),
+        (&json!("PENDING"), &json!(0))
+    );
     let mut next = Worker::start(&app, "next", 1).await;
     assert_eq!(next.delivery().await.attempt, 1);
     assert_eq!(next.ack(&[&held]).await.stale.len(), 1);

@@ -39,7 +39,10 @@ async fn what_a_broken_connection_held_goes_to_others(db: Db) {
     let began = Instant::now();
     proxy.cut();
     let taken = other.deliveries(2).await;
-    assert!(began.elapsed() >= Duration::from_secs(4), "it may come back");
+    assert!(
+        began.elapsed() >= Duration::from_secs(4),
+        "it may come back"
+    );
     assert_eq!(ids(&taken), ids(&held));
     assert!(taken.iter().all(|d| d.attempt == 1));
     assert!(lost.ended().await.is_err());

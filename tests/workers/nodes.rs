@@ -84,7 +84,11 @@ async fn a_worker_has_work_of_all_nodes(db: Db) {
     assert_eq!((again.attempt, &again.delivery_id), (2, &d.delivery_id));
     assert_eq!(worker.extend(&d, 600).await.stale.len(), 1);
     let told = worker.ack(&[&d, &again]).await;
-    assert_eq!((told.ok.len(), told.stale.len()), (2, 0), "what was said first was recorded");
+    assert_eq!(
+        (told.ok.len(), told.stale.len()),
+        (2, 0),
+        "what was said first was recorded"
+    );
     worker.drain();
     worker.half_close();
     worker.ended().await.unwrap();
@@ -103,7 +107,9 @@ async fn a_worker_moves_between_nodes(db: Db) {
     owner.stream(json!({})).await;
     let proxy = Proxy::to(beside.address.to_string()).await;
     let url = format!("http://{}", proxy.address);
-    let mut first = Worker::open_at(&url, &owner.admin, open("w", 2)).await.unwrap();
+    let mut first = Worker::open_at(&url, &owner.admin, open("w", 2))
+        .await
+        .unwrap();
     owner.events("a.b", 2).await;
     let held = first.deliveries(2).await;
     let resume = || Open {
@@ -151,7 +157,10 @@ async fn an_owner_that_stops_leaves_nothing_behind(db: Db) {
     assert_eq!(revoked.delivery_ids, [held[1].delivery_id.clone()]);
     stopping.await.unwrap();
     let again = worker.delivery().await;
-    assert_eq!((again.delivery_id.clone(), again.attempt), (held[1].delivery_id.clone(), 1));
+    assert_eq!(
+        (again.delivery_id.clone(), again.attempt),
+        (held[1].delivery_id.clone(), 1)
+    );
     assert_eq!(worker.ack(&[&held[1]]).await.stale.len(), 1);
     assert_eq!(worker.ack(&[&again]).await.ok.len(), 1);
     beside.events("a.b", 1).await;
@@ -208,7 +217,10 @@ async fn a_nodes_credential_is_for_this_alone(db: Db) {
     assert_eq!(reason(&refused), "KEY_MALFORMED");
     let path = format!("/v1/admin/external/keys/{id}/revoke");
     app.post(&path, &app.admin, json!({})).await.ok();
-    let refused = Worker::open(&app, &credential, open("w", 1)).await.err().unwrap();
+    let refused = Worker::open(&app, &credential, open("w", 1))
+        .await
+        .err()
+        .unwrap();
     assert_eq!(reason(&refused), "KEY_REVOKED");
     app.stop().await;
 }

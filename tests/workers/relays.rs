@@ -53,14 +53,24 @@ fn answered(status: i32, body: &[u8]) -> Option<Outcome> {
 async fn a_relays_outcomes_are_as_if_sent_here(db: Db) {
     let app = without_embedded(&db).await;
     let schedule = json!({"max_attempts": 9, "backoff_seconds": [1]});
-    let sub = webhook(&app, json!({"retry_schedule": schedule, "timeout_seconds": 7})).await;
+    let sub = webhook(
+        &app,
+        json!({"retry_schedule": schedule, "timeout_seconds": 7}),
+    )
+    .await;
     let mut worker = Worker::open(&app, &app.admin, relay(1)).await.unwrap();
     app.events("a.b", 1).await;
     let d = worker.delivery().await;
     assert_eq!(d.url, "http://127.0.0.1:9/hook?a=1");
-    assert_eq!((d.timeout_seconds, d.headers["x-webhook-attempt"].as_str()), (7, "1"));
+    assert_eq!(
+        (d.timeout_seconds, d.headers["x-webhook-attempt"].as_str()),
+        (7, "1")
+    );
     let long = vec![b'x'; 10_000];
-    assert_eq!(worker.ack_with(&[&d], answered(503, &long)).await.ok.len(), 1);
+    assert_eq!(
+        worker.ack_with(&[&d], answered(503, &long)).await.ok.len(),
+        1
+    );
     let second = worker.delivery().await;
     assert_eq!((second.attempt, &second.delivery_id), (2, &d.delivery_id));
     assert_ne!(second.headers["x-webhook-signature"], "");
@@ -75,13 +85,20 @@ async fn a_relays_outcomes_are_as_if_sent_here(db: Db) {
     let fourth = worker.delivery().await;
     worker.ack_with(&[&fourth], answered(204, &long)).await;
     let shown = app.state_of(&d.delivery_id).await;
-    assert_eq!((&shown["status"], &shown["response_status"]), (&json!("DELIVERED"), &json!(204)));
+    assert_eq!(
+        (&shown["status"], &shown["response_status"]),
+        (&json!("DELIVERED"), &json!(204))
+    );
     let attempts = app.attempts_of(&d.delivery_id).await;
     let kept: Vec<_> = attempts
         .iter()
         .map(|a| {
             let body = a["response_body"].as_str().unwrap().len();
-            (a["error"].as_str().unwrap(), a["duration_ms"].as_i64().unwrap(), body)
+            (
+                a["error"].as_str().unwrap(),
+                a["duration_ms"].as_i64().unwrap(),
+                body,
+            )
         })
         .collect();
     assert_eq!(

@@ -23,7 +23,9 @@ async fn a_disabled_subscriptions_deliveries_are_revoked(db: Db) {
     app.events("on", 1).await;
     let stays = worker.delivery().await;
     let path = format!("/v1/external/webhooks/{}", off.id);
-    app.patch(&path, &app.admin, json!({"enabled": false})).await.ok();
+    app.patch(&path, &app.admin, json!({"enabled": false}))
+        .await
+        .ok();
     let told = worker.revoked().await;
     assert_eq!(told.delivery_ids, [revoked.delivery_id.clone()]);
     assert_eq!(told.reason(), RevokeReason::Subscription);
@@ -31,7 +33,9 @@ async fn a_disabled_subscriptions_deliveries_are_revoked(db: Db) {
     assert_eq!(result.stale, [revoked.delivery_id.clone()]);
     assert_eq!(result.ok, [stays.delivery_id.clone()]);
     assert_eq!(app.state_of(&revoked.delivery_id).await["status"], "PARKED");
-    app.patch(&path, &app.admin, json!({"enabled": true})).await.ok();
+    app.patch(&path, &app.admin, json!({"enabled": true}))
+        .await
+        .ok();
     let again = worker.delivery().await;
     assert_eq!((again.delivery_id, again.attempt), (revoked.delivery_id, 1));
     app.stop().await;
@@ -49,13 +53,14 @@ async fn a_deleted_subscriptions_deliveries_are_revoked(db: Db) {
     let told = worker.revoked().await;
     assert_eq!(told.delivery_ids, [d.delivery_id.clone()]);
     assert_eq!(told.reason(), RevokeReason::Subscription);
-    app.delivery_is(&app.admin, &d.delivery_id, "CANCELLED").await;
+    app.delivery_is(&app.admin, &d.delivery_id, "CANCELLED")
+        .await;
     assert_eq!(worker.ack(&[&d]).await.stale.len(), 1);
     db.counts_agree().await;
     app.stop().await;
 }
 
-// W1, F2: the delivery switch holds streams too.
+// W1, D6: the delivery switch holds streams too.
 async fn the_switch_revokes_all(db: Db) {
     let app = TestApp::builder(&db).unpinned().start().await;
     for switch in ["webhooks.enabled", "webhooks.delivery.enabled"] {

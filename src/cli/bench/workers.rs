@@ -30,7 +30,8 @@ use super::{
 };
 use crate::proto::v1::{
     CreateSubscriptionRequest, PublishEventRequest, PublishEventsRequest, SubscriptionKind,
-    WorkerMessage, event_service_client::EventServiceClient,
+    WorkerMessage,
+    event_service_client::EventServiceClient,
     publish_event_request::Payload,
     server_message::Message as Says,
     subscription_service_client::SubscriptionServiceClient,
@@ -134,11 +135,7 @@ pub(super) async fn measure(args: &WorkersArgs) -> Result<Measured> {
     measured
 }
 
-async fn on_a_server(
-    args: &WorkersArgs,
-    scratch: Option<&Scratch>,
-    tag: &str,
-) -> Result<Measured> {
+async fn on_a_server(args: &WorkersArgs, scratch: Option<&Scratch>, tag: &str) -> Result<Measured> {
     let progress = Progress::new();
     let folder = Folder::create(args.data_dir.as_deref(), tag)?;
     let mut server = Server::prepare(scratch.map(|s| s.url.as_str()), &args.server_env, folder)?;
@@ -239,7 +236,8 @@ async fn publish(args: &WorkersArgs, caller: &Caller, events: usize) -> Result<(
         .map(|at| BATCH.min(events - at))
         .collect();
     let share = batches.len().div_ceil(PUBLISHERS).max(1);
-    let publishers = batches.chunks(share).map(|batches| async {
+    let event = &event;
+    let publishers = batches.chunks(share).map(|batches| async move {
         let mut client = EventServiceClient::new(caller.channel.clone());
         for count in batches {
             let request = PublishEventsRequest {
@@ -322,9 +320,11 @@ async fn take(
     done: &mpsc::UnboundedSender<Result<Progressed>>,
 ) -> std::result::Result<(), tonic::Status> {
     let (say, said) = mpsc::unbounded_channel();
-    let tell = |message| say.send(WorkerMessage {
-        message: Some(message),
-    });
+    let tell = |message| {
+        say.send(WorkerMessage {
+            message: Some(message),
+        })
+    };
     tell(Message::Open(open)).ok();
     let messages = stream::unfold(said, |mut said| async move {
         let next: WorkerMessage = said.recv().await?;
@@ -395,7 +395,10 @@ impl Measured {
             "{} cores shared by workers, server and database; {}; {} workers with windows of {}, {} deliveries a run\n",
             self.cores, self.database, self.workers, self.window, self.deliveries
         )?;
-        writeln!(out, "| | what | figure | to reach | |\n|---|---|---|---|---|")?;
+        writeln!(
+            out,
+            "| | what | figure | to reach | |\n|---|---|---|---|---|"
+        )?;
         for row in &self.rows {
             let reached = match row.reached {
                 Some(true) => "yes",

@@ -44,7 +44,10 @@ fn a_lane_stays_within_its_limit() {
     for _ in 0..5 {
         lanes.push(job(t, s), http(2), true);
     }
-    assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_some() && lanes.take(&Taker::EMBEDDED, usize::MAX).is_some());
+    assert!(
+        lanes.take(&Taker::EMBEDDED, usize::MAX).is_some()
+            && lanes.take(&Taker::EMBEDDED, usize::MAX).is_some()
+    );
     assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_none());
     lanes.landed(s);
     assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_some());
@@ -61,7 +64,10 @@ fn lanes_leave_room_for_others() {
     for _ in 0..100 {
         lanes.push(job(t, first), http(100), true);
     }
-    assert_eq!(std::iter::from_fn(|| lanes.take(&Taker::EMBEDDED, usize::MAX)).count(), 32);
+    assert_eq!(
+        std::iter::from_fn(|| lanes.take(&Taker::EMBEDDED, usize::MAX)).count(),
+        32
+    );
     for n in 2..12 {
         let lane = SubscriptionId::new(n, Part::new(1));
         for _ in 0..100 {
@@ -72,7 +78,13 @@ fn lanes_leave_room_for_others() {
     assert!(lanes.in_flight() < 64, "{}", lanes.in_flight());
     let (other, late) = ids(2);
     lanes.push(job(other, late), http(100), true);
-    assert_eq!(lanes.take(&Taker::EMBEDDED, usize::MAX).unwrap().subscription, late);
+    assert_eq!(
+        lanes
+            .take(&Taker::EMBEDDED, usize::MAX)
+            .unwrap()
+            .subscription,
+        late
+    );
     for _ in 0..32 {
         lanes.landed(first);
     }

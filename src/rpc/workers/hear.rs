@@ -240,14 +240,18 @@ impl Session {
     fn question(&mut self, request_id: &str, items: usize) -> Result<u64> {
         opening::request_id(request_id)?;
         if items > ITEMS {
-            return Err(Error::field("items", format!("has at most {ITEMS} entries")));
+            return Err(Error::field(
+                "items",
+                format!("has at most {ITEMS} entries"),
+            ));
         }
         let asking = self.number();
         let result = says::Result {
             request_id: request_id.to_owned(),
             ..says::Result::default()
         };
-        self.questions.insert(asking, Question { result, waiting: 0 });
+        self.questions
+            .insert(asking, Question { result, waiting: 0 });
         Ok(asking)
     }
 

@@ -49,12 +49,7 @@ pub(super) struct Opening {
 }
 
 /// A window, checked.
-pub(super) fn window(
-    messages: i32,
-    bytes: i64,
-    names: [&str; 2],
-    faults: &mut Faults,
-) -> Window {
+pub(super) fn window(messages: i32, bytes: i64, names: [&str; 2], faults: &mut Faults) -> Window {
     if !(0..=MOST_MESSAGES).contains(&messages) {
         faults.add(names[0], format!("takes 0 to {MOST_MESSAGES}"));
     }

@@ -62,7 +62,6 @@ enum State {
 /// Asks a stream to give what it has to another one, and to end.
 pub(super) struct HandOver(oneshot::Sender<Held>);
 
-
 /// Counts a stream while it lives.
 pub(super) struct Ticket {
     roster: Arc<Roster>,

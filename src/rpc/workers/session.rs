@@ -23,7 +23,6 @@ use super::{
 };
 use crate::{
     caller::Caller,
-    store::Session as NodeSession,
     domain::{
         delivery::Outcome,
         id::{DeliveryId, Micros},
@@ -36,6 +35,7 @@ use crate::{
         worker_message,
     },
     rpc::Context,
+    store::Session as NodeSession,
     target::Target,
 };
 
@@ -383,8 +383,10 @@ impl Session {
             End::Replaced => "replaced".to_owned(),
         };
         tracing::info!(
-            worker.id = self.holder.worker, worker.session = self.number,
-            deliveries.held = held.len(), worker.end = why,
+            worker.id = self.holder.worker,
+            worker.session = self.number,
+            deliveries.held = held.len(),
+            worker.end = why,
             "worker disconnected"
         );
         let seated = Seated {
@@ -413,10 +415,7 @@ impl Session {
         // What was still to be said goes as far as there is room.
         for message in self.queue.drain(..) {
             let message = Some(message);
-            if outbound
-                .try_send(Ok(ServerMessage { message }))
-                .is_err()
-            {
+            if outbound.try_send(Ok(ServerMessage { message })).is_err() {
                 break;
             }
         }
@@ -484,7 +483,9 @@ impl Session {
             };
             self.hand_out(job, &target);
         }
-        let room = self.room().map(|(messages, bytes)| (messages, bytes.min(self.window.bytes)));
+        let room = self
+            .room()
+            .map(|(messages, bytes)| (messages, bytes.min(self.window.bytes)));
         self.links.lend(room, self.window);
     }
 
@@ -553,9 +554,8 @@ impl Session {
                 expires_in_ms: millis(self.context.live.load().replay_window),
             }),
             tenant_id: job.tenant.to_string(),
-            traceparent: span.map_or_else(String::new, |c| {
-                c.of_attempt(job.id, job.token).to_string()
-            }),
+            traceparent: span
+                .map_or_else(String::new, |c| c.of_attempt(job.id, job.token).to_string()),
             tracestate: trace.map_or_else(String::new, |t| t.state.clone()),
             subscription_id: job.subscription.to_string(),
             event_type: job.event_type.to_string(),
@@ -584,7 +584,8 @@ impl Session {
             self.context.gate.may_go_on(PATH, &self.caller)?;
         }
         self.links.look(self.window.messages);
-        self.links.return_late(self.room().is_none() && self.draining);
+        self.links
+            .return_late(self.room().is_none() && self.draining);
         if let Some((at, end)) = self.going
             && now >= at
             && !self.told_to_go
