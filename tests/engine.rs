@@ -29,6 +29,8 @@ mod isolation;
 mod launch;
 #[path = "engine/libraries.rs"]
 mod libraries;
+#[path = "engine/partitions.rs"]
+mod partitions;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/replay.rs"]

@@ -29,6 +29,8 @@ mod keys;
 mod limits;
 #[path = "store/model.rs"]
 mod model;
+#[path = "store/partitions.rs"]
+mod partitions;
 #[path = "store/publish.rs"]
 mod publish;
 #[path = "store/schema.rs"]

@@ -12,6 +12,7 @@ pub mod jsonlogic;
 pub mod key;
 pub mod limit;
 pub mod network;
+pub mod partition;
 pub mod signature;
 pub mod subscription;
 pub mod switch;

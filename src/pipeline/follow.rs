@@ -121,7 +121,9 @@ impl Follower {
             match hints.next().await? {
                 Hint::Due(part, subscription) => self.dispatcher.sign(part, subscription),
                 Hint::Config => self.directory.nudge(),
+                Hint::Partitions => self.node.nudge(),
                 Hint::Reconnected => {
+                    self.node.nudge();
                     self.directory.nudge();
                     self.dispatcher.look_around();
                 }

@@ -3,7 +3,8 @@
 //! [`publish`] commits events with their deliveries and hands what it leased to
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
 //! and sends them with [`sender`]; `finish` records how that went. [`node`]
-//! keeps this node's session and partitions, `claim` fetches from the store
+//! keeps this node's session and partitions, `balance` brings partitions to where
+//! they belong, `claim` fetches from the store
 //! what is due and not in memory, `follow` passes on what other nodes and the
 //! configuration say, `upkeep` sweeps.
 
@@ -13,6 +14,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod balance;
 mod claim;
 pub mod clients;
 pub mod dispatch;
@@ -56,6 +58,7 @@ pub struct Pipeline {
     /// What is under way.
     pub dispatcher: Arc<dispatch::Dispatcher>,
     node: Arc<node::Node>,
+    balancer: Arc<balance::Balancer>,
     /// Stops what brings work: claims, sends, sweeps.
     sending: CancellationToken,
     /// Stops what records it.
@@ -88,6 +91,7 @@ impl Pipeline {
             metrics.clone(),
             poll,
             concurrency,
+            hints.clone(),
         );
         let writer = publish::Writer {
             store: store.clone(),
@@ -145,6 +149,15 @@ impl Pipeline {
         };
         follower.spawn(tasks, hinted, gone_subscriptions, &sending);
 
+        let balancer = Arc::new(balance::Balancer {
+            store: store.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            metrics: metrics.clone(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        tasks.spawn("partitions", balancer.clone().run(sending.clone()));
+
         let upkeep = upkeep::Upkeep {
             store,
             dispatcher: dispatcher.clone(),
@@ -159,6 +172,7 @@ impl Pipeline {
             publisher,
             dispatcher,
             node,
+            balancer,
             sending,
             recording,
             attempts,
@@ -169,6 +183,7 @@ impl Pipeline {
     /// left to whoever is next, and outcomes are recorded. The tasks end by
     /// themselves after this.
     pub async fn drain(&self, deadline: Duration) {
+        self.leave().await;
         self.sending.cancel();
         self.attempts.close();
         if tokio::time::timeout(deadline, self.attempts.wait())
@@ -181,6 +196,16 @@ impl Pipeline {
             );
         }
         self.recording.cancel();
+    }
+
+    /// Hands the partitions over while what is under way ends: nothing is to wait
+    /// for that.
+    async fn leave(&self) {
+        match tokio::time::timeout(balance::LEAVE, self.balancer.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::debug!(error.message = %e, "partitions not handed over"),
+            Err(_) => tracing::debug!("partitions not handed over in time"),
+        }
     }
 
     /// Ends the session: what it still leases is free at once.

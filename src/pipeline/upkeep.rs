@@ -167,8 +167,7 @@ impl Upkeep {
         session: Session,
         unknown: &mut HashMap<DeliveryId, i32>,
     ) -> crate::store::Result<()> {
-        if self.node.owned().is_empty() {
-            // Then nothing is leased to it, and the whole queue is read to see it.
+        if session.0 == 0 {
             unknown.clear();
             return Ok(());
         }

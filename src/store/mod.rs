@@ -534,9 +534,22 @@ pub trait NodeStore: Send + Sync {
     /// free.
     async fn end_session(&self, session: Session) -> Result<()>;
 
-    /// Takes every partition that no live session owns, and frees what their
-    /// last owners held. Answers all that the session owns now.
-    async fn take_partitions(&self, session: Session) -> Result<Vec<Part>>;
+    /// Notes whether partitions may be handed over to a session; not at its
+    /// beginning. Tells the other nodes ([`Hint::Partitions`]).
+    async fn set_ready(&self, session: Session, ready: bool) -> Result<()>;
+
+    /// Every partition, with the live session that owns it; session 0 where
+    /// there is none.
+    async fn partitions(&self) -> Result<Vec<(Part, Session)>>;
+
+    /// Takes those of these partitions that no live session owns, and frees what
+    /// their last owners held. Answers all that the session owns now.
+    async fn take_partitions(&self, session: Session, among: &[Part]) -> Result<Vec<Part>>;
+
+    /// Hands partitions that the session owns over to another one, and tells it
+    /// ([`Hint::Partitions`]); which ones: none where either of them has ended.
+    /// What is leased in them stays leased to whom it is.
+    async fn hand_over(&self, session: Session, to: Session, parts: &[Part]) -> Result<Vec<Part>>;
 
     /// Begins or ends the time in which deliveries of these partitions are held
     /// on purpose. Doing it twice changes nothing.
@@ -569,6 +582,8 @@ pub struct LiveNode {
     pub revision: i64,
     /// The switches that its environment pins, with commas between them.
     pub pins: String,
+    /// Whether partitions may be handed over to it.
+    pub ready: bool,
 }
 
 /// What a node is told by another.
@@ -578,6 +593,8 @@ pub enum Hint {
     Due(Part, SubscriptionId),
     /// The configuration changed.
     Config,
+    /// Nodes or the partitions that they own changed.
+    Partitions,
     /// The connection was lost in between.
     Reconnected,
 }

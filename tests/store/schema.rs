@@ -220,7 +220,7 @@ async fn shifts_of_the_clock_add_up(db: Db) {
     for (minutes, alive) in [(40, true), (-30, true), (45, true), (10, false)] {
         node.pass(minutes * 60_000_000).await;
         // Does not renew it past its first hour.
-        let takes = !node.take_partitions(node.session).await.unwrap().is_empty();
+        let takes = !node.take_all().await.is_empty();
         assert_eq!(takes, alive, "after {minutes} more minutes");
     }
 }

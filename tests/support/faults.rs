@@ -284,7 +284,10 @@ passed_on!(NodeStore, false, {
     begin_session(name: &str, ttl: Duration) -> Session;
     renew_session(session: Session, ttl: Duration) -> bool;
     end_session(session: Session) -> ();
-    take_partitions(session: Session) -> Vec<Part>;
+    set_ready(session: Session, ready: bool) -> ();
+    partitions() -> Vec<(Part, Session)>;
+    take_partitions(session: Session, among: &[Part]) -> Vec<Part>;
+    hand_over(session: Session, to: Session, parts: &[Part]) -> Vec<Part>;
     hold(session: Session, parts: &[Part], held: bool) -> ();
     confirm(session: Session, revision: i64, pins: &str) -> ();
     nodes() -> Vec<LiveNode>;

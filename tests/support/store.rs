@@ -14,7 +14,7 @@ use futures_util::FutureExt as _;
 use onering::{
     domain::{
         delivery::{Delivery, Status},
-        id::{DAY, DeliveryId, Micros, SubscriptionId},
+        id::{DAY, DeliveryId, Micros, Part, SubscriptionId},
     },
     store::{
         Database, Finish, Finished, Leased, Page, Publish, Published, Session, Store, StoreError,
@@ -260,8 +260,14 @@ impl Node {
     /// Begins a session without an end, and takes what partitions are free.
     pub async fn begin(store: &Arc<dyn Store>) -> Self {
         let node = Self::idle(store, FOR_EVER).await;
-        node.take_partitions(node.session).await.unwrap();
+        node.take_all().await;
         node
+    }
+
+    /// Takes every partition that is free; all that it owns now.
+    pub async fn take_all(&self) -> Vec<Part> {
+        let all: Vec<Part> = Part::all().collect();
+        self.take_partitions(self.session, &all).await.unwrap()
     }
 
     /// Begins a session that owns nothing.
