@@ -53,6 +53,8 @@ pub struct Metrics {
     pub jobs_in_flight: Gauge,
     /// Partitions that this node owns.
     pub partitions_owned: Gauge,
+    /// 1 while deliveries are held because the database went back in time.
+    pub restored: Gauge,
     /// 1 while this node decides with configuration that it can't renew.
     pub config_stale: Gauge,
     /// The configuration's revision.
@@ -125,6 +127,10 @@ impl Metrics {
             partitions_owned: r.gauge(
                 "onering_partitions_owned",
                 "Partitions that this node owns, of 64",
+            ),
+            restored: r.gauge(
+                "onering_restored",
+                "1 while deliveries are held because the database went back in time",
             ),
             config_stale: r.gauge(
                 "onering_config_stale",

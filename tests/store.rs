@@ -41,3 +41,5 @@ mod sessions;
 mod sweeps;
 #[path = "store/switches.rs"]
 mod switches;
+#[path = "store/timeline.rs"]
+mod timeline;

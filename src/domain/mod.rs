@@ -17,4 +17,5 @@ pub mod signature;
 pub mod subscription;
 pub mod switch;
 pub mod tenant;
+pub mod timeline;
 pub mod trace;

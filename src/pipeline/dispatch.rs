@@ -104,7 +104,8 @@ impl Dispatcher {
         hints: mpsc::UnboundedSender<SubscriptionId>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
         let (ended, receiver) = mpsc::unbounded_channel();
-        let delivering = AtomicBool::new(directory.switches().delivery);
+        let delivering = directory.switches().delivery && !node.is_restored();
+        let delivering = AtomicBool::new(delivering);
         let dispatcher = Arc::new(Self {
             lanes: Mutex::new(Lanes::new(concurrency)),
             directory,
@@ -493,7 +494,7 @@ impl Dispatcher {
     /// Follows a change of switches and subscriptions: what may not be sent any
     /// more is given back to the store. True where delivery was switched.
     pub(super) fn reconfigured(&self) -> bool {
-        let delivering = self.directory.switches().delivery;
+        let delivering = self.directory.switches().delivery && !self.node.is_restored();
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
         let back = self.lanes().adjust(|s| self.limit(s));
         self.release(back);

@@ -4,7 +4,8 @@
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
 //! and sends them with [`sender`]; `finish` records how that went. [`node`]
 //! keeps this node's session and partitions, `balance` brings partitions to where
-//! they belong, `claim` fetches from the store
+//! they belong, [`timeline`] watches that the database does not go back in
+//! time, `claim` fetches from the store
 //! what is due and not in memory, `follow` passes on what other nodes and the
 //! configuration say, `upkeep` sweeps.
 
@@ -26,6 +27,7 @@ mod lanes;
 pub mod node;
 pub mod publish;
 pub mod sender;
+pub mod timeline;
 mod upkeep;
 mod worker;
 
@@ -41,6 +43,8 @@ pub struct Parts {
     pub live: Arc<ArcSwap<Live>>,
     /// This node, with its session begun.
     pub node: Arc<node::Node>,
+    /// Watches that the store does not go back in time.
+    pub watch: Arc<timeline::Watch>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The HTTP client of attempts.
@@ -75,6 +79,7 @@ impl Pipeline {
             directory,
             live,
             node,
+            watch,
             metrics,
             sender,
             poll,
@@ -167,7 +172,7 @@ impl Pipeline {
             ledger,
         };
         tasks.spawn("upkeep", upkeep.run(sending.clone()));
-        tasks.spawn("session", node.clone().run(recording.clone()));
+        tasks.spawn("session", node.clone().run(watch, recording.clone()));
         Self {
             publisher,
             dispatcher,
@@ -183,7 +188,6 @@ impl Pipeline {
     /// left to whoever is next, and outcomes are recorded. The tasks end by
     /// themselves after this.
     pub async fn drain(&self, deadline: Duration) {
-        self.leave().await;
         self.sending.cancel();
         self.attempts.close();
         if tokio::time::timeout(deadline, self.attempts.wait())
@@ -200,7 +204,7 @@ impl Pipeline {
 
     /// Hands the partitions over while what is under way ends: nothing is to wait
     /// for that.
-    async fn leave(&self) {
+    pub async fn leave(&self) {
         match tokio::time::timeout(balance::LEAVE, self.balancer.leave()).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::debug!(error.message = %e, "partitions not handed over"),

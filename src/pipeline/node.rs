@@ -16,6 +16,7 @@ use std::{
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::timeline::Watch;
 use crate::{
     domain::{id::Part, partition},
     metrics::Metrics,
@@ -43,6 +44,8 @@ pub struct Node {
     giving: AtomicU64,
     /// Whether it hands all of them over, and takes none.
     leaving: AtomicBool,
+    /// Whether nothing is sent because the database went back in time.
+    restored: AtomicBool,
     /// The partitions that had no owner at the last look.
     stranded: Mutex<u64>,
     look_again: Notify,
@@ -69,6 +72,7 @@ impl Node {
             owned: AtomicU64::new(0),
             giving: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
+            restored: AtomicBool::new(false),
             stranded: Mutex::new(0),
             look_again: Notify::new(),
             changed: watch::Sender::new(0),
@@ -92,6 +96,19 @@ impl Node {
     pub fn is_alive(&self) -> bool {
         let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         now < self.valid_until.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing is sent because the database went back in time.
+    #[must_use]
+    pub fn is_restored(&self) -> bool {
+        self.restored.load(Ordering::Acquire)
+    }
+
+    /// Whether it did; follows from the next look at it.
+    pub(crate) fn set_restored(&self, restored: bool) {
+        if self.restored.swap(restored, Ordering::AcqRel) != restored {
+            self.changed.send_modify(|n| *n += 1);
+        }
     }
 
     /// Whether this node owns a partition, as far as it knows.
@@ -225,9 +242,9 @@ impl Node {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    async fn beat(&self) -> crate::store::Result<()> {
+    async fn beat(&self, watch: &Watch) -> crate::store::Result<()> {
         if self.session().0 == 0 {
-            return self.begin().await;
+            return self.begin_again(watch).await;
         }
         let sent = self.started.elapsed();
         if self.store.renew_session(self.session(), self.ttl).await? {
@@ -236,13 +253,19 @@ impl Node {
         } else {
             tracing::warn!(node.session = %self.session(), "session has ended; beginning another");
             self.lost();
-            self.begin().await
+            self.begin_again(watch).await
         }
+    }
+
+    /// A session may have ended because the database is another by now.
+    async fn begin_again(&self, watch: &Watch) -> crate::store::Result<()> {
+        watch.look().await?;
+        self.begin().await
     }
 
     /// Renews the session until it is cancelled. Says once that it fails, and
     /// once that it works again.
-    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+    pub async fn run(self: Arc<Self>, watch: Arc<Watch>, cancel: CancellationToken) {
         let every = self.ttl / BEATS;
         let mut failing = false;
         loop {
@@ -250,7 +273,7 @@ impl Node {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(every) => {}
             }
-            let result = match tokio::time::timeout(self.ttl / 2, self.beat()).await {
+            let result = match tokio::time::timeout(self.ttl / 2, self.beat(&watch)).await {
                 Ok(result) => result.map_err(|e| e.to_string()),
                 Err(_) => Err("no answer in time".to_owned()),
             };

@@ -20,6 +20,7 @@ use crate::domain::{
     subscription::Subscription,
     switch::{Change, Stored},
     tenant::Tenant,
+    timeline::Timeline,
     trace::Trace,
 };
 
@@ -571,6 +572,28 @@ pub trait NodeStore: Send + Sync {
     async fn listen(&self) -> Result<Box<dyn Hints>>;
 }
 
+/// How far the database has come, so that one that went back in time is known.
+#[async_trait]
+pub trait TimelineStore: Send + Sync {
+    /// How far it has come.
+    async fn timeline(&self) -> Result<Timeline>;
+
+    /// The server that it runs on, as far as that tells it from a copy; empty where
+    /// nothing tells.
+    async fn server(&self) -> Result<String>;
+
+    /// Moves the mark on: to the database's clock where that is later, else by one.
+    /// Notes the server where none is noted.
+    async fn advance_timeline(&self) -> Result<Timeline>;
+
+    /// Notes why deliveries are held, unless something is noted already.
+    async fn note_restored(&self, why: &str) -> Result<()>;
+
+    /// Begins another timeline, on the server that it runs on: deliveries are no
+    /// longer held.
+    async fn accept_restored(&self) -> Result<Timeline>;
+}
+
 /// A session that lives, and what its node noted last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveNode {
@@ -851,6 +874,7 @@ pub trait Store:
     + SubscriptionStore
     + QueueStore
     + NodeStore
+    + TimelineStore
     + HistoryStore
     + LimitStore
     + CallStore

@@ -19,13 +19,14 @@ use onering::{
         subscription::Subscription,
         switch::Change,
         tenant::Tenant,
+        timeline::Timeline,
     },
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
         Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LimitStore,
         LiveNode, Load, LoadStore, NodeStore, Page, Publish, Published, QueueStore, Recent, Result,
         SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
-        TenantStore, Usage, Waiting, Want,
+        TenantStore, TimelineStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -293,6 +294,14 @@ passed_on!(NodeStore, false, {
     nodes() -> Vec<LiveNode>;
     hint(hints: &[(Part, SubscriptionId)]) -> ();
     listen() -> Box<dyn Hints>;
+});
+
+passed_on!(TimelineStore, false, {
+    timeline() -> Timeline;
+    server() -> String;
+    advance_timeline() -> Timeline;
+    note_restored(why: &str) -> ();
+    accept_restored() -> Timeline;
 });
 
 passed_on!(HistoryStore, false, {

@@ -117,6 +117,31 @@ impl Db {
         }))
     }
 
+    /// A database that is there already, on a server of the test's own.
+    pub fn at(url: &str) -> Self {
+        Self(Arc::new(Inner {
+            engine: Engine::Postgres,
+            database: Database::Postgres(url.to_owned()),
+            name: String::new(),
+            _dir: tempfile::tempdir().unwrap(),
+            open: Mutex::default(),
+        }))
+    }
+
+    /// Another database with the same contents, on PostgreSQL. Nobody may work on
+    /// this one meanwhile.
+    pub async fn copy(&self) -> Self {
+        let name = format!("{}_copy", self.0.name);
+        on_server(format!("create database {name} template {}", self.0.name)).await;
+        Self(Arc::new(Inner {
+            engine: Engine::Postgres,
+            database: Database::Postgres(url_of(&name)),
+            name,
+            _dir: tempfile::tempdir().unwrap(),
+            open: Mutex::default(),
+        }))
+    }
+
     pub fn engine(&self) -> Engine {
         self.0.engine
     }
@@ -158,7 +183,7 @@ impl Db {
 
     pub async fn destroy(&self) {
         self.close().await;
-        if self.0.engine == Engine::Postgres {
+        if self.0.engine == Engine::Postgres && !self.0.name.is_empty() {
             on_server(format!("drop database {} with (force)", self.0.name)).await;
         }
     }

@@ -159,6 +159,18 @@ impl Postgres {
         format!("'{uuid}'::uuid")
     }
 
+    /// The server and the database: a copy has others, a standby the same. Empty
+    /// where the server does not tell.
+    async fn here(&self) -> String {
+        sqlx::query_scalar(
+            "select (select system_identifier from pg_control_system())::text || '/' || oid::text
+             from pg_database where datname = current_database()",
+        )
+        .fetch_one(&self.hot)
+        .await
+        .unwrap_or_default()
+    }
+
     async fn clock(&self, tx: &mut Transaction<'_>) -> Result<Micros> {
         sqlx::query_scalar("select now_us()")
             .fetch_one(&mut **tx)

@@ -3,7 +3,7 @@
 //!
 //! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
 //! that writes), `snapshot()` (one that sees one state), `clock()`,
-//! `config_changed()`, `windows()`, `write_windows()` and `write_calls()`.
+//! `config_changed()`, `here()` (the server), `windows()`, `write_windows()` and `write_calls()`.
 
 mod audit;
 mod calls;
@@ -16,6 +16,7 @@ mod load;
 mod subscriptions;
 mod switches;
 mod tenants;
+mod timeline;
 
 pub(super) use calls::subject;
 pub(super) use limits::window;

@@ -187,6 +187,12 @@ impl Sqlite {
         wall_clock() + self.shift.load(Ordering::Relaxed)
     }
 
+    /// A file is the same wherever it lies.
+    #[expect(clippy::unused_async, reason = "called as the other engine's is")]
+    async fn here(&self) -> String {
+        String::new()
+    }
+
     #[expect(clippy::unused_async, reason = "called as the other engine's is")]
     async fn clock(&self, _: &mut Transaction<'_>) -> Result<Micros> {
         Ok(self.now())
