@@ -221,7 +221,9 @@ impl App {
         let usage = Arc::new(Usage::load(&*store).await?);
         tasks.spawn(
             "usage",
-            usage.clone().run(store.clone(), background.clone()),
+            usage
+                .clone()
+                .run(store.clone(), metrics.clone(), background.clone()),
         );
         let rest = Rest::new().map_err(|e| StartError::Settings(e.to_string()))?;
         let parts = gate::Parts {
@@ -234,7 +236,10 @@ impl App {
         let gate = Arc::new(Gate::new(parts, &rest).map_err(StartError::Settings)?);
         let rest = Arc::new(rest);
         let monitor = Monitor::new(store.clone(), stop.serving.clone());
-        tasks.spawn("monitor", monitor.clone().run(background.clone()));
+        tasks.spawn(
+            "monitor",
+            monitor.clone().run(metrics.clone(), background.clone()),
+        );
         let context = Context {
             store,
             directory: directory.clone(),
@@ -266,6 +271,7 @@ impl App {
             directory.clone(),
             node.clone(),
             context.limiter.clone(),
+            metrics.clone(),
             stop.leaving.clone(),
         );
         let front = Front::new(context.clone(), gate, rest, grpc, metrics, deep)
@@ -302,6 +308,12 @@ impl App {
     pub fn reload(&self, live: Live) {
         self.context.live.store(Arc::new(live));
         self.context.directory.settings_changed();
+    }
+
+    /// Background tasks that have ended: none, while it runs.
+    #[must_use]
+    pub fn ended_tasks(&self) -> Vec<&'static str> {
+        [self.tasks.ended(), self.server.ended()].concat()
     }
 
     /// Cancelled where a task of the node's broke: it must be stopped.

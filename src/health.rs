@@ -14,6 +14,7 @@ use crate::{
     directory::{Directory, Freshness},
     domain::id::wall_clock,
     limiter::Limiter,
+    metrics::Metrics,
     pipeline::node::Node,
     store::Store,
 };
@@ -90,6 +91,15 @@ pub struct WorkerHealth {
     pub restored: bool,
 }
 
+/// The background tasks.
+#[derive(Debug, Clone, Serialize)]
+pub struct TaskHealth {
+    /// Degraded while one fails: it goes on trying.
+    pub status: Condition,
+    /// Those that fail.
+    pub failing: Vec<&'static str>,
+}
+
 /// Everything that was checked.
 #[derive(Debug, Clone, Serialize)]
 pub struct Checks {
@@ -103,6 +113,8 @@ pub struct Checks {
     pub worker: WorkerHealth,
     /// The queue.
     pub queue: QueueHealth,
+    /// The background tasks.
+    pub tasks: TaskHealth,
 }
 
 /// What deep health answers.
@@ -122,6 +134,7 @@ pub struct Health {
     directory: Arc<Directory>,
     node: Arc<Node>,
     limiter: Arc<Limiter>,
+    metrics: Arc<Metrics>,
     leaving: CancellationToken,
     seen: Mutex<Option<(Instant, Report)>>,
 }
@@ -134,6 +147,7 @@ impl Health {
         directory: Arc<Directory>,
         node: Arc<Node>,
         limiter: Arc<Limiter>,
+        metrics: Arc<Metrics>,
         leaving: CancellationToken,
     ) -> Self {
         Self {
@@ -141,6 +155,7 @@ impl Health {
             directory,
             node,
             limiter,
+            metrics,
             leaving,
             seen: Mutex::new(None),
         }
@@ -232,7 +247,17 @@ impl Health {
             },
             oldest_age_seconds: age,
         };
+        let failing = self.metrics.troubles.failing();
+        let tasks = TaskHealth {
+            status: if failing.is_empty() {
+                Condition::Healthy
+            } else {
+                Condition::Degraded
+            },
+            failing,
+        };
         let status = [
+            tasks.status,
             database.status,
             migrations.status,
             limiter.status,
@@ -248,6 +273,7 @@ impl Health {
                 limiter,
                 worker,
                 queue,
+                tasks,
             },
         }
     }

@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use crate::error::Reason;
+use crate::{error::Reason, tasks::Troubles};
 
 /// Upper bounds of the histograms' buckets, in seconds.
 const BUCKETS: [f64; 14] = [
@@ -53,6 +53,8 @@ pub struct Metrics {
     pub jobs_in_flight: Gauge,
     /// Partitions that this node owns.
     pub partitions_owned: Gauge,
+    /// Which background tasks fail.
+    pub troubles: Troubles,
     /// 1 while deliveries are held because the database went back in time.
     pub restored: Gauge,
     /// 1 while this node decides with configuration that it can't renew.
@@ -127,6 +129,13 @@ impl Metrics {
             partitions_owned: r.gauge(
                 "onering_partitions_owned",
                 "Partitions that this node owns, of 64",
+            ),
+            troubles: Troubles::new(
+                r.gauge(
+                    "onering_tasks_failing",
+                    "Background tasks that fail and go on trying",
+                ),
+                r.counter("onering_store_errors_total", "Statements that failed", None),
             ),
             restored: r.gauge(
                 "onering_restored",

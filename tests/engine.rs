@@ -45,5 +45,7 @@ mod sessions;
 mod signatures;
 #[path = "engine/subscriptions.rs"]
 mod subscriptions;
+#[path = "engine/tasks.rs"]
+mod tasks;
 #[path = "engine/traces.rs"]
 mod traces;

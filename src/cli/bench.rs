@@ -18,6 +18,7 @@ mod keys;
 mod latency;
 mod ledger;
 mod monitoring;
+mod overload;
 mod pacer;
 mod plot;
 mod postgres;
@@ -54,6 +55,7 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Publish(args) => (publish_mode(&args).await, args.output),
         Mode::Latency(args) => (latency_mode(&args).await, args.output),
         Mode::Suite(args) => (suite_mode(&args).await, args.output),
+        Mode::Overload(args) => (overload::measure(&args).await, args.output),
         Mode::Switch(args) => (switch::measure(&args).await, args.output),
         Mode::Verify(args) => return decisions(What::Verify, &args).await,
         Mode::Me(args) => return decisions(What::Me, &args).await,

@@ -44,19 +44,15 @@ impl Balancer {
     /// Runs until it is cancelled. A look that fails is repeated at its next time.
     pub(super) async fn run(self: Arc<Self>, cancel: CancellationToken) {
         let mut announced = Session(0);
-        let mut failing = false;
         let mut resting = None;
         loop {
             let result = self.balance(&mut announced, &mut resting, &cancel).await;
-            match (&result, failing) {
-                (Err(e), false) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "partitions can't be looked at");
-                }
-                (Ok(()), true) => tracing::info!("partitions are looked at again"),
-                _ => {}
-            }
-            failing = result.is_err();
+            self.metrics.troubles.note(
+                "partitions",
+                &result,
+                "partitions can't be looked at",
+                "partitions are looked at again",
+            );
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = self.node.wait_to_look() => {}

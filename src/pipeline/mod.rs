@@ -151,6 +151,7 @@ impl Pipeline {
             node: node.clone(),
             live: live.clone(),
             publisher: publisher.clone(),
+            metrics: metrics.clone(),
         };
         follower.spawn(tasks, hinted, gone_subscriptions, &sending);
 

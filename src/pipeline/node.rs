@@ -267,7 +267,6 @@ impl Node {
     /// once that it works again.
     pub async fn run(self: Arc<Self>, watch: Arc<Watch>, cancel: CancellationToken) {
         let every = self.ttl / BEATS;
-        let mut failing = false;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -277,19 +276,13 @@ impl Node {
                 Ok(result) => result.map_err(|e| e.to_string()),
                 Err(_) => Err("no answer in time".to_owned()),
             };
-            match (result, failing) {
-                (Err(e), false) => {
-                    failing = true;
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "session can't be renewed");
-                }
-                (Ok(()), true) => {
-                    failing = false;
-                    tracing::info!("session is renewed again");
-                }
-                _ => {}
-            }
-            if failing && !self.is_alive() && self.session().0 != 0 {
+            self.metrics.troubles.note(
+                "session",
+                &result,
+                "session can't be renewed",
+                "session is renewed again",
+            );
+            if result.is_err() && !self.is_alive() && self.session().0 != 0 {
                 tracing::warn!("session is over on this node's own clock: deliveries stop");
                 self.lost();
             }

@@ -79,22 +79,17 @@ impl Watch {
 
     /// Runs until it is cancelled. A look that fails is repeated at its next time.
     pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken) {
-        let mut failing = false;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(EVERY) => {}
             }
-            let result = self.look().await;
-            match (&result, failing) {
-                (Err(e), false) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "the timeline can't be followed");
-                }
-                (Ok(()), true) => tracing::info!("the timeline is followed again"),
-                _ => {}
-            }
-            failing = result.is_err();
+            self.metrics.troubles.note(
+                "timeline",
+                &self.look().await,
+                "the timeline can't be followed",
+                "the timeline is followed again",
+            );
         }
     }
 

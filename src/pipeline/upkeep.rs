@@ -109,13 +109,14 @@ impl Upkeep {
         self.told("usage", self.count(session).await);
     }
 
-    fn told<T>(&self, what: &str, result: crate::store::Result<T>) -> Option<T> {
-        result
-            .inspect_err(|e| {
-                self.metrics.store_errors.increment(1);
-                tracing::debug!(upkeep.task = what, error.message = %e, "upkeep failed; it is tried again");
-            })
-            .ok()
+    fn told<T>(&self, what: &'static str, result: crate::store::Result<T>) -> Option<T> {
+        self.metrics.troubles.note(
+            what,
+            &result,
+            "upkeep fails; it is tried again",
+            "upkeep works again",
+        );
+        result.ok()
     }
 
     async fn count(&self, session: Session) -> crate::store::Result<()> {

@@ -59,6 +59,8 @@ struct Verb {
 #[derive(Default)]
 struct State {
     verbs: HashMap<&'static str, Verb>,
+    /// Whether every verb fails.
+    all: bool,
     /// One call in so many of any verb of the queue goes wrong; 0: none does.
     one_in: u64,
     chance: u64,
@@ -110,6 +112,23 @@ impl Faults {
         self.mended.send_modify(|n| *n += 1);
     }
 
+    /// Every verb fails from now on, or works again.
+    pub fn all_fail(&self, fail: bool) {
+        self.state().all = fail;
+    }
+
+    /// The verbs that were begun so far, and how often.
+    pub fn all_begun(&self) -> HashMap<&'static str, usize> {
+        let state = self.state();
+        state.verbs.iter().map(|(v, s)| (*v, s.began)).collect()
+    }
+
+    /// The verbs that succeeded so far, and how often.
+    pub fn all_answered(&self) -> HashMap<&'static str, usize> {
+        let state = self.state();
+        state.verbs.iter().map(|(v, s)| (*v, s.answered)).collect()
+    }
+
     /// From now on one in so many calls of the queue's verbs, by chance, fails or
     /// loses its answer; with 0 none does. The seed repeats the chances.
     pub fn one_in(&self, n: u64, seed: u64) {
@@ -138,8 +157,12 @@ impl Faults {
 
     fn begin(&self, verb: &'static str, at_risk: bool) -> Option<Fault> {
         let mut state = self.state();
+        let all = state.all;
         let known = state.verbs.entry(verb).or_default();
         known.began += 1;
+        if all {
+            return Some(Fault::Fails);
+        }
         if let Some((fault, left)) = &mut known.planned {
             let fault = *fault;
             *left = left.saturating_sub(1);
