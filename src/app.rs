@@ -193,6 +193,7 @@ impl App {
         let (stop, background) = (server::Stop::default(), CancellationToken::new());
         tasks.spawn("directory", directory.clone().run(background.clone()));
         tasks.spawn("timeline", watch.clone().run(background.clone()));
+        tasks.spawn("key uses", directory.clone().keep_uses(background.clone()));
         let pipeline = Pipeline::start(
             pipeline::Parts {
                 store: store.clone(),

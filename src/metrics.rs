@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use crate::{error::Reason, tasks::Troubles};
+use crate::{domain::redrive::Kind, error::Reason, tasks::Troubles};
 
 /// Upper bounds of the histograms' buckets, in seconds.
 const BUCKETS: [f64; 14] = [
@@ -16,6 +16,9 @@ const BUCKETS: [f64; 14] = [
 
 /// Upper bounds of the batches' sizes.
 const SIZES: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 250.0, 500.0];
+
+const REDRIVEN: &str = "onering_redriven_total";
+const REDRIVEN_IS: &str = "Dead letters and events that redrives moved, by kind";
 
 /// Every metric.
 pub struct Metrics {
@@ -93,6 +96,9 @@ impl Metrics {
                 outcome,
             )
         };
+        // Shown from the start, whatever is moved first.
+        r.counter(REDRIVEN, REDRIVEN_IS, Some(("kind", "redrive")))
+            .increment(0);
         let events = |outcome| {
             r.counter(
                 "onering_events_total",
@@ -172,6 +178,19 @@ impl Metrics {
                 Some(("reason", crate::error::code(reason))),
             )
             .increment(1);
+    }
+
+    /// Counts what a redrive has moved. Steps are few: the counter is looked up.
+    pub fn redriven(&self, kind: Kind, count: i64) {
+        let label = match kind {
+            Kind::Redrive => "redrive",
+            Kind::Purge => "purge",
+            Kind::Recover => "recover",
+            Kind::Missing => "replay_missing",
+        };
+        Register(&self.recorder)
+            .counter(REDRIVEN, REDRIVEN_IS, Some(("kind", label)))
+            .increment(count.unsigned_abs());
     }
 
     /// Adds up what the histograms were told; they would grow without bounds where

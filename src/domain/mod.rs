@@ -13,6 +13,7 @@ pub mod key;
 pub mod limit;
 pub mod network;
 pub mod partition;
+pub mod redrive;
 pub mod signature;
 pub mod subscription;
 pub mod switch;

@@ -7,7 +7,7 @@
 //! they belong, [`timeline`] watches that the database does not go back in
 //! time, `claim` fetches from the store
 //! what is due and not in memory, `follow` passes on what other nodes and the
-//! configuration say, `upkeep` sweeps.
+//! configuration say, `redrive` works redrives and replays, `upkeep` sweeps.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +26,7 @@ mod job;
 mod lanes;
 pub mod node;
 pub mod publish;
+mod redrive;
 pub mod sender;
 pub mod timeline;
 mod upkeep;
@@ -143,6 +144,16 @@ impl Pipeline {
             concurrency,
         };
         tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+
+        let redriver = redrive::Redriver {
+            store: store.clone(),
+            directory: directory.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn("redrive", redriver.run(sending.clone()));
 
         let follower = follow::Follower {
             store: store.clone(),

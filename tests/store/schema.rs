@@ -24,7 +24,7 @@ contract![
 ];
 
 /// The tables that grow with the traffic.
-const HOT: [&str; 9] = [
+const HOT: [&str; 10] = [
     "attempts",
     "counter_days",
     "counters",
@@ -34,6 +34,7 @@ const HOT: [&str; 9] = [
     "idempotency",
     "kept_bodies",
     "queue",
+    "replayed",
 ];
 
 // N6

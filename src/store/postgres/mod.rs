@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 9] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -51,6 +51,7 @@ const MIGRATIONS: [(&str, &str); 8] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
     ("nodes", include_str!("migrations/0012_nodes.sql")),
 ];
 
@@ -76,6 +77,9 @@ pub struct Postgres {
 }
 
 impl Postgres {
+    /// Locks the rows that a read finds, until the commit.
+    const FOR_UPDATE: &str = " for update";
+
     /// Connects, and applies the migrations that are missing.
     ///
     /// # Errors

@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 9] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -68,6 +68,7 @@ const MIGRATIONS: [(&str, &str); 8] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
     ("nodes", include_str!("migrations/0012_nodes.sql")),
 ];
 
@@ -86,6 +87,9 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
+    /// There is one writer: what it reads stays so until it commits.
+    const FOR_UPDATE: &str = "";
+
     /// Opens the file, makes it where there is none, and applies the migrations
     /// that are missing.
     ///
