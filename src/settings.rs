@@ -151,6 +151,8 @@ pub struct Live {
     pub allowed_endpoints: Vec<IpNet>,
     /// Whether receivers may be http.
     pub allow_http: bool,
+    /// Whether receivers must prove that they want webhooks.
+    pub endpoint_challenge: bool,
 }
 
 impl Live {
@@ -199,6 +201,8 @@ pub struct Settings {
     pub egress_proxy: Option<url::Url>,
     /// A node's life without the database.
     pub session: Duration,
+    /// How long a stop still takes calls, while health says that the node leaves.
+    pub drain: Duration,
     /// How long a stop waits.
     pub shutdown: Duration,
     /// This node's name.
@@ -305,6 +309,7 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
             )?
             .unwrap_or_default(),
         allow_http: source.flag("ALLOW_HTTP_ENDPOINTS")?.unwrap_or(false),
+        endpoint_challenge: source.flag("ENDPOINT_CHALLENGE")?.unwrap_or(false),
     })
 }
 
@@ -423,6 +428,7 @@ impl Settings {
                     .filter(|u| u.scheme() == "http" && u.host().is_some())
             })?,
             session: Duration::from_secs(source.number("SESSION_SECONDS", 10, 2, 20)?),
+            drain: Duration::from_secs(source.number("DRAIN_SECONDS", 2, 0, 600)?),
             shutdown: Duration::from_secs(source.number("SHUTDOWN_SECONDS", 10, 0, 600)?),
             node_name: source
                 .text("NODE_NAME")

@@ -3,7 +3,7 @@
 
 use std::{
     cell::Cell,
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -104,6 +104,8 @@ pub struct Dispatcher {
     concurrency: usize,
     completed: AtomicU64,
     ended: mpsc::UnboundedSender<Ended>,
+    /// Told of subscriptions with something due in another node's partition.
+    hints: mpsc::UnboundedSender<SubscriptionId>,
 }
 
 impl Dispatcher {
@@ -116,10 +118,12 @@ impl Dispatcher {
         poll: Duration,
         concurrency: usize,
         embedded: bool,
+        hints: mpsc::UnboundedSender<SubscriptionId>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
         let concurrency = if embedded { concurrency } else { 0 };
         let (ended, receiver) = mpsc::unbounded_channel();
-        let delivering = AtomicBool::new(directory.switches().delivery);
+        let delivering = directory.switches().delivery && !node.is_restored();
+        let delivering = AtomicBool::new(delivering);
         let dispatcher = Arc::new(Self {
             lanes: Mutex::new(Lanes::new(concurrency)),
             directory,
@@ -139,6 +143,7 @@ impl Dispatcher {
             concurrency,
             completed: AtomicU64::new(0),
             ended,
+            hints,
         });
         (dispatcher, receiver)
     }
@@ -177,7 +182,8 @@ impl Dispatcher {
 
     /// Chooses which rows a publish should lease to this node: those of
     /// partitions that it owns, of subscriptions that are on, as far as there is
-    /// room in memory.
+    /// room in memory. What goes in order is fetched: whether it is its key's turn
+    /// only the store knows.
     pub(super) fn plan(&self, batch: &mut [crate::store::Publish]) {
         if !self.is_delivering() || !self.node.is_alive() {
             return;
@@ -188,7 +194,9 @@ impl Dispatcher {
                 continue;
             }
             for d in &mut p.deliveries {
-                d.lease = self.limit(d.subscription).is_some() && lanes.plan(d.subscription);
+                d.lease = !d.ordered
+                    && self.limit(d.subscription).is_some()
+                    && lanes.plan(d.subscription);
             }
         }
     }
@@ -228,13 +236,17 @@ impl Dispatcher {
                             replays: 0,
                             by_hand: false,
                             age: 0,
+                            ordering_key: None,
                             since: Instant::now(),
                             session,
                         };
                         match self.limit(d.subscription) {
-                            Some(limit) => lanes.push(job, limit, true),
-                            // Switched off while the publish was under way.
-                            None => back.push(job),
+                            Some(limit) if self.node.owns(p.event.part()) => {
+                                lanes.push(job, limit, true);
+                            }
+                            // Switched off while the publish was under way, or the
+                            // partition is another node's by now.
+                            _ => back.push(lanes.hold(job)),
                         }
                     }
                     Some(_) if self.node.owns(p.event.part()) => {
@@ -374,6 +386,7 @@ impl Dispatcher {
             reason,
             attempt,
             held: subscription.map_or(0, |s| s.held),
+            ordered: job.ordering_key.is_some(),
         };
         let now = Instant::now();
         // Fails once the finisher has stopped: then the process is about to end
@@ -396,6 +409,10 @@ impl Dispatcher {
         for e in ended {
             lanes.let_go(e.job.id, e.job.token);
             match e.finish.settle {
+                // Its owner would find it with its next poll all the same.
+                Settle::Retry { .. } | Settle::Release if !self.node.owns(e.job.id.part()) => {
+                    let _ = self.hints.send(e.job.subscription);
+                }
                 Settle::Retry { after, .. } => {
                     let at = e.due_by(after, now);
                     if at.saturating_duration_since(now) < self.horizon {
@@ -403,6 +420,8 @@ impl Dispatcher {
                     }
                 }
                 Settle::Release => lanes.wake_at(e.at + Duration::from_secs(1), e.job.subscription),
+                // The next one of its key may be due.
+                _ if e.finish.ordered => lanes.sign(e.job.subscription),
                 _ => {}
             }
         }
@@ -550,8 +569,10 @@ impl Dispatcher {
                     let job = Job::of(row, held, session);
                     match self.limit(job.subscription) {
                         _ if job.body.is_empty() => missing.push(job),
-                        Some(limit) => lanes.push(job, limit, false),
-                        None => back.push(job),
+                        Some(limit) if self.node.owns(job.id.part()) => {
+                            lanes.push(job, limit, false);
+                        }
+                        _ => back.push(lanes.hold(job)),
                     }
                 }
                 for f in fetches {
@@ -584,7 +605,7 @@ impl Dispatcher {
     /// Follows a change of switches and subscriptions: what may not be sent any
     /// more is given back to the store. True where delivery was switched.
     pub(super) fn reconfigured(&self) -> bool {
-        let delivering = self.directory.switches().delivery;
+        let delivering = self.directory.switches().delivery && !self.node.is_restored();
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
         let back = self.lanes().adjust(|s| self.limit(s));
         self.release(back);
@@ -593,12 +614,29 @@ impl Dispatcher {
         switched
     }
 
-    /// Forgets what belongs to partitions that are no longer this node's.
+    /// Follows a change of the session or of its partitions.
     pub(super) fn repartitioned(&self) {
-        let owned: HashSet<Part> = self.node.owned().into_iter().collect();
-        self.lanes().forget(|part| !owned.contains(&part));
-        self.suspect();
+        self.withdraw();
         self.look_around();
+    }
+
+    /// Gives back what waits here in partitions that are no longer this node's, and
+    /// drops what was leased to a session that has ended: its rows are free.
+    pub(super) fn withdraw(&self) {
+        let session = self.node.session();
+        let mut lanes = self.lanes();
+        let out = lanes.withdraw(|job| job.session == session && self.node.owns(job.id.part()));
+        let (back, gone): (Vec<_>, Vec<_>) = out.into_iter().partition(|j| j.session == session);
+        for job in gone {
+            lanes.let_go(job.id, job.token);
+        }
+        drop(lanes);
+        self.release(back);
+    }
+
+    /// Whether anything in these partitions is leased to this node that it knows of.
+    pub(super) fn holds_any(&self, of: impl Fn(Part) -> bool) -> bool {
+        self.lanes().holds_any(of)
     }
 
     pub(super) fn tidy(&self) {

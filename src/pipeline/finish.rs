@@ -86,7 +86,18 @@ impl Finisher {
         let mut wait = Duration::from_millis(50);
         loop {
             let finishes: Vec<Finish> = batch.iter().map(Ended::as_of_now).collect();
-            match self.store.finish(&finishes).await {
+            let result = self.store.finish(&finishes).await;
+            let recorded = result.as_ref().map(drop).or_else(|e| match e {
+                StoreError::Data(_) => Ok(()),
+                e => Err(e),
+            });
+            self.metrics.troubles.note(
+                "finish",
+                &recorded,
+                "outcomes not recorded yet",
+                "outcomes are recorded again",
+            );
+            match result {
                 Ok(results) => {
                     let released = released(batch);
                     for (ended, result) in batch.iter_mut().zip(results) {
@@ -107,13 +118,9 @@ impl Finisher {
                     return;
                 }
                 Err(e) => {
-                    self.metrics.store_errors.increment(1);
+                    tracing::debug!(error.message = %e, batch.size = batch.len(), retry_in = ?wait);
                     // It is tried again; who asked may ask again too.
                     batch.iter_mut().for_each(|ended| drop(ended.answer.take()));
-                    tracing::warn!(
-                        error.message = %e, batch.size = batch.len(),
-                        retry_in = ?wait, "outcomes not recorded yet"
-                    );
                     if !self.node.is_alive() && self.node.session().0 == 0 {
                         // The rows are another's by now, or free.
                         return;

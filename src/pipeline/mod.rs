@@ -4,9 +4,11 @@
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
 //! and sends them with [`sender`], or a worker at the other end of a stream does;
 //! `finish` records how that went. [`node`]
-//! keeps this node's session and partitions, `claim` fetches from the store
+//! keeps this node's session and partitions, `balance` brings partitions to where
+//! they belong, [`timeline`] watches that the database does not go back in
+//! time, `claim` fetches from the store
 //! what is due and not in memory, `follow` passes on what other nodes and the
-//! configuration say, `upkeep` sweeps.
+//! configuration say, `redrive` works redrives and replays, `upkeep` sweeps.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 mod answer;
+mod balance;
 mod claim;
 pub mod clients;
 pub mod dispatch;
@@ -25,7 +28,9 @@ mod job;
 mod lanes;
 pub mod node;
 pub mod publish;
+mod redrive;
 pub mod sender;
+pub mod timeline;
 mod upkeep;
 mod worker;
 
@@ -46,6 +51,8 @@ pub struct Parts {
     pub live: Arc<ArcSwap<Live>>,
     /// This node, with its session begun.
     pub node: Arc<node::Node>,
+    /// Watches that the store does not go back in time.
+    pub watch: Arc<timeline::Watch>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The HTTP client of attempts.
@@ -65,6 +72,7 @@ pub struct Pipeline {
     /// What is under way.
     pub dispatcher: Arc<dispatch::Dispatcher>,
     node: Arc<node::Node>,
+    balancer: Arc<balance::Balancer>,
     /// Stops what brings work: claims, sends, sweeps.
     sending: CancellationToken,
     /// Stops what records it.
@@ -81,6 +89,7 @@ impl Pipeline {
             directory,
             live,
             node,
+            watch,
             metrics,
             sender,
             poll,
@@ -99,6 +108,7 @@ impl Pipeline {
             poll,
             concurrency,
             embedded,
+            hints.clone(),
         );
         let writer = publish::Writer {
             store: store.clone(),
@@ -148,6 +158,16 @@ impl Pipeline {
             tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
         }
 
+        let redriver = redrive::Redriver {
+            store: store.clone(),
+            directory: directory.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn("redrive", redriver.run(sending.clone()));
+
         let follower = follow::Follower {
             store: store.clone(),
             directory,
@@ -155,8 +175,18 @@ impl Pipeline {
             node: node.clone(),
             live: live.clone(),
             publisher: publisher.clone(),
+            metrics: metrics.clone(),
         };
         follower.spawn(tasks, hinted, gone_subscriptions, &sending);
+
+        let balancer = Arc::new(balance::Balancer {
+            store: store.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            metrics: metrics.clone(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        tasks.spawn("partitions", balancer.clone().run(sending.clone()));
 
         let upkeep = upkeep::Upkeep {
             store,
@@ -167,11 +197,12 @@ impl Pipeline {
             ledger,
         };
         tasks.spawn("upkeep", upkeep.run(sending.clone()));
-        tasks.spawn("session", node.clone().run(recording.clone()));
+        tasks.spawn("session", node.clone().run(watch, recording.clone()));
         Self {
             publisher,
             dispatcher,
             node,
+            balancer,
             sending,
             recording,
             attempts,
@@ -194,6 +225,16 @@ impl Pipeline {
             );
         }
         self.recording.cancel();
+    }
+
+    /// Hands the partitions over while what is under way ends: nothing is to wait
+    /// for that.
+    pub async fn leave(&self) {
+        match tokio::time::timeout(balance::LEAVE, self.balancer.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::debug!(error.message = %e, "partitions not handed over"),
+            Err(_) => tracing::debug!("partitions not handed over in time"),
+        }
     }
 
     /// Ends the session: what it still leases is free at once.

@@ -35,6 +35,10 @@ use crate::{
     target::Target,
 };
 
+mod challenge;
+
+pub use challenge::Unproven;
+
 /// The names of our headers, made once.
 mod name {
     use http::HeaderName;

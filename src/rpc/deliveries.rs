@@ -15,7 +15,8 @@ use crate::{
     proto::v1::{
         self, AttemptOutcome, DeliveryStatus, GetDeliveryRequest, GetDeliveryResponse,
         ListAttemptsRequest, ListAttemptsResponse, ListDeliveriesRequest, ListDeliveriesResponse,
-        RetryDeliveryRequest, RetryDeliveryResponse, delivery_service_server::DeliveryService,
+        RetryDeliveryRequest, RetryDeliveryResponse, SkipDeliveryRequest, SkipDeliveryResponse,
+        delivery_service_server::DeliveryService,
     },
     store::{self, Page},
 };
@@ -47,7 +48,8 @@ impl Of {
     }
 }
 
-/// What a delivery is shown as: what waits for a disabled subscription is parked.
+/// What a delivery is shown as: what waits for a disabled subscription is parked, as
+/// is, by the store's word, what is parked with its ordering key.
 const fn shown(status: Status, disabled: bool) -> Status {
     match status {
         Status::Pending | Status::Retrying if disabled => Status::Parked,
@@ -58,7 +60,11 @@ const fn shown(status: Status, disabled: bool) -> Status {
 /// What is stored of deliveries that are shown with that status; none: anything.
 fn stored_as(status: Option<Status>) -> Vec<Option<Status>> {
     match status {
-        Some(Status::Parked) => vec![Some(Status::Pending), Some(Status::Retrying)],
+        Some(Status::Parked) => vec![
+            Some(Status::Pending),
+            Some(Status::Retrying),
+            Some(Status::Parked),
+        ],
         other => vec![other],
     }
 }
@@ -70,7 +76,7 @@ fn possible(status: Option<Status>, disabled: bool) -> bool {
         .any(|s| s.is_none() || s.map(|s| shown(s, disabled)) == status)
 }
 
-const fn status(status: Status) -> DeliveryStatus {
+pub(super) const fn status(status: Status) -> DeliveryStatus {
     match status {
         Status::Pending => DeliveryStatus::Pending,
         Status::Sending => DeliveryStatus::Sending,
@@ -143,6 +149,24 @@ impl Deliveries {
         }
     }
 
+    /// Makes a delivery due now that the caller may see.
+    pub(super) async fn retry(&self, caller: &Caller, id: DeliveryId) -> Result<v1::Delivery> {
+        let store = &self.0.store;
+        let subscription = self.load(caller, id).await?.subscription;
+        let there = store.get_subscription(subscription).await;
+        if there.map_err(unavailable)?.is_none() {
+            return Err(Error::new(
+                Reason::FailedPrecondition,
+                "its subscription was deleted",
+            ));
+        }
+        let before = store.retry_by_hand(id).await.map_err(unavailable)?;
+        let before = before.ok_or_else(|| Error::not_found(format_args!("delivery {id}")))?;
+        retried(before)?;
+        self.tell_owner(id.part(), subscription).await;
+        Ok(self.view(self.load(caller, id).await?))
+    }
+
     fn is_disabled(&self, id: SubscriptionId) -> bool {
         let target = self.0.directory.target(id);
         target.is_some_and(|t| t.subscription.disabled.is_some())
@@ -166,6 +190,7 @@ impl Deliveries {
             finish_time: d.finished_at.map(timestamp),
             response_status: d.response_status.into(),
             reason: d.reason,
+            replay_id: d.replay.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 
@@ -317,21 +342,29 @@ impl DeliveryService for Deliveries {
     ) -> Answer<RetryDeliveryResponse> {
         let caller = caller(&request)?;
         let id = check::id("id", &request.get_ref().id)?;
-        let store = &self.0.store;
-        let subscription = self.load(&caller, id).await?.subscription;
-        let there = store.get_subscription(subscription).await;
-        if there.map_err(unavailable)?.is_none() {
-            return Err(
-                Error::new(Reason::FailedPrecondition, "its subscription was deleted").into(),
-            );
-        }
-        let before = store.retry_by_hand(id).await.map_err(unavailable)?;
-        let before = before.ok_or_else(|| Error::not_found(format_args!("delivery {id}")))?;
-        retried(before)?;
-        self.tell_owner(id.part(), subscription).await;
-        let now = self.load(&caller, id).await?;
+        let now = self.retry(&caller, id).await?;
         Ok(Response::new(RetryDeliveryResponse {
-            delivery: Some(self.view(now)),
+            delivery: Some(now),
+        }))
+    }
+
+    async fn skip_delivery(
+        &self,
+        request: Request<SkipDeliveryRequest>,
+    ) -> Answer<SkipDeliveryResponse> {
+        let caller = caller(&request)?;
+        let id = check::id("id", &request.get_ref().id)?;
+        let found = self.load(&caller, id).await?;
+        if !self.0.store.skip(id).await.map_err(unavailable)? {
+            return Err(Error::new(
+                Reason::FailedPrecondition,
+                "no delivery waits for it: it is not a dead one that blocks its ordering key",
+            )
+            .into());
+        }
+        self.tell_owner(id.part(), found.subscription).await;
+        Ok(Response::new(SkipDeliveryResponse {
+            delivery: Some(self.view(found)),
         }))
     }
 }
@@ -347,6 +380,7 @@ mod tests {
             (Status::Pending, true, Status::Parked),
             (Status::Retrying, true, Status::Parked),
             (Status::Pending, false, Status::Pending),
+            (Status::Parked, false, Status::Parked),
             (Status::Sending, true, Status::Sending),
             (Status::Dead, true, Status::Dead),
         ] {
@@ -355,7 +389,7 @@ mod tests {
         for (wanted, disabled, can) in [
             (None, true, true),
             (Some(Status::Parked), true, true),
-            (Some(Status::Parked), false, false),
+            (Some(Status::Parked), false, true),
             (Some(Status::Pending), true, false),
             (Some(Status::Retrying), false, true),
             (Some(Status::Dead), true, true),

@@ -144,6 +144,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "whether receivers may be http://",
     ),
     (
+        "ENDPOINT_CHALLENGE",
+        "0",
+        "whether a receiver must answer a challenge before it gets webhooks",
+    ),
+    (
         "ENDPOINT_CA_FILE",
         "none",
         "certificates (PEM) that receivers may use beyond public ones",
@@ -183,6 +188,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "SESSION_SECONDS",
         "10",
         "how long a node lives without the database, 2 to 20",
+    ),
+    (
+        "DRAIN_SECONDS",
+        "2 (0 in dev)",
+        "how long a stop still answers while health says that it leaves",
     ),
     (
         "SHUTDOWN_SECONDS",

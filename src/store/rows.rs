@@ -11,7 +11,7 @@ use crate::domain::{
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
     subscription::{
-        Disabled, Headers, Kind as Way, Lifetime, PayloadFormat, PreviousSecret, Sealed,
+        Disabled, Headers, Kind as Way, Lifetime, Ordering, PayloadFormat, PreviousSecret, Sealed,
         Subscription,
     },
     trace::Trace,
@@ -244,6 +244,8 @@ pub(super) struct SubscriptionRow {
     pub client_certificate: Option<Vec<u8>>,
     /// The same.
     pub filter: Option<String>,
+    /// The same.
+    pub ordering: i16,
     /// The same. Null for a webhook.
     pub kind: Option<i16>,
     /// The same, in microseconds.
@@ -284,6 +286,7 @@ impl SubscriptionRow {
             updated_at: s.updated_at,
             client_certificate: s.client_certificate.as_ref().map(|c| c.0.clone()),
             filter: s.filter.clone(),
+            ordering: s.ordering.to_i16(),
             kind: (s.kind == Way::Stream).then_some(STREAM),
             lifetime: s.lifetime.map(|l| l.seconds.saturating_mul(1_000_000)),
             ends_at: None,
@@ -321,6 +324,7 @@ impl SubscriptionRow {
             disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
             held: doc.held,
             filter: self.filter,
+            ordering: Ordering::from_i16(self.ordering),
             format: format_of(doc.format),
             scheme: scheme_of(doc.scheme),
             schedule: doc.schedule,
@@ -393,6 +397,7 @@ mod tests {
             updated_at: 1,
             client_certificate: None,
             filter: None,
+            ordering: 0,
             kind: None,
             lifetime: None,
             ends_at: None,

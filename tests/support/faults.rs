@@ -13,19 +13,26 @@ use onering::{
     domain::{
         audit::{Chain, Record},
         delivery::{Attempt, Delivery, Status},
-        id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
+        event_type::EventType,
+        id::{
+            DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, RedriveId, SubscriptionId,
+            TenantId,
+        },
         key::Key,
         limit::{Answer, Ask, Window},
-        subscription::Subscription,
+        redrive::{self, Redrive, Selection},
+        subscription::{Ordering, Subscription},
         switch::Change,
         tenant::Tenant,
+        timeline::Timeline,
     },
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
-        Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LimitStore,
-        LiveNode, Load, LoadStore, NodeStore, Page, PeerStore, Publish, Published, QueueStore,
-        Recent, Result, SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore,
-        SwitchStore, TenantStore, Usage, Waiting, Want,
+        EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased,
+        Letters, LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore, Ordered, Page, Past,
+        PeerStore, Publish, Published, QueueStore, Recent, RedriveStore, Result, SealedKey,
+        Session, Standing, Step, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
+        TenantStore, TimelineStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -58,6 +65,8 @@ struct Verb {
 #[derive(Default)]
 struct State {
     verbs: HashMap<&'static str, Verb>,
+    /// Whether every verb fails.
+    all: bool,
     /// One call in so many of any verb of the queue goes wrong; 0: none does.
     one_in: u64,
     chance: u64,
@@ -109,6 +118,23 @@ impl Faults {
         self.mended.send_modify(|n| *n += 1);
     }
 
+    /// Every verb fails from now on, or works again.
+    pub fn all_fail(&self, fail: bool) {
+        self.state().all = fail;
+    }
+
+    /// The verbs that were begun so far, and how often.
+    pub fn all_begun(&self) -> HashMap<&'static str, usize> {
+        let state = self.state();
+        state.verbs.iter().map(|(v, s)| (*v, s.began)).collect()
+    }
+
+    /// The verbs that succeeded so far, and how often.
+    pub fn all_answered(&self) -> HashMap<&'static str, usize> {
+        let state = self.state();
+        state.verbs.iter().map(|(v, s)| (*v, s.answered)).collect()
+    }
+
     /// From now on one in so many calls of the queue's verbs, by chance, fails or
     /// loses its answer; with 0 none does. The seed repeats the chances.
     pub fn one_in(&self, n: u64, seed: u64) {
@@ -137,8 +163,12 @@ impl Faults {
 
     fn begin(&self, verb: &'static str, at_risk: bool) -> Option<Fault> {
         let mut state = self.state();
+        let all = state.all;
         let known = state.verbs.entry(verb).or_default();
         known.began += 1;
+        if all {
+            return Some(Fault::Fails);
+        }
         if let Some((fault, left)) = &mut known.planned {
             let fault = *fault;
             *left = left.saturating_sub(1);
@@ -259,6 +289,15 @@ passed_on!(KeyStore, false, {
     key_use(id: KeyId) -> Option<KeyUse>;
 });
 
+passed_on!(EventTypeStore, false, {
+    create_event_type(event_type: &EventType, quota: i64) -> ();
+    get_event_type(tenant: TenantId, name: &str) -> Option<EventType>;
+    event_type_by_id(id: EventTypeId) -> Option<EventType>;
+    list_event_types(tenant: TenantId, page: Page<EventTypeId>) -> Vec<EventType>;
+    update_event_type(event_type: &EventType, updated_at: Micros) -> ();
+    delete_event_type(id: EventTypeId) -> bool;
+});
+
 passed_on!(SubscriptionStore, false, {
     create_subscription(subscription: &Subscription, quota: i64) -> ();
     get_subscription(id: SubscriptionId) -> Option<Subscription>;
@@ -284,6 +323,10 @@ passed_on!(QueueStore, true, {
     bury(parts: &[Part], limit: i64) -> u64;
     cancel(part: Part, subscription: SubscriptionId, limit: i64) -> u64;
     give_up(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
+    ordered(parts: &[Part]) -> Vec<Ordered>;
+    reorder(part: Part, subscription: SubscriptionId, ordering: Ordering, limit: i64) -> u64;
+    give_up_parked(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
+    skip(id: DeliveryId) -> bool;
     retry_by_hand(id: DeliveryId) -> Option<Status>;
 });
 
@@ -291,12 +334,23 @@ passed_on!(NodeStore, false, {
     begin_session(name: &str, ttl: Duration) -> Session;
     renew_session(session: Session, ttl: Duration) -> bool;
     end_session(session: Session) -> ();
-    take_partitions(session: Session) -> Vec<Part>;
+    set_ready(session: Session, ready: bool) -> ();
+    partitions() -> Vec<(Part, Session)>;
+    take_partitions(session: Session, among: &[Part]) -> Vec<Part>;
+    hand_over(session: Session, to: Session, parts: &[Part]) -> Vec<Part>;
     hold(session: Session, parts: &[Part], held: bool) -> ();
     confirm(session: Session, revision: i64, pins: &str) -> ();
     nodes() -> Vec<LiveNode>;
     hint(hints: &[(Part, SubscriptionId)]) -> ();
     listen() -> Box<dyn Hints>;
+});
+
+passed_on!(TimelineStore, false, {
+    timeline() -> Timeline;
+    server() -> String;
+    advance_timeline() -> Timeline;
+    note_restored(why: &str) -> ();
+    accept_restored() -> Timeline;
 });
 
 passed_on!(HistoryStore, false, {
@@ -337,6 +391,20 @@ passed_on!(CounterStore, false, {
 passed_on!(LoadStore, false, {
     load_finished(load: &Load) -> ();
     analyze() -> ();
+});
+
+passed_on!(RedriveStore, false, {
+    get_letter(id: DeliveryId) -> Option<Delivery>;
+    list_letters(selection: &Selection, parts: &[Part], page: Page<DeliveryId>) -> Letters;
+    create_redrive(redrive: &Redrive, quota: i64, by: Author<'_>, chain: &Chain) -> Redrive;
+    get_redrive(id: RedriveId) -> Option<Redrive>;
+    list_redrives(tenant: Option<TenantId>, page: Page<RedriveId>) -> Vec<Redrive>;
+    change_redrive(id: RedriveId, change: redrive::Change) -> Option<Redrive>;
+    running_redrives(parts: &[Part]) -> Vec<Redrive>;
+    move_letters(session: Session, id: RedriveId, most: i64) -> Option<Moved>;
+    past_events(session: Session, id: RedriveId, bodies: bool, retention_days: i32) -> Option<Past>;
+    standing(subscription: SubscriptionId, events: &[EventId]) -> Vec<Standing>;
+    replay(session: Session, id: RedriveId, step: &Step) -> Option<Moved>;
 });
 
 #[async_trait]

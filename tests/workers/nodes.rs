@@ -1,13 +1,17 @@
 //! Workers of a node that owns nothing: what the others have comes through it.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, sync::Arc};
 
-use onering::proto::v1::worker_message::{Action, Open};
+use onering::{
+    domain::id::TenantId,
+    proto::v1::worker_message::{Action, Open},
+};
 use serde_json::json;
 
 use super::client::{Worker, ids, lease, open};
 use crate::support::{
     app::{TestApp, eventually, reason},
+    faults::Faults,
     proxy::Proxy,
     store::Db,
 };
@@ -22,6 +26,10 @@ on_postgres_alone![
 
 /// A node that the others reach.
 async fn node(first: Option<&TestApp>, db: &Db) -> TestApp {
+    faulty(first, db, &Faults::none()).await
+}
+
+async fn faulty(first: Option<&TestApp>, db: &Db, faults: &Arc<Faults>) -> TestApp {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
@@ -33,15 +41,33 @@ async fn node(first: Option<&TestApp>, db: &Db) -> TestApp {
         .set("LISTEN", address)
         .set("ADVERTISE_URL", format!("http://{address}"))
         .set("SESSION_SECONDS", 4)
+        .faults(faults)
         .start()
         .await
 }
 
-/// A node that owns everything, and one beside it.
+/// The node that owns what the tenant `default` has, and one beside it.
 async fn two(db: &Db) -> (TestApp, TestApp) {
-    let owner = node(None, db).await;
-    let beside = node(Some(&owner), db).await;
+    let (owner, beside, _) = two_with(db).await;
     (owner, beside)
+}
+
+/// As [`two`], and the faults of the one beside the owner.
+async fn two_with(db: &Db) -> (TestApp, TestApp, Arc<Faults>) {
+    let faults = [Faults::none(), Faults::none()];
+    let first = faulty(None, db, &faults[0]).await;
+    let second = faulty(Some(&first), db, &faults[1]).await;
+    let owned = |app: &TestApp| app.app().context.node.owned().len();
+    eventually("the partitions are shared", || async {
+        (owned(&first) == 32 && owned(&second) == 32).then_some(())
+    })
+    .await;
+    let [of_first, of_second] = faults;
+    if first.app().context.node.owns(TenantId::DEFAULT.part()) {
+        (first, second, of_second)
+    } else {
+        (second, first, of_first)
+    }
 }
 
 async fn in_flight(app: &TestApp, count: usize) {
@@ -163,8 +189,10 @@ async fn an_owner_that_stops_leaves_nothing_behind(db: Db) {
     );
     assert_eq!(worker.ack(&[&held[1]]).await.stale.len(), 1);
     assert_eq!(worker.ack(&[&again]).await.ok.len(), 1);
-    beside.events("a.b", 1).await;
-    worker.delivery().await;
+    let another = beside.events("a.b", 1).await;
+    let next = worker.delivery().await;
+    assert_eq!(next.event_id, another[0]);
+    worker.ack(&[&next]).await;
     db.counts_agree().await;
     beside.stop().await;
 }
@@ -172,19 +200,19 @@ async fn an_owner_that_stops_leaves_nothing_behind(db: Db) {
 // W2, W8: an ack whose owner does not answer is recorded by the node that it came
 // to: the fence is in the store.
 async fn what_nobody_answers_is_recorded_here(db: Db) {
-    let owner = node(None, &db).await;
+    let (owner, beside, faults) = two_with(&db).await;
     let proxy = Proxy::to(owner.address.to_string()).await;
     // The other node knows the owner by the proxy's address.
     let context = &owner.app().context;
     let url = format!("http://{}", proxy.address);
-    let session = context.node.session();
-    eventually("it has advertised itself", || async {
+    eventually("both have advertised themselves", || async {
         let peers = context.store.peers().await.unwrap();
-        (!peers.is_empty()).then_some(())
+        (peers.len() == 2).then_some(())
     })
     .await;
+    let session = context.node.session();
     context.store.advertise(session, &url).await.unwrap();
-    let beside = node(Some(&owner), &db).await;
+    faults.wait("peers", faults.answered("peers") + 2).await;
     owner.stream(json!({})).await;
     let mut worker = Worker::start(&beside, "w", 1).await;
     owner.events("a.b", 1).await;

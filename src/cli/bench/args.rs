@@ -19,10 +19,14 @@ Examples:
   onering bench publish --database postgres://localhost/postgres --endpoints 10 --fan-out 10
   onering bench publish --rate 2000 --json result.json --svg result.svg
   onering bench latency --b5-rate 5000
+  onering bench overload --duration 20s --database postgres://localhost/postgres
   onering bench load --database sqlite:///var/tmp/onering.db --deliveries 1000000
   onering bench monitoring --database postgres://localhost/postgres --deliveries 10000000
   onering bench suite --database postgres://localhost/postgres --database sqlite
   onering bench switch --database postgres://localhost/postgres --nodes 3
+  onering bench backlog --database postgres://localhost/postgres --pending 1000000
+  onering bench isolation --database postgres://localhost/postgres
+  onering bench publish --stored 10000000 --database postgres://localhost/postgres
   onering bench verify --keys 100000 --callers 64
   onering bench me --output json
   onering bench workers --workers 4 --database postgres://localhost/postgres
@@ -52,6 +56,8 @@ pub enum Mode {
     Publish(PublishArgs),
     /// Latency from publish to arrival, at 100 events/s and at half of full speed.
     Latency(LatencyArgs),
+    /// Ten times what the server takes: how it refuses, its memory, and how it is after that.
+    Overload(OverloadArgs),
     /// From a changed switch or a revoked key until the last node acts on it.
     Switch(SwitchArgs),
     /// Everything, as a table in Markdown.
@@ -60,6 +66,10 @@ pub enum Mode {
     Verify(GateArgs),
     /// `GET /v1/external/me` beside an empty HTTP handler.
     Me(GateArgs),
+    /// How soon a long backlog is delivered, and with how much memory.
+    Backlog(BacklogArgs),
+    /// What endpoints that hang cost the others.
+    Isolation(IsolationArgs),
     /// Deliveries a second to workers at the other ends of streams.
     Workers(WorkersArgs),
     /// What `verify` and `me` are compared with.
@@ -158,6 +168,20 @@ pub struct LatencyArgs {
     pub output: OutputArgs,
 }
 
+/// Arguments of `bench overload`.
+#[derive(Debug, Args)]
+pub struct OverloadArgs {
+    /// Publishers during the overload: each waits for its answer, so that few can't overload.
+    #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    pub overload_connections: u16,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// Arguments of `bench switch`.
 #[derive(Debug, Args)]
 pub struct SwitchArgs {
@@ -195,6 +219,44 @@ impl SwitchArgs {
         }
         Ok(())
     }
+}
+
+/// Arguments of `bench backlog`.
+#[derive(Debug, Args)]
+pub struct BacklogArgs {
+    /// How many deliveries wait.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub pending: u64,
+    /// Subscriptions that they wait for, each with an endpoint of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub endpoints: u64,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `bench isolation`.
+#[derive(Debug, Args)]
+pub struct IsolationArgs {
+    /// Subscriptions, each with an endpoint of its own.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    pub endpoints: u64,
+    /// How many of them hang until an attempt's limit, 15 seconds.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=50_000))]
+    pub hanging: u64,
+    /// Events per second to all of them. Without it: half of what the server takes with
+    /// one endpoint, measured first.
+    #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate)]
+    pub rate: Option<f64>,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// Arguments of `bench suite`.
@@ -256,13 +318,18 @@ pub struct TargetArgs {
     /// databases. The suite takes it twice.
     #[arg(long, default_value = "sqlite", conflicts_with = "url")]
     pub database: Vec<String>,
-    /// More environment for a server of our own: NAME=VALUE.
+    /// More environment for a server of our own: NAME=VALUE; an empty value takes a
+    /// variable away.
     #[arg(long, value_name = "NAME=VALUE", conflicts_with = "url")]
     pub server_env: Vec<String>,
     /// Where the data of a server of our own is kept during the run. A folder in
     /// memory (tmpfs) would make durability look free.
     #[arg(long, value_name = "DIR", conflicts_with = "url")]
     pub data_dir: Option<PathBuf>,
+    /// Finished deliveries that the database of a server of our own has before it starts,
+    /// over the last 30 days: what is stored must not slow what is new.
+    #[arg(long, default_value_t = 0, conflicts_with = "url", value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    pub stored: u64,
     /// Whether each event has an `Idempotency-Key`, as SDKs send.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub idempotency: bool,

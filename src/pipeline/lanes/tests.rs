@@ -18,6 +18,7 @@ fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
         replays: 0,
         by_hand: false,
         age: 0,
+        ordering_key: None,
         since: Instant::now(),
         session: crate::store::Session(1),
     }

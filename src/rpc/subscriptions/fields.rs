@@ -16,8 +16,8 @@ use crate::{
         id::Micros,
         signature::Scheme,
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, Kind, Lifetime, PayloadFormat,
-            Subscription, is_pattern,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, Kind, Lifetime, Ordering,
+            PayloadFormat, Subscription, is_pattern,
         },
         trace,
     },
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What can be changed of a subscription.
-pub(super) const CHANGEABLE: [&str; 14] = [
+pub(super) const CHANGEABLE: [&str; 15] = [
     "url",
     "event_types",
     "headers",
@@ -46,6 +46,7 @@ pub(super) const CHANGEABLE: [&str; 14] = [
     "payload_format",
     CLIENT_CERTIFICATE,
     "filter",
+    "ordering",
 ];
 
 const CLIENT_CERTIFICATE: &str = "client_certificate";
@@ -133,6 +134,7 @@ pub(super) fn named(
         "payload_format" => given.payload_format != 0,
         CLIENT_CERTIFICATE => given.client_certificate.is_some(),
         "filter" => given.filter.is_some(),
+        "ordering" => given.ordering != 0,
         _ => false,
     };
     let mut names = mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults);
@@ -195,6 +197,7 @@ pub(super) fn apply(
             "filter" => {
                 s.filter = super::filter::read(given.filter.as_deref().unwrap_or_default(), faults);
             }
+            "ordering" => s.ordering = ordering(given.ordering, faults),
             CLIENT_CERTIFICATE if s.kind == Kind::Stream => {
                 if given.client_certificate.is_some() {
                     faults.add(CLIENT_CERTIFICATE, "a STREAM has none");
@@ -382,6 +385,20 @@ fn format(number: i32, faults: &mut Faults) -> PayloadFormat {
                 "takes STANDARD, CLOUDEVENTS_STRUCTURED or CLOUDEVENTS_BINARY",
             );
             PayloadFormat::Standard
+        }
+    }
+}
+
+/// Whether deliveries go in order; not where it is not said.
+fn ordering(number: i32, faults: &mut Faults) -> Ordering {
+    match v1::Ordering::try_from(number) {
+        Ok(v1::Ordering::Off | v1::Ordering::Unspecified) => Ordering::Off,
+        Ok(v1::Ordering::Block) => Ordering::Block,
+        Ok(v1::Ordering::Skip) => Ordering::Skip,
+        Ok(v1::Ordering::Park) => Ordering::Park,
+        Err(_) => {
+            faults.add("ordering", "takes OFF, BLOCK, SKIP or PARK");
+            Ordering::Off
         }
     }
 }

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 use crate::{
+    metrics::Metrics,
     pipeline::node::Node,
     store::{Session, Store},
 };
@@ -23,6 +24,7 @@ pub(super) type Others = Arc<HashMap<Session, Channel>>;
 pub struct Peers {
     store: Arc<dyn Store>,
     node: Arc<Node>,
+    metrics: Arc<Metrics>,
     /// Where this one is reached.
     url: Option<String>,
     others: watch::Sender<Others>,
@@ -31,10 +33,16 @@ pub struct Peers {
 impl Peers {
     /// None known yet.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, node: Arc<Node>, url: Option<String>) -> Arc<Self> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        node: Arc<Node>,
+        metrics: Arc<Metrics>,
+        url: Option<String>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             store,
             node,
+            metrics,
             url,
             others: watch::Sender::default(),
         })
@@ -44,25 +52,21 @@ impl Peers {
         self.others.subscribe()
     }
 
-    /// Follows them until it is cancelled. Says once that it can't, and once that it
-    /// can again.
+    /// Follows them until it is cancelled.
     pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
         if !self.store.is_shared() {
             return;
         }
         let mut told = None;
-        let mut failing = false;
         let mut open: HashMap<Session, (String, Channel)> = HashMap::new();
         loop {
             let result = self.look(&mut told, &mut open).await;
-            match (&result, failing) {
-                (Err(e), false) => {
-                    tracing::warn!(error.message = %e, "the other nodes can't be read");
-                }
-                (Ok(()), true) => tracing::info!("the other nodes are read again"),
-                _ => {}
-            }
-            failing = result.is_err();
+            self.metrics.troubles.note(
+                "peers",
+                &result,
+                "the other nodes can't be read",
+                "the other nodes are read again",
+            );
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(POLL) => {}
@@ -85,7 +89,7 @@ impl Peers {
         }
         let live = self.store.peers().await?;
         let before = open.len();
-        open.retain(|session, _| live.iter().any(|(s, _)| s == session));
+        open.retain(|session, (url, _)| live.iter().any(|(s, u)| s == session && u == url));
         let mut changed = open.len() != before;
         for (session, url) in live {
             // A node that began another session is not its own peer meanwhile.

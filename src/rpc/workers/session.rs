@@ -543,7 +543,7 @@ impl Session {
             lease_token: lease::seal(&self.context.keyring, &self.holder, job).to_vec(),
             attempt: i32::from(job.attempts) + 1,
             deadline_in_ms: millis(self.lease),
-            ordering_key: String::new(),
+            ordering_key: job.ordering_key.as_deref().unwrap_or_default().to_owned(),
             url: s.url.clone(),
             headers: headers.collect(),
             body: envelope.body,

@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -51,6 +51,13 @@ const MIGRATIONS: [(&str, &str); 8] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
+    ("ordering", include_str!("migrations/0009_ordering.sql")),
+    (
+        "event types",
+        include_str!("migrations/0013_event_types.sql"),
+    ),
+    ("nodes", include_str!("migrations/0012_nodes.sql")),
     ("streams", include_str!("migrations/0011_streams.sql")),
 ];
 
@@ -76,6 +83,9 @@ pub struct Postgres {
 }
 
 impl Postgres {
+    /// Locks the rows that a read finds, until the commit.
+    const FOR_UPDATE: &str = " for update";
+
     /// Connects, and applies the migrations that are missing.
     ///
     /// # Errors
@@ -157,6 +167,18 @@ impl Postgres {
     /// A UUID as it is written in a statement.
     fn uuid_literal(uuid: uuid::Uuid) -> String {
         format!("'{uuid}'::uuid")
+    }
+
+    /// The server and the database: a copy has others, a standby the same. Empty
+    /// where the server does not tell.
+    async fn here(&self) -> String {
+        sqlx::query_scalar(
+            "select (select system_identifier from pg_control_system())::text || '/' || oid::text
+             from pg_database where datname = current_database()",
+        )
+        .fetch_one(&self.hot)
+        .await
+        .unwrap_or_default()
     }
 
     async fn clock(&self, tx: &mut Transaction<'_>) -> Result<Micros> {
@@ -259,4 +281,12 @@ fn lacks_day(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| {
         e.code().as_deref() == Some("23514") && e.message().contains("no partition")
     })
+}
+
+/// Whether the database gave up one of several transactions that waited for each
+/// other. Nothing of it was done.
+fn is_deadlock(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|e| e.code().as_deref() == Some("40P01"))
 }

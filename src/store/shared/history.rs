@@ -2,11 +2,11 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Engine, Row, failed};
+use super::{Engine, Row, failed, redrives};
 use crate::{
     domain::{
         delivery::{Attempt, AttemptKind, Delivery, Status},
-        id::{DeliveryId, EventId, SubscriptionId, TenantId, same_instant},
+        id::{DeliveryId, EventId, RedriveId, SubscriptionId, TenantId, same_instant},
     },
     store::{Forgotten, HistoryStore, Page, Result, Session, StoredEvent, Usage, rows::trace},
 };
@@ -14,10 +14,15 @@ use crate::{
 /// What each of the three places of a delivery shows: the queue (0), the dead
 /// letters (1) and the history (2), as
 /// `id, tenant, sub, event, state, attempts, due_at, finished_at, status, reason`.
-/// `FAILED` turns into `DEAD` as time passes, without a write.
+/// `FAILED` turns into `DEAD` as time passes, without a write. What waits behind
+/// another of its key is due at no time, and `PARKED` where the key is parked.
 pub(super) const QUEUED: &str = "select id, tenant, sub, event,
-  case when lease_sid <> 0 then 2 when state = 5 and dead_at <= {now} then 6 else state end as state,
-  attempts, case when state = 5 then 0 else due_at end as due_at,
+  case when lease_sid <> 0 then 2 when state = 5 and dead_at <= {now} then 6
+       when okey is not null and due_at = 9223372036854775807 and state <> 5 and exists (
+         select 1 from order_keys k
+         where k.part = queue.part and k.sub = queue.sub and k.okey = queue.okey and k.blocked = 3) then 7
+       else state end as state,
+  attempts, case when due_at = 9223372036854775807 then 0 else due_at end as due_at,
   case when state = 5 and dead_at <= {now} then dead_at else 0 end as finished_at, status, reason, part
   from queue";
 pub(super) const DEAD: &str =
@@ -42,6 +47,7 @@ pub(super) fn delivery(r: &Row) -> Delivery {
         reason: r.get(9),
         event_type: r.get::<Option<String>, _>(10).unwrap_or_default(),
         trace: trace(r.get(11)),
+        replay: r.get::<Option<Uuid>, _>(12).map(RedriveId),
     }
 }
 
@@ -62,10 +68,11 @@ fn over_all(condition: &str, now: i64, status: Option<Status>) -> String {
         .collect();
     format!(
         "select d.id, d.tenant, d.sub, d.event, cast(d.state as integer), d.attempts, d.due_at, d.finished_at,
-                d.status, d.reason, coalesce(e.type, k.type), coalesce(e.trace, k.trace)
+                d.status, d.reason, coalesce(e.type, k.type), coalesce(e.trace, k.trace), o.redrive
          from ({}) d
          left join events e on e.part = d.part and e.id = d.event
          left join kept_bodies k on k.part = d.part and k.event = d.event
+         left join replayed o on o.part = d.part and o.id = d.id
          order by d.id desc limit $4",
         places.join(" union all ")
     )
@@ -263,6 +270,7 @@ impl HistoryStore for Engine {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
+        redrives::forget(&mut tx, now, days, limit).await?;
         tx.commit().await.map_err(failed)?;
         self.forget_before(days, limit).await
     }

@@ -24,9 +24,10 @@ fn subscription(r: &Row) -> Result<Subscription> {
         updated_at: r.get(6),
         client_certificate: r.get(7),
         filter: r.get(8),
-        kind: r.get(9),
-        lifetime: r.get(10),
-        ends_at: r.get(11),
+        ordering: r.get(9),
+        kind: r.get(10),
+        lifetime: r.get(11),
+        ends_at: r.get(12),
     }
     .into_subscription()
     .map_err(broken)
@@ -55,7 +56,7 @@ pub(super) async fn changed(
     }
     let rows = sqlx::query(
         "select s.id, s.tenant, s.doc, s.secret, s.previous_secret, s.previous_until, s.updated_at,
-                s.client_certificate, s.filter, s.kind, s.lifetime, s.ends_at
+                s.client_certificate, s.filter, s.ordering, s.kind, s.lifetime, s.ends_at
          from subscriptions s join tenant_rev t on t.tenant = s.tenant
          where t.config_rev > $1 order by s.id",
     )
@@ -105,9 +106,9 @@ impl SubscriptionStore for Engine {
         let now = self.clock(&mut tx).await?;
         sqlx::query(
             "insert into subscriptions (id, tenant, doc, secret, previous_secret, previous_until,
-                                        updated_at, client_certificate, rev, filter, kind, lifetime,
-                                        ends_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                                        updated_at, client_certificate, rev, filter, ordering, kind,
+                                        lifetime, ends_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(row.id)
         .bind(row.tenant)
@@ -119,6 +120,7 @@ impl SubscriptionStore for Engine {
         .bind(row.client_certificate)
         .bind(rev)
         .bind(row.filter)
+        .bind(row.ordering)
         .bind(row.kind)
         .bind(row.lifetime)
         .bind(row.lifetime.map(|life| now.saturating_add(life)))
@@ -133,7 +135,7 @@ impl SubscriptionStore for Engine {
     async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter, kind, lifetime, ends_at
+                    client_certificate, filter, ordering, kind, lifetime, ends_at
              from subscriptions where id = $1",
         )
         .bind(id.0)
@@ -152,7 +154,7 @@ impl SubscriptionStore for Engine {
     ) -> Result<Vec<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter, kind, lifetime, ends_at
+                    client_certificate, filter, ordering, kind, lifetime, ends_at
              from subscriptions where tenant = $1 and id < $2 order by id desc limit $3",
         )
         .bind(tenant.0)
@@ -173,7 +175,7 @@ impl SubscriptionStore for Engine {
         let done = sqlx::query(
             "update subscriptions set doc = $3, secret = $4, previous_secret = $5,
                     previous_until = $6, updated_at = $7, client_certificate = $8, rev = $9,
-                    filter = $10
+                    filter = $10, ordering = $11
              where id = $1 and updated_at = $2",
         )
         .bind(row.id)
@@ -186,6 +188,7 @@ impl SubscriptionStore for Engine {
         .bind(row.client_certificate)
         .bind(rev)
         .bind(row.filter)
+        .bind(row.ordering)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;

@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -68,6 +68,13 @@ const MIGRATIONS: [(&str, &str); 8] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
+    ("ordering", include_str!("migrations/0009_ordering.sql")),
+    (
+        "event types",
+        include_str!("migrations/0013_event_types.sql"),
+    ),
+    ("nodes", include_str!("migrations/0012_nodes.sql")),
     ("streams", include_str!("migrations/0011_streams.sql")),
 ];
 
@@ -86,6 +93,9 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
+    /// There is one writer: what it reads stays so until it commits.
+    const FOR_UPDATE: &str = "";
+
     /// Opens the file, makes it where there is none, and applies the migrations
     /// that are missing.
     ///
@@ -185,6 +195,12 @@ impl Sqlite {
 
     fn now(&self) -> Micros {
         wall_clock() + self.shift.load(Ordering::Relaxed)
+    }
+
+    /// A file is the same wherever it lies.
+    #[expect(clippy::unused_async, reason = "called as the other engine's is")]
+    async fn here(&self) -> String {
+        String::new()
     }
 
     #[expect(clippy::unused_async, reason = "called as the other engine's is")]

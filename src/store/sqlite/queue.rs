@@ -15,15 +15,17 @@ use super::{
     failed,
     nodes::numbers,
     publish::{Own, owned},
+    shared::letters,
 };
 use crate::{
     domain::{
         delivery::Status,
         id::{DeliveryId, EventId, Micros, Part, SubscriptionId, TenantId, day_of, first_uuid_at},
+        subscription::Ordering,
     },
     store::{
-        Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
-        Session, Waiting, Want, claim_share, rows::trace,
+        Finish, Finished, HistoryStore as _, Leased, Ordered, Publish, Published, QueueStore,
+        Result, Session, Waiting, Want, claim_share, rows::trace,
     },
 };
 
@@ -51,7 +53,8 @@ static LEASE: Batch = Batch::new(
                 (select body from kept_bodies k where k.part = queue.part and k.event = queue.event)),
        token, attempts, replays, by_hand, age_from, due_at,
        coalesce((select trace from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
-                (select trace from kept_bodies k where k.part = queue.part and k.event = queue.event))",
+                (select trace from kept_bodies k where k.part = queue.part and k.event = queue.event)),
+       okey",
 );
 
 /// Steps from one subscription to the next through the index, so that the cost
@@ -84,9 +87,15 @@ const LATE: &str =
 const OF_SUBSCRIPTION: &str =
     "where part = $1 and sub = $2 and lease_sid = 0 and id < $3 order by due_at, id limit $4";
 
+/// Of keys that have been parked for long what waits there for long.
+const PARKED: &str = "where part = $1 and sub = $2 and lease_sid = 0 and id < $3 and okey in (
+    select okey from order_keys where part = $1 and sub = $2 and blocked = 3 and at <= $5)
+  order by due_at, id limit $4";
+
 const TO_DEAD: &str = "
-insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
-select part, id, tenant, sub, event, event_day";
+insert into dead (part, id, tenant, sub, event, event_day, okey, oseq, dead_at, age_from, token, state, attempts,
+                  status, reason)
+select part, id, tenant, sub, event, event_day, okey, oseq";
 
 /// What rows count that are given up, and rows that are cancelled.
 const GIVEN_UP: [(&str, &str); 4] = [
@@ -98,16 +107,11 @@ const GIVEN_UP: [(&str, &str); 4] = [
 const CANCELLED: [(&str, &str); 2] = [("state", "-1"), ("10", "1")];
 
 const RETRY_WAITING: &str = "
-update queue set due_at = $3, dead_at = 0, token = token + 1,
+update queue set dead_at = 0, token = token + 1,
+  due_at = case when due_at = 9223372036854775807 and state <> 5 then due_at else $3 end,
   by_hand = by_hand or state = 5, state = case when state = 5 then 3 else state end,
   age_from = case when state = 5 then $4 else age_from end
 where part = $1 and id = $2";
-
-const RETRY_DEAD: &str = "
-insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
-                   state, attempts, replays, by_hand, status, reason)
-select part, id, tenant, sub, event, event_day, $3, 0, $4, 0, token + 1, 3, attempts, 0, 1, status, reason
-from dead where part = $1 and id = $2";
 
 /// A delivery that is due.
 struct Due {
@@ -295,52 +299,91 @@ impl QueueStore for Sqlite {
         Ok(moved)
     }
 
+    async fn ordered(&self, parts: &[Part]) -> Result<Vec<Ordered>> {
+        self.subscriptions_in_order(parts).await
+    }
+
+    async fn reorder(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        ordering: Ordering,
+        limit: i64,
+    ) -> Result<u64> {
+        self.bring_in_order(part, subscription, ordering, limit)
+            .await
+    }
+
+    async fn give_up_parked(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        age: Duration,
+        limit: i64,
+    ) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let since = now - age.as_micros() as Micros;
+        let copy = format!(
+            "{TO_DEAD}, $6, age_from, token, 6, attempts, status, 'parked_too_long' from queue {PARKED}"
+        );
+        let count = count_moved(PARKED, &GIVEN_UP, now);
+        let moved = move_rows(&mut tx, count, copy, PARKED, |q| {
+            q.bind(part.get())
+                .bind(subscription.0)
+                .bind(first_uuid_at(since))
+                .bind(limit)
+                .bind(since)
+                .bind(now)
+        })
+        .await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(moved)
+    }
+
+    async fn skip(&self, id: DeliveryId) -> Result<bool> {
+        self.skip_dead(id).await
+    }
+
     async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>> {
         let mut tx = self.begin().await?;
         let now = self.now();
         // Its age begins again, on the clock that leaves out what is held.
         let own = owned(&mut tx, Session(0), std::iter::once(id.part()), now).await?;
         let active = own.get(&id.part().get()).map_or(now, |o| o.active);
-        for (find, write, delete) in [
-            (
-                "select case when state = 5 and dead_at <= $3 then 6 else state end, state, tenant
-                 from queue where part = $1 and id = $2 and lease_sid = 0",
-                RETRY_WAITING,
-                None,
-            ),
-            (
-                "select state, state, tenant from dead where part = $1 and id = $2",
-                RETRY_DEAD,
-                Some("delete from dead where part = $1 and id = $2"),
-            ),
-        ] {
-            let found = sqlx::query(find)
+        let found = sqlx::query(
+            "select case when state = 5 and dead_at <= $3 then 6 else state end, state, tenant
+             from queue where part = $1 and id = $2 and lease_sid = 0",
+        )
+        .bind(id.part().get())
+        .bind(id.0)
+        .bind(now)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if let Some(found) = found {
+            let (state, stored): (i16, i16) = (found.get(0), found.get(1));
+            let query = sqlx::query(RETRY_WAITING)
                 .bind(id.part().get())
                 .bind(id.0)
                 .bind(now)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed)?;
-            let Some(found) = found else { continue };
-            let (state, stored): (i16, i16) = (found.get(0), found.get(1));
-            for sql in [Some(write), delete].into_iter().flatten() {
-                let query = sqlx::query(sql)
-                    .bind(id.part().get())
-                    .bind(id.0)
-                    .bind(now)
-                    .bind(active);
-                changed(&mut tx, query).await?;
-            }
-            let again = Status::Retrying.to_i16();
-            if delete.is_some() || stored == Status::Failed.to_i16() {
+                .bind(active);
+            changed(&mut tx, query).await?;
+            if stored == Status::Failed.to_i16() {
                 let mut counts = Counts::default();
-                for (what, n) in [(stored, -1), (again, 1)] {
+                for (what, n) in [(stored, -1), (Status::Retrying.to_i16(), 1)] {
                     counts.add(id.part(), TenantId(found.get(2)), Session(0), what, n);
                 }
                 counts.write(&mut tx, now).await?;
             }
             tx.commit().await.map_err(failed)?;
             return Ok(Some(Status::from_i16(state)));
+        }
+        let revived = letters::revive(&mut tx, id.part(), &[id], now).await?;
+        if let Some(letter) = revived.first() {
+            let state = letter.state;
+            tx.commit().await.map_err(failed)?;
+            return Ok(Some(state));
         }
         drop(tx);
         Ok(self.get_delivery(id).await?.map(|d| d.status))
@@ -363,6 +406,7 @@ fn leased(r: &Row, own: &HashMap<i16, Own>) -> Leased {
         by_hand: r.get(9),
         age: active - r.get::<i64, _>(10),
         trace: trace(r.get(12)),
+        ordering_key: r.get::<Option<String>, _>(13).map(Into::into),
     }
 }
 
