@@ -13,15 +13,13 @@ use crate::support::{
 contract![no_task_ends_where_every_verb_fails_for_a_while];
 
 /// What the tasks of a node ask again and again, in a minute at the most.
-const ASKED: [&str; 13] = [
+const ASKED: [&str; 11] = [
     "advance_timeline",
     "bury",
     "calls",
     "counts_since",
-    "finish",
     "listen",
     "nodes",
-    "note_usage",
     "partitions",
     "renew_session",
     "revision",
@@ -91,7 +89,11 @@ async fn no_task_ends_where_every_verb_fails_for_a_while(db: Db) {
         assert_eq!(report["status"], "unhealthy", "{report}");
         let failing = report["checks"]["tasks"]["failing"].to_string();
         let named = |task: &str| failing.contains(&format!("\"{task}\""));
-        FAILING.into_iter().all(named).then_some(())
+        let missing: Vec<_> = FAILING.into_iter().filter(|t| !named(t)).collect();
+        if !missing.is_empty() {
+            eprintln!("not named yet: {missing:?}");
+        }
+        missing.is_empty().then_some(())
     })
     .await;
     assert_eq!(app.app().ended_tasks(), [""; 0], "while everything fails");
