@@ -33,6 +33,8 @@ mod launch;
 mod libraries;
 #[path = "engine/ordering.rs"]
 mod ordering;
+#[path = "engine/partitions.rs"]
+mod partitions;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/replay.rs"]
@@ -47,5 +49,7 @@ mod sessions;
 mod signatures;
 #[path = "engine/subscriptions.rs"]
 mod subscriptions;
+#[path = "engine/tasks.rs"]
+mod tasks;
 #[path = "engine/traces.rs"]
 mod traces;
