@@ -31,6 +31,7 @@ use crate::{
     rpc::{
         self, Context,
         gate::{self, Gate},
+        workers::{Peers, Roster},
     },
     seal::Keyring,
     server::{self, Front},
@@ -164,6 +165,7 @@ impl App {
             settings.egress_proxy.clone(),
         );
         let tls = connector::Tls::new(&settings, connector).map_err(StartError::Settings)?;
+        let clock = outside.clock.clone();
         let sender = Arc::new(Sender::new(Clients::new(tls), live.clone(), outside.clock));
         // The address is taken before the session is begun: of two nodes with
         // one address the second must not take partitions and die.
@@ -205,6 +207,7 @@ impl App {
                 sender: sender.clone(),
                 poll: settings.delivery_loop,
                 concurrency: settings.concurrency,
+                embedded: settings.embedded_worker,
             },
             &tasks,
         );
@@ -241,7 +244,15 @@ impl App {
             "monitor",
             monitor.clone().run(metrics.clone(), background.clone()),
         );
+        let peers = Peers::new(
+            store.clone(),
+            node.clone(),
+            metrics.clone(),
+            settings.advertise_url.clone(),
+        );
+        tasks.spawn("peers", peers.clone().run(background.clone()));
         let context = Context {
+            peers,
             store,
             directory: directory.clone(),
             keyring,
@@ -253,6 +264,7 @@ impl App {
             publisher: pipeline.publisher.clone(),
             sender,
             dispatcher: pipeline.dispatcher.clone(),
+            workers: Roster::new(pipeline.dispatcher.clone(), settings.shutdown, clock),
             node: node.clone(),
             rest: rest.clone(),
         };

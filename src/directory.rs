@@ -548,6 +548,12 @@ impl Directory {
         }
     }
 
+    /// The key for which another node calls, if that credential is a node's.
+    #[must_use]
+    pub fn key_through_node(&self, text: &str, now: Micros) -> Option<Arc<KeyEntry>> {
+        self.key(self.keyring.read_node_credential(text, now)?)
+    }
+
     /// A key by its id.
     #[must_use]
     pub fn key(&self, id: KeyId) -> Option<Arc<KeyEntry>> {

@@ -190,6 +190,11 @@ pub struct Settings {
     pub delivery_loop: Duration,
     /// Attempts under way on this node.
     pub concurrency: usize,
+    /// Where other nodes reach this one, for their workers.
+    pub advertise_url: Option<String>,
+    /// Whether this process sends what goes over HTTP itself, or leaves it to
+    /// workers that connect.
+    pub embedded_worker: bool,
     /// Extra authorities for receivers.
     pub endpoint_ca: Option<PathBuf>,
     /// The proxy that deliveries go through.
@@ -406,6 +411,16 @@ impl Settings {
                 3600,
             )?),
             concurrency: source.number("WEBHOOKS_CONCURRENCY", 512, 1, 65_536)?,
+            advertise_url: source.get(
+                "ADVERTISE_URL",
+                "http://HOST:PORT or https://HOST",
+                |v| {
+                    let url = url::Url::parse(v).ok()?;
+                    let right = matches!(url.scheme(), "http" | "https") && url.host().is_some();
+                    right.then(|| v.trim_end_matches('/').to_owned())
+                },
+            )?,
+            embedded_worker: source.flag("EMBEDDED_WORKER")?.unwrap_or(true),
             endpoint_ca: source.path("ENDPOINT_CA_FILE"),
             egress_proxy: source.get("EGRESS_PROXY", "http://HOST:PORT", |v| {
                 url::Url::parse(v)

@@ -36,6 +36,7 @@ mod setup;
 mod stats;
 mod suite;
 mod switch;
+mod workers;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -64,6 +65,7 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Switch(args) => (switch::measure(&args).await, args.output),
         Mode::Verify(args) => return decisions(What::Verify, &args).await,
         Mode::Me(args) => return decisions(What::Me, &args).await,
+        Mode::Workers(args) => return streams(&args).await,
         Mode::Empty(args) => return ended(empty::serve(&args).await.map(|()| None)),
         Mode::Load(args) => (monitoring::load(&args).await, args.output),
         Mode::Monitoring(args) => (monitoring::measure(&args).await, args.history.output),
@@ -84,6 +86,19 @@ async fn decisions(what: What, args: &gate::GateArgs) -> ExitCode {
             ));
         }
         write(&calls, &calls.markdown(), None, &args.output).map(|()| None)
+    }))
+}
+
+/// `bench workers`.
+async fn streams(args: &workers::WorkersArgs) -> ExitCode {
+    let outcome = workers::measure(args).await;
+    ended(outcome.and_then(|measured| {
+        if args.output.svg.is_some() {
+            return Err(BenchError::Usage(
+                "there is nothing to draw here: no --svg".into(),
+            ));
+        }
+        write(&measured, &measured.markdown(), None, &args.output).map(|()| None)
     }))
 }
 

@@ -13,6 +13,26 @@ pub const DEFAULT_IN_FLIGHT: u32 = 100;
 /// How long a delivery waits for a disabled subscription before it is dead.
 pub const PARKED_LIFETIME: Micros = 30 * super::id::DAY;
 
+/// How its deliveries reach their receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// They are POSTed to its URL.
+    #[default]
+    Webhook,
+    /// Whoever opens a stream for them takes them.
+    Stream,
+}
+
+/// For how long a subscription lives while nobody takes its deliveries, and until
+/// when that is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// In seconds.
+    pub seconds: i64,
+    /// By the store's clock, which sets it. What is given here is not written.
+    pub ends_at: Micros,
+}
+
 /// A sealed secret: only the master key's holder can read it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sealed(pub Vec<u8>);
@@ -102,7 +122,12 @@ pub struct Subscription {
     pub id: SubscriptionId,
     /// Its tenant.
     pub tenant: TenantId,
-    /// Where deliveries go.
+    /// How deliveries reach their receiver. Never changes.
+    pub kind: Kind,
+    /// Set where it is removed when nobody has taken its deliveries for long.
+    /// Never changes.
+    pub lifetime: Option<Lifetime>,
+    /// Where deliveries go; empty for a stream.
     pub url: String,
     /// Which events it wants.
     pub event_types: Vec<String>,

@@ -2,7 +2,8 @@
 //!
 //! [`publish`] commits events with their deliveries and hands what it leased to
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
-//! and sends them with [`sender`]; `finish` records how that went. [`node`]
+//! and sends them with [`sender`], or a worker at the other end of a stream does;
+//! `finish` records how that went. [`node`]
 //! keeps this node's session and partitions, `balance` brings partitions to where
 //! they belong, [`timeline`] watches that the database does not go back in
 //! time, `claim` fetches from the store
@@ -15,6 +16,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod answer;
 mod balance;
 mod claim;
 pub mod clients;
@@ -31,6 +33,11 @@ pub mod sender;
 pub mod timeline;
 mod upkeep;
 mod worker;
+
+pub use answer::{Answer, Told};
+pub use job::Job;
+pub use lanes::{Class, Taker, Whose};
+pub use worker::is_too_old;
 
 use crate::{directory::Directory, metrics::Metrics, settings::Live, store::Store, tasks::Tasks};
 
@@ -54,6 +61,8 @@ pub struct Parts {
     pub poll: Duration,
     /// Attempts under way at once.
     pub concurrency: usize,
+    /// Whether this process sends what goes over HTTP itself.
+    pub embedded: bool,
 }
 
 /// The running pipeline.
@@ -85,6 +94,7 @@ impl Pipeline {
             sender,
             poll,
             concurrency,
+            embedded,
         } = parts;
         let (sending, recording) = (CancellationToken::new(), CancellationToken::new());
         let ledger = Arc::new(publish::Ledger::default());
@@ -97,6 +107,7 @@ impl Pipeline {
             metrics.clone(),
             poll,
             concurrency,
+            embedded,
             hints.clone(),
         );
         let writer = publish::Writer {
@@ -143,7 +154,9 @@ impl Pipeline {
             name: node.name().to_owned(),
             concurrency,
         };
-        tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+        if embedded {
+            tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+        }
 
         let redriver = redrive::Redriver {
             store: store.clone(),

@@ -89,6 +89,7 @@ impl Upkeep {
                         self.dispatcher.suspect();
                     }
                 }
+                self.told("lifetimes", self.end_lifetimes().await);
                 self.metrics.settle();
             }
             if minutely.is_due() {
@@ -146,6 +147,26 @@ impl Upkeep {
             if dead < SLICE as u64 {
                 break;
             }
+        }
+        Ok(())
+    }
+
+    /// Deletes subscriptions that nobody has taken from for as long as they live
+    /// then. Whoever takes from one on this node keeps it.
+    async fn end_lifetimes(&self) -> crate::store::Result<()> {
+        let (all, open) = self.dispatcher.mortal();
+        if all == 0 {
+            return Ok(());
+        }
+        for some in open.chunks(500) {
+            self.store.prolong_subscriptions(some).await?;
+        }
+        let ended = self.store.end_subscriptions(SLICE).await?;
+        for id in &ended {
+            tracing::info!(subscription.id = %id, "subscription deleted: nobody takes from it");
+        }
+        if !ended.is_empty() {
+            self.dispatcher.look_around();
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::{
         event_type_service_server::EventTypeServiceServer, flag_service_server::FlagServiceServer,
         key_service_server::KeyServiceServer, metrics_service_server::MetricsServiceServer,
         subscription_service_server::SubscriptionServiceServer,
-        tenant_service_server::TenantServiceServer,
+        tenant_service_server::TenantServiceServer, worker_service_server::WorkerServiceServer,
     },
     rest::Rest,
     seal::Keyring,
@@ -48,6 +48,7 @@ mod page;
 pub mod subscriptions;
 pub mod tenants;
 pub mod trace;
+pub mod workers;
 
 /// The largest request: the largest payload or batch, and room for what is
 /// around it.
@@ -80,6 +81,10 @@ pub struct Context {
     pub sender: Arc<Sender>,
     /// Decides what is sent next.
     pub dispatcher: Arc<Dispatcher>,
+    /// The workers that are connected.
+    pub workers: Arc<workers::Roster>,
+    /// The other nodes.
+    pub peers: Arc<workers::Peers>,
     /// This node, as the others see it.
     pub node: Arc<Node>,
     /// The routes, by which methods are named.
@@ -98,6 +103,7 @@ pub fn services(context: &Context) -> Routes {
     let letters = DeadLetterServiceServer::new(dead_letters::DeadLetters(context.clone()));
     let flags = FlagServiceServer::new(flags::Flags(context.clone()));
     let metrics = MetricsServiceServer::new(metrics::Metrics(context.clone()));
+    let workers = WorkerServiceServer::new(workers::Workers(context.clone()));
     Routes::new(keys.max_decoding_message_size(MAX_MESSAGE))
         .add_service(tenants.max_decoding_message_size(MAX_MESSAGE))
         .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
@@ -107,10 +113,11 @@ pub fn services(context: &Context) -> Routes {
         .add_service(letters.max_decoding_message_size(MAX_MESSAGE))
         .add_service(flags.max_decoding_message_size(MAX_MESSAGE))
         .add_service(metrics.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(workers.max_decoding_message_size(workers::MAX_MESSAGE))
 }
 
 /// The services of ours, by their full names, for health.
-pub const SERVICES: [&str; 9] = [
+pub const SERVICES: [&str; 10] = [
     "onering.v1.KeyService",
     "onering.v1.TenantService",
     "onering.v1.SubscriptionService",
@@ -120,6 +127,7 @@ pub const SERVICES: [&str; 9] = [
     "onering.v1.DeadLetterService",
     "onering.v1.FlagService",
     "onering.v1.MetricsService",
+    "onering.v1.WorkerService",
 ];
 
 /// Every gRPC service of this server: ours, `grpc.health.v1`, and reflection as

@@ -15,8 +15,8 @@ use crate::{
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, Ordering, PayloadFormat, PreviousSecret,
-            Sealed, Subscription,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, Kind, Ordering, PayloadFormat,
+            PreviousSecret, Sealed, Subscription,
         },
     },
     error::{Error, Reason, Result},
@@ -190,6 +190,8 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
     Subscription {
         id,
         tenant,
+        kind: Kind::Webhook,
+        lifetime: None,
         url: String::new(),
         event_types: Vec::new(),
         headers: Sealed(Vec::new()),
@@ -232,6 +234,8 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         client_certificate: given.client_certificate,
         filter: given.filter,
         ordering: given.ordering,
+        kind: given.kind,
+        expire_after_seconds: given.expire_after_seconds,
         ..v1::Subscription::default()
     }
 }
@@ -253,6 +257,7 @@ impl SubscriptionService for Subscriptions {
         let id = SubscriptionId::new(now, tenant.id.part());
         let mut new = blank(id, tenant.id, scheme);
         let live = self.0.live.load_full();
+        fields::set_kind(&mut new, &wanted, now, &mut faults);
         let names = fields::CHANGEABLE.map(|n| if n == "signature_scheme" { "" } else { n });
         let mut own = Opened::default();
         fields::apply(&mut new, &mut own, &wanted, &names, &live, now, &mut faults);
@@ -268,7 +273,7 @@ impl SubscriptionService for Subscriptions {
         new.headers = self.seal_headers(id, &own.headers)?;
         new.client_certificate = self.seal_certificate(id, own.certificate.as_ref())?;
         new.public_key = secret.public_key().unwrap_or_default();
-        if live.endpoint_challenge {
+        if live.endpoint_challenge && new.kind == Kind::Webhook {
             self.prove(&new, "url").await?;
         }
         let quota = live.quota_subscriptions;

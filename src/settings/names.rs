@@ -48,6 +48,16 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "attempts under way on this node",
     ),
     (
+        "ADVERTISE_URL",
+        "none",
+        "where other nodes reach this one, for the workers connected to them",
+    ),
+    (
+        "EMBEDDED_WORKER",
+        "1",
+        "whether this node sends webhooks itself; 0 leaves it to `onering worker`",
+    ),
+    (
         "ALERT_DEAD_LETTER_24H",
         "10",
         "dead letters in 24 hours above which an alert is raised",

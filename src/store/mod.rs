@@ -281,7 +281,7 @@ pub trait EventTypeStore: Send + Sync {
 #[async_trait]
 pub trait SubscriptionStore: Send + Sync {
     /// Makes a subscription, unless its tenant has `quota` of them
-    /// ([`StoreError::Quota`]).
+    /// ([`StoreError::Quota`]). Its lifetime begins.
     async fn create_subscription(&self, subscription: &Subscription, quota: i64) -> Result<()>;
 
     /// Reads a subscription.
@@ -301,6 +301,13 @@ pub trait SubscriptionStore: Send + Sync {
     /// Deletes a subscription; whether there was one. Its queued deliveries are
     /// left to [`QueueStore::cancel`].
     async fn delete_subscription(&self, id: SubscriptionId) -> Result<bool>;
+
+    /// Begins the lifetimes of these subscriptions anew, of those that have one
+    /// which is not over. Changes no revision.
+    async fn prolong_subscriptions(&self, ids: &[SubscriptionId]) -> Result<()>;
+
+    /// Deletes subscriptions whose lifetime is over, at most `limit`; which.
+    async fn end_subscriptions(&self, limit: i64) -> Result<Vec<SubscriptionId>>;
 }
 
 /// When a key was used.
@@ -712,6 +719,17 @@ pub struct LiveNode {
     pub ready: bool,
 }
 
+/// Where nodes reach each other.
+#[async_trait]
+pub trait PeerStore: Send + Sync {
+    /// Notes under which URL other nodes reach that session's node. Nothing of a
+    /// session that has ended.
+    async fn advertise(&self, session: Session, url: &str) -> Result<()>;
+
+    /// Every session that lives and has a URL, in the order in which they began.
+    async fn peers(&self) -> Result<Vec<(Session, String)>>;
+}
+
 /// What a node is told by another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hint {
@@ -979,6 +997,7 @@ pub trait Store:
     + QueueStore
     + NodeStore
     + TimelineStore
+    + PeerStore
     + HistoryStore
     + LimitStore
     + CallStore

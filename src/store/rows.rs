@@ -11,7 +11,8 @@ use crate::domain::{
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
     subscription::{
-        Disabled, Headers, Ordering, PayloadFormat, PreviousSecret, Sealed, Subscription,
+        Disabled, Headers, Kind as Way, Lifetime, Ordering, PayloadFormat, PreviousSecret, Sealed,
+        Subscription,
     },
     trace::Trace,
 };
@@ -245,6 +246,12 @@ pub(super) struct SubscriptionRow {
     pub filter: Option<String>,
     /// The same.
     pub ordering: i16,
+    /// The same. Null for a webhook.
+    pub kind: Option<i16>,
+    /// The same, in microseconds.
+    pub lifetime: Option<Micros>,
+    /// Set by the store's clock.
+    pub ends_at: Option<Micros>,
 }
 
 impl SubscriptionRow {
@@ -280,6 +287,9 @@ impl SubscriptionRow {
             client_certificate: s.client_certificate.as_ref().map(|c| c.0.clone()),
             filter: s.filter.clone(),
             ordering: s.ordering.to_i16(),
+            kind: (s.kind == Way::Stream).then_some(STREAM),
+            lifetime: s.lifetime.map(|l| l.seconds.saturating_mul(1_000_000)),
+            ends_at: None,
         }
     }
 
@@ -299,6 +309,14 @@ impl SubscriptionRow {
         Ok(Subscription {
             id,
             tenant: TenantId(self.tenant),
+            kind: match self.kind {
+                Some(STREAM) => Way::Stream,
+                _ => Way::Webhook,
+            },
+            lifetime: self.lifetime.map(|life| Lifetime {
+                seconds: life / 1_000_000,
+                ends_at: self.ends_at.unwrap_or_default(),
+            }),
             url: doc.url,
             event_types: doc.event_types,
             headers: Sealed(headers),
@@ -326,6 +344,9 @@ impl SubscriptionRow {
         })
     }
 }
+
+/// A stream's kind as it is stored.
+const STREAM: i16 = 2;
 
 const fn format_number(format: PayloadFormat) -> i16 {
     match format {
@@ -377,6 +398,9 @@ mod tests {
             client_certificate: None,
             filter: None,
             ordering: 0,
+            kind: None,
+            lifetime: None,
+            ends_at: None,
         };
         let doc = r#"{"url":"https://a.example/","event_types":["*"],"headers":[],
             "description":"","disabled":null,"held":0,"scheme":1,"schedule":null,"timeout":15,

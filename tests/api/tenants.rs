@@ -223,6 +223,13 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
         monitoring("MetricsService/ListKeyUsage"),
         monitoring("MetricsService/ListRecentDeliveries"),
         monitoring("MetricsService/WatchMetrics"),
+        (
+            call(
+                "WorkerService/StreamDeliveries",
+                json!({"open": {"worker_id": "w", "filter": {"subscription_ids": [of.subscription.id]}}}),
+            ),
+            NotFound,
+        ),
         subscription("SubscriptionService/DeleteSubscription"),
         key("KeyService/RevokeKey"),
         key("KeyService/DeleteKey"),

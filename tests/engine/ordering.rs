@@ -25,6 +25,7 @@ contract![
     a_dead_one_blocks_until_it_is_retried_or_skipped,
     a_parked_key_is_shown_and_freed,
     skipping_goes_on,
+    a_purge_frees_keys_and_a_redrive_keeps_their_order,
     an_ordering_is_changed_with_a_backlog,
     every_way_of_publishing_has_a_key,
     what_is_wrong_is_named,
@@ -190,6 +191,32 @@ async fn skipping_goes_on(db: Db) {
         publish(&app, "k", n).await;
     }
     log.wait("k", &[1, 2, 3]).await;
+    app.stop().await;
+}
+
+// A9, A5: what is purged holds nobody up; what is redriven goes before those behind it.
+async fn a_purge_frees_keys_and_a_redrive_keeps_their_order(db: Db) {
+    let app = TestApp::start(&db).await;
+    let (receiver, log, well) = refusing_first().await;
+    let sub = app
+        .webhook(&receiver.url(), json!({"ordering": "BLOCK"}))
+        .await;
+    let filter = json!({"subscription_id": sub.id});
+    let [_, behind] = blocked(&app, "purged").await;
+    let body = json!({"filter": filter, "all": true, "reason": "a test"});
+    let path = "/v1/admin/dead-letters/purge";
+    app.post(path, &app.admin, body).await.ok();
+    app.is(&behind, "DELIVERED").await;
+    assert_eq!(log.of("purged"), [1]);
+
+    let [dead, behind] = blocked(&app, "redriven").await;
+    well.store(true, Ordering::SeqCst);
+    let body = json!({"filter": filter, "reason": "a test"});
+    let path = "/v1/admin/dead-letters/redrive";
+    app.post(path, &app.admin, body).await.ok();
+    app.is(&dead, "DELIVERED").await;
+    app.is(&behind, "DELIVERED").await;
+    assert_eq!(log.of("redriven"), [0, 1]);
     app.stop().await;
 }
 

@@ -16,7 +16,7 @@ use onering::{
         flag_service_client::FlagServiceClient, key_service_client::KeyServiceClient,
         metrics_service_client::MetricsServiceClient,
         subscription_service_client::SubscriptionServiceClient,
-        tenant_service_client::TenantServiceClient,
+        tenant_service_client::TenantServiceClient, worker_service_client::WorkerServiceClient,
     },
     seal,
     settings::Settings,
@@ -486,6 +486,7 @@ pub struct Grpc {
     pub deliveries: DeliveryServiceClient<Authorized>,
     pub flags: FlagServiceClient<Authorized>,
     pub metrics: MetricsServiceClient<Authorized>,
+    pub workers: WorkerServiceClient<Authorized>,
 }
 
 impl Grpc {
@@ -499,7 +500,8 @@ impl Grpc {
             events: EventServiceClient::new(channel.clone()),
             deliveries: DeliveryServiceClient::new(channel.clone()),
             flags: FlagServiceClient::new(channel.clone()),
-            metrics: MetricsServiceClient::new(channel),
+            metrics: MetricsServiceClient::new(channel.clone()),
+            workers: WorkerServiceClient::new(channel),
         }
     }
 }

@@ -9,10 +9,10 @@ use onering::{
         delivery::{Attempt, AttemptKind, Schedule, Status},
         event::Idempotency,
         id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId, wall_clock},
-        key::{self, Hashed, Key, Kind},
+        key::{self, Hashed, Key, Kind as KeyKind},
         signature::Scheme,
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Ordering, PayloadFormat, Sealed, Subscription,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Kind, Ordering, PayloadFormat, Sealed, Subscription,
         },
         switch::Change,
         tenant::Tenant,
@@ -288,6 +288,8 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
     Subscription {
         id,
         tenant,
+        kind: Kind::Webhook,
+        lifetime: None,
         url: "https://example.com/hook".to_owned(),
         event_types: vec!["invoice.*".to_owned(), "*".to_owned()],
         headers: Sealed(vec![0, 7, 255]),
@@ -320,7 +322,7 @@ pub fn a_key(tenant: Option<TenantId>) -> Key {
     Key {
         id,
         tenant,
-        kind: Kind::Consumer,
+        kind: KeyKind::Consumer,
         name: "Müller".to_owned(),
         tier: "standard".to_owned(),
         scopes: vec!["webhooks:read".to_owned(), "orders:write".to_owned()],
@@ -348,7 +350,7 @@ pub fn a_key(tenant: Option<TenantId>) -> Key {
 
 pub fn an_admin_key() -> Key {
     Key {
-        kind: Kind::Admin,
+        kind: KeyKind::Admin,
         ..a_key(None)
     }
 }

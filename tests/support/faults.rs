@@ -30,9 +30,9 @@ use onering::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
         EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased,
         Letters, LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore, Ordered, Page, Past,
-        Publish, Published, QueueStore, Recent, RedriveStore, Result, SealedKey, Session, Standing,
-        Step, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore,
-        TimelineStore, Usage, Waiting, Want,
+        PeerStore, Publish, Published, QueueStore, Recent, RedriveStore, Result, SealedKey,
+        Session, Standing, Step, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
+        TenantStore, TimelineStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -304,6 +304,13 @@ passed_on!(SubscriptionStore, false, {
     list_subscriptions(tenant: TenantId, page: Page<SubscriptionId>) -> Vec<Subscription>;
     update_subscription(s: &Subscription, updated_at: Micros) -> ();
     delete_subscription(id: SubscriptionId) -> bool;
+    prolong_subscriptions(ids: &[SubscriptionId]) -> ();
+    end_subscriptions(limit: i64) -> Vec<SubscriptionId>;
+});
+
+passed_on!(PeerStore, false, {
+    advertise(session: Session, url: &str) -> ();
+    peers() -> Vec<(Session, String)>;
 });
 
 passed_on!(QueueStore, true, {

@@ -7,6 +7,8 @@ buf_version=1.75.0
 # The public libraries of Standard Webhooks, from npm and PyPI.
 standardwebhooks_npm=1.1.1
 standardwebhooks_pypi=1.1.0
+# Python's gRPC with its compiler, for a worker over generated stubs.
+grpcio=1.85.1
 postgres_oldest=15
 
 install_tools() {
@@ -21,6 +23,7 @@ install_tools() {
     install_grpcurl
     install_buf
     install_standardwebhooks
+    install_grpcio
 }
 
 die() {
@@ -131,4 +134,14 @@ install_standardwebhooks() {
             die "pip install failed: standardwebhooks $standardwebhooks_pypi could not be installed in $python (apt-get install python3-pip)."
     fi
     export ONERING_TEST_STANDARDWEBHOOKS_NPM=$node ONERING_TEST_STANDARDWEBHOOKS_PYPI=$python
+}
+
+install_grpcio() {
+    local python="$root/target/test-tools/grpcio-tools-$grpcio"
+    if [[ ! -d $python/grpc_tools ]]; then
+        echo "Installing grpcio-tools $grpcio from PyPI"
+        python3 -m pip install --quiet --disable-pip-version-check --target "$python" "grpcio-tools==$grpcio" ||
+            die "pip install failed: grpcio-tools $grpcio could not be installed in $python (apt-get install python3-pip)."
+    fi
+    export ONERING_TEST_GRPCIO=$python
 }

@@ -9,6 +9,7 @@ use super::{
     error::{BenchError, Result},
     gate::GateArgs,
     ledger::MAX_FAN_OUT,
+    workers::WorkersArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -28,6 +29,7 @@ Examples:
   onering bench publish --stored 10000000 --database postgres://localhost/postgres
   onering bench verify --keys 100000 --callers 64
   onering bench me --output json
+  onering bench workers --workers 4 --database postgres://localhost/postgres
   onering bench publish --url http://127.0.0.1:8000 --admin-key sk_admin_...
 
 Without --url it starts a server of its own on a free port of this machine, with a
@@ -68,6 +70,8 @@ pub enum Mode {
     Backlog(BacklogArgs),
     /// What endpoints that hang cost the others.
     Isolation(IsolationArgs),
+    /// Deliveries a second to workers at the other ends of streams.
+    Workers(WorkersArgs),
     /// What `verify` and `me` are compared with.
     #[command(hide = true)]
     Empty(EmptyArgs),

@@ -31,7 +31,7 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
     let ttl = Duration::from_secs(60);
     let node = Arc::new(Node::new(store, metrics.clone(), "n".into(), ttl));
     let (hints, _) = mpsc::unbounded_channel();
-    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, 10, hints);
+    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, 10, true, hints);
     (dispatcher, folder)
 }
 
@@ -73,6 +73,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         job,
         outcome: Outcome::Retryable { retry_after: None },
         at: Instant::now(),
+        answer: None,
         given: Cell::new(Instant::now()),
     }
 }

@@ -7,7 +7,7 @@ use crate::{
         delivery::Schedule,
         id::Micros,
         signature::Scheme,
-        subscription::{Headers, Ordering, PayloadFormat, Subscription},
+        subscription::{Headers, Kind, Ordering, PayloadFormat, Subscription},
     },
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
     rpc::convert::timestamp,
@@ -113,5 +113,12 @@ pub(super) fn view(
         client_certificate_info: certificate,
         filter: s.filter.clone().map(String::into_bytes),
         ordering: ordering(s.ordering).into(),
+        kind: match s.kind {
+            Kind::Webhook => v1::SubscriptionKind::Webhook,
+            Kind::Stream => v1::SubscriptionKind::Stream,
+        }
+        .into(),
+        expire_after_seconds: s.lifetime.map_or(0, |l| l.seconds),
+        expire_time: s.lifetime.map(|l| timestamp(l.ends_at)),
     }
 }

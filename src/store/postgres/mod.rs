@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 11] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -58,6 +58,7 @@ const MIGRATIONS: [(&str, &str); 11] = [
         include_str!("migrations/0013_event_types.sql"),
     ),
     ("nodes", include_str!("migrations/0012_nodes.sql")),
+    ("streams", include_str!("migrations/0011_streams.sql")),
 ];
 
 /// The longest that a statement may take on which a caller, a delivery or the

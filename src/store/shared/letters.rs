@@ -131,7 +131,8 @@ pub(super) async fn count(
 }
 
 /// Takes these letters back into the queue, due now and for one attempt; those
-/// that are there. Their age begins again.
+/// that are there. Their age begins again. Before any is taken out, and in the order
+/// of their ordering keys: one that blocks its key is its head again.
 pub(in super::super) async fn revive(
     tx: &mut Transaction<'_>,
     part: Part,
@@ -148,7 +149,7 @@ pub(in super::super) async fn revive(
                             state, attempts, replays, by_hand, status, reason, okey, oseq)
          select part, id, tenant, sub, event, event_day, {now}, 0, {active}, 0, token + 1, 3, attempts, 0, true,
                 status, reason, okey, oseq
-         from dead where part = {} and id in ({})",
+         from dead where part = {} and id in ({}) order by sub, okey, oseq",
         part.get(),
         listed(letters.iter().map(|l| l.id.0))
     );

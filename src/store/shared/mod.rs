@@ -17,6 +17,7 @@ pub(super) mod letters;
 mod limits;
 mod load;
 mod order;
+mod peers;
 mod redrives;
 mod subscriptions;
 mod switches;

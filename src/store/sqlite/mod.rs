@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 11] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -75,6 +75,7 @@ const MIGRATIONS: [(&str, &str); 11] = [
         include_str!("migrations/0013_event_types.sql"),
     ),
     ("nodes", include_str!("migrations/0012_nodes.sql")),
+    ("streams", include_str!("migrations/0011_streams.sql")),
 ];
 
 /// A SQLite database. One process at a time: its clock is the store's.
