@@ -164,9 +164,12 @@ impl Node {
         let leaving = self.leaving.load(Ordering::Acquire);
         let sessions: Vec<i64> = nodes
             .iter()
-            .filter(|n| match n.session == session {
-                true => !leaving,
-                false => n.ready,
+            .filter(|n| {
+                if n.session == session {
+                    !leaving
+                } else {
+                    n.ready
+                }
             })
             .map(|n| n.session.0)
             .collect();

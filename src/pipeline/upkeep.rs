@@ -75,7 +75,7 @@ impl Upkeep {
                 unknown.clear();
             }
             if often.is_due() {
-                self.told("usage", self.count(session).await);
+                self.told("stored bytes", self.count(session).await);
                 self.told("bury", self.bury().await);
             }
             if seldom.is_due() {
@@ -107,7 +107,7 @@ impl Upkeep {
                 self.dispatcher.suspect();
             }
         }
-        self.told("usage", self.count(session).await);
+        self.told("stored bytes", self.count(session).await);
     }
 
     fn told<T>(&self, what: &'static str, result: crate::store::Result<T>) -> Option<T> {

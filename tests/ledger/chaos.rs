@@ -185,7 +185,8 @@ impl World {
             Fault::NodeKilled => {
                 self.kill(n).await;
                 // Now and then for longer than its session lives.
-                self.pass(0, 2 * SESSION.as_millis() as u64).await;
+                let longest = u64::try_from(2 * SESSION.as_millis()).unwrap();
+                self.pass(0, longest).await;
                 self.nodes[n].start_again().await;
             }
             Fault::NodeRestarted => {
