@@ -9,6 +9,8 @@ mod support;
 mod attempts;
 #[path = "engine/body.rs"]
 mod body;
+#[path = "engine/breaker.rs"]
+mod breaker;
 #[path = "engine/client_certificates.rs"]
 mod client_certificates;
 #[path = "engine/connect.rs"]
@@ -29,6 +31,10 @@ mod isolation;
 mod launch;
 #[path = "engine/libraries.rs"]
 mod libraries;
+#[path = "engine/operational.rs"]
+mod operational;
+#[path = "engine/pace.rs"]
+mod pace;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/replay.rs"]

@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{dispatch::Dispatcher, node::Node};
+use super::{announce::Death, dispatch::Dispatcher, node::Node};
 use crate::{
     directory::Directory,
     domain::id::{Micros, SubscriptionId, wall_clock},
@@ -31,6 +32,8 @@ pub(super) struct Claimer {
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) node: Arc<Node>,
     pub(super) metrics: Arc<Metrics>,
+    /// Told of deliveries that were given up.
+    pub(super) deaths: mpsc::UnboundedSender<Death>,
     pub(super) poll: Duration,
 }
 
@@ -120,7 +123,18 @@ impl Claimer {
                 Some(target) => match &target.subscription.disabled {
                     None if w.due_in.is_zero() => self.dispatcher.sign(w.part, w.subscription),
                     None => self.dispatcher.wake_at(now + w.due_in, w.subscription),
-                    Some(off) => self.give_up(w, off.at).await?,
+                    Some(off) => {
+                        let dead = self.give_up(w, off.at).await?;
+                        if dead > 0 {
+                            let _ = self.deaths.send(Death {
+                                tenant: target.subscription.tenant,
+                                subscription: w.subscription,
+                                delivery: None,
+                                count: dead,
+                                reason: "parked_too_long".into(),
+                            });
+                        }
+                    }
                 },
                 None => self.without_subscription(w).await?,
             }
@@ -128,10 +142,10 @@ impl Claimer {
         Ok(())
     }
 
-    /// What waited too long for a disabled subscription is dead.
-    async fn give_up(&self, w: Waiting, disabled_at: Micros) -> crate::store::Result<()> {
+    /// What waited too long for a disabled subscription is dead; how many.
+    async fn give_up(&self, w: Waiting, disabled_at: Micros) -> crate::store::Result<u64> {
         if wall_clock() - disabled_at < PARKED_LIFETIME {
-            return Ok(());
+            return Ok(0);
         }
         let age = Duration::from_micros(PARKED_LIFETIME as u64);
         let dead = self
@@ -142,7 +156,7 @@ impl Claimer {
         if dead == SLICE as u64 {
             self.dispatcher.look_around();
         }
-        Ok(())
+        Ok(dead)
     }
 
     /// Deleted, unless this node's configuration is behind: the store knows.

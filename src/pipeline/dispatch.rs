@@ -6,25 +6,31 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use super::job::Job;
-use super::{job::Fetch, lanes::Lanes, node::Node};
+use super::{
+    job::Fetch,
+    lanes::{After, Changed, Clock, Lanes, Patience, Terms, Way},
+    node::Node,
+};
 use crate::{
     directory::Directory,
     domain::{
+        breaker::Sign,
         delivery::{self, Attempt, Next, Outcome, Progress, Status},
-        id::{DeliveryId, Part, SubscriptionId, micros},
+        id::{DAY, DeliveryId, Part, SubscriptionId, micros},
     },
     metrics::Metrics,
     settings::Live,
-    store::{Finish, Leased, Session, Settle},
+    store::{Finish, Leased, ReceiverState, Session, Settle},
     target::Target,
 };
 
@@ -82,12 +88,20 @@ pub struct Dispatcher {
     delivering: AtomicBool,
     work: Notify,
     fetch: Notify,
+    /// A lane that waits goes on earlier than those before it.
+    sooner: Notify,
+    /// Partitions were taken over: how their receivers are is to be found.
+    taken: Notify,
+    /// What is known of receivers changed.
+    changed: mpsc::UnboundedSender<Changed>,
     discover: AtomicBool,
     suspect: AtomicBool,
     /// How far ahead timers are kept: longer than two polls.
     horizon: Duration,
     concurrency: usize,
     completed: AtomicU64,
+    /// The session whose partitions' receivers are known.
+    session: AtomicI64,
     ended: mpsc::UnboundedSender<Ended>,
 }
 
@@ -100,11 +114,15 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
         poll: Duration,
         concurrency: usize,
+        changed: mpsc::UnboundedSender<Changed>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
         let (ended, receiver) = mpsc::unbounded_channel();
+        let mut lanes = Lanes::new(concurrency);
+        lanes.unknown_but(|_| false);
         let delivering = AtomicBool::new(directory.switches().delivery);
+        let session = AtomicI64::new(node.session().0);
         let dispatcher = Arc::new(Self {
-            lanes: Mutex::new(Lanes::new(concurrency)),
+            lanes: Mutex::new(lanes),
             directory,
             live,
             node,
@@ -112,11 +130,15 @@ impl Dispatcher {
             delivering,
             work: Notify::new(),
             fetch: Notify::new(),
+            sooner: Notify::new(),
+            taken: Notify::new(),
+            changed,
             discover: AtomicBool::new(true),
             suspect: AtomicBool::new(false),
             horizon: Duration::from_secs(60).max(poll * 2),
             concurrency,
             completed: AtomicU64::new(0),
+            session,
             ended,
         });
         (dispatcher, receiver)
@@ -126,10 +148,32 @@ impl Dispatcher {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn limit(&self, subscription: SubscriptionId) -> Option<u32> {
-        let target = self.directory.target(subscription)?;
+    /// How a subscription is sent to; none where nothing may be sent now.
+    fn terms(&self, subscription: SubscriptionId) -> Option<Terms> {
+        match self.way(subscription) {
+            Way::Send(terms) => Some(terms),
+            Way::Hold | Way::Off => None,
+        }
+    }
+
+    fn way(&self, subscription: SubscriptionId) -> Way {
+        let Some(target) = self.directory.target(subscription) else {
+            return Way::Off;
+        };
         let s = &target.subscription;
-        (s.disabled.is_none() && self.delivering.load(Ordering::Acquire)).then_some(s.max_in_flight)
+        if s.disabled.is_some() {
+            return Way::Off;
+        }
+        if !self.is_delivering() {
+            return Way::Hold;
+        }
+        Way::Send(Terms {
+            in_flight: s.max_in_flight,
+            rate: s.rate_limit,
+            breaker: s.breaker.settings(self.live.load().breaker),
+            host: target.host,
+            url: target.url,
+        })
     }
 
     /// Whether this node hands out jobs at all.
@@ -151,7 +195,7 @@ impl Dispatcher {
                 continue;
             }
             for d in &mut p.deliveries {
-                d.lease = self.limit(d.subscription).is_some() && lanes.plan(d.subscription);
+                d.lease = self.terms(d.subscription).is_some() && lanes.plan(d.subscription);
             }
         }
     }
@@ -191,11 +235,12 @@ impl Dispatcher {
                             replays: 0,
                             by_hand: false,
                             age: 0,
+                            deferred: 0,
                             since: Instant::now(),
                             session,
                         };
-                        match self.limit(d.subscription) {
-                            Some(limit) => lanes.push(job, limit, true),
+                        match self.terms(d.subscription) {
+                            Some(terms) => lanes.push(job, terms, true),
                             // Switched off while the publish was under way.
                             None => back.push(job),
                         }
@@ -236,11 +281,15 @@ impl Dispatcher {
                 return None;
             }
             let mut lanes = self.lanes();
-            let job = lanes.take()?;
+            let job = lanes.take();
+            if lanes.is_sooner() {
+                self.sooner.notify_one();
+            }
+            let job = job?;
             if job.session != self.node.session() {
                 // Leased to a session that has ended: the row is free, or leased
                 // again under another token.
-                lanes.landed(job.subscription);
+                lanes.ended(&job, Sign::Nothing, false, Instant::now());
                 lanes.let_go(job.id, job.token);
                 continue;
             }
@@ -272,9 +321,100 @@ impl Dispatcher {
 
     /// Ends a job: decides what follows and passes it on to be recorded.
     pub fn complete(&self, completion: Completion) {
-        self.lanes().landed(completion.job.subscription);
+        let status = completion.attempt.as_ref().map_or(0, |a| a.response_status);
+        let sign = Sign::of(completion.outcome, status, &completion.reason);
+        let asked = matches!(
+            completion.outcome,
+            Outcome::Retryable { retry_after: Some(after) } if !after.is_zero()
+        );
+        let mut lanes = self.lanes();
+        let after = lanes.ended(&completion.job, sign, asked, Instant::now());
+        let sooner = lanes.is_sooner();
+        drop(lanes);
+        if sooner {
+            self.sooner.notify_one();
+        }
         self.completed.fetch_add(1, Ordering::Relaxed);
         self.end(completion);
+        self.follow(after);
+    }
+
+    /// Does what follows from what is known of receivers.
+    fn follow(&self, after: After) {
+        for changed in after.changed {
+            // Fails once nobody stores it any more: then the process is about to end.
+            let _ = self.changed.send(changed);
+        }
+        self.release(after.back);
+    }
+
+    /// Wakes workers when a lane that waited may go on.
+    pub(super) async fn resume(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            let next = self.lanes().next_resume();
+            let time = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.sooner.notified() => continue,
+                () = time => {}
+            }
+            self.lanes().resume(Instant::now());
+            self.work.notify_one();
+            self.fetch.notify_one();
+        }
+    }
+
+    /// Waits until partitions were taken over.
+    pub(super) async fn taken(&self) {
+        self.taken.notified().await;
+    }
+
+    /// The partitions of this node's of which it is not known how their receivers are,
+    /// and the session that owns them.
+    pub(super) fn unknown(&self) -> (Session, Vec<Part>) {
+        let session = self.node.session();
+        let mut parts = self.lanes().unknown();
+        parts.retain(|p| self.node.owns(*p));
+        (session, parts)
+    }
+
+    /// Takes in how the receivers in these partitions are.
+    pub(super) fn load(&self, session: Session, parts: &[Part], states: &[ReceiverState]) {
+        if session != self.node.session() {
+            return;
+        }
+        let mut lanes = self.lanes();
+        // What was lost meanwhile is not known any more.
+        let parts: Vec<Part> = parts
+            .iter()
+            .copied()
+            .filter(|p| self.node.owns(*p))
+            .collect();
+        let mine = states
+            .iter()
+            .filter(|s| parts.contains(&s.subscription.part()));
+        lanes.load(&parts, mine, Instant::now());
+        lanes.is_sooner();
+        drop(lanes);
+        self.sooner.notify_one();
+        self.work.notify_one();
+        self.look_around();
+    }
+
+    /// Reads the clock by which lanes count.
+    pub(super) fn clock(&self) -> Clock {
+        self.lanes().clock(Instant::now())
+    }
+
+    /// How many attempts of this node may be under way to one host; 0: any number.
+    pub(super) fn share_hosts(&self, most: usize) {
+        self.lanes().share_hosts(most);
+        self.work.notify_one();
     }
 
     fn end(&self, completion: Completion) {
@@ -323,7 +463,7 @@ impl Dispatcher {
             },
             reason,
             attempt,
-            held: subscription.map_or(0, |s| s.held),
+            held: subscription.map_or(0, |s| s.held) + job.deferred,
         };
         let now = Instant::now();
         // Fails once the finisher has stopped: then the process is about to end
@@ -426,7 +566,7 @@ impl Dispatcher {
         if !self.is_delivering() {
             return Vec::new();
         }
-        lanes.fetches(most, |s| self.limit(s).is_some())
+        lanes.fetches(most, |s| self.terms(s).is_some())
     }
 
     pub(super) fn fetched(&self, session: Session, fetches: &[Fetch], rows: Option<Vec<Leased>>) {
@@ -444,10 +584,12 @@ impl Dispatcher {
                     }
                     let target = self.directory.target(row.subscription);
                     let held = target.map_or(0, |t| t.subscription.held);
-                    let job = Job::of(row, held, session);
-                    match self.limit(job.subscription) {
+                    let age = row.age;
+                    let mut job = Job::of(row, held, session);
+                    lanes.fetched_at(&mut job, age);
+                    match self.terms(job.subscription) {
                         _ if job.body.is_empty() => missing.push(job),
-                        Some(limit) => lanes.push(job, limit, false),
+                        Some(terms) => lanes.push(job, terms, false),
                         None => back.push(job),
                     }
                 }
@@ -483,8 +625,17 @@ impl Dispatcher {
     pub(super) fn reconfigured(&self) -> bool {
         let delivering = self.directory.switches().delivery;
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
-        let back = self.lanes().adjust(|s| self.limit(s));
-        self.release(back);
+        let days = self.live.load().endpoint_disable_after;
+        let disable = micros(days);
+        let mut lanes = self.lanes();
+        lanes.switched(delivering, Instant::now());
+        lanes.be_patient(Patience {
+            warn: disable - (disable / 2).min(DAY),
+            disable,
+        });
+        let after = lanes.adjust(|s| self.way(s));
+        drop(lanes);
+        self.follow(after);
         self.look_around();
         self.work.notify_one();
         switched
@@ -493,7 +644,14 @@ impl Dispatcher {
     /// Forgets what belongs to partitions that are no longer this node's.
     pub(super) fn repartitioned(&self) {
         let owned: HashSet<Part> = self.node.owned().into_iter().collect();
-        self.lanes().forget(|part| !owned.contains(&part));
+        let session = self.node.session();
+        let mut lanes = self.lanes();
+        lanes.forget(|part| !owned.contains(&part));
+        // What another session's owner learned in between is not known here.
+        let same = self.session.swap(session.0, Ordering::AcqRel) == session.0;
+        lanes.unknown_but(|part| same && owned.contains(&part));
+        drop(lanes);
+        self.taken.notify_one();
         self.suspect();
         self.look_around();
     }

@@ -39,6 +39,9 @@ pub struct Job {
     pub by_hand: bool,
     /// Its age when it was leased, without what it was held.
     pub age: Micros,
+    /// For how long its subscription's breaker was open while it waited: its age does
+    /// not count it.
+    pub deferred: Micros,
     /// When it was leased.
     pub since: Instant,
     /// The session that it is leased to: with that its token ends.
@@ -63,6 +66,7 @@ impl Job {
             replays: row.replays,
             by_hand: row.by_hand,
             age: row.age - held,
+            deferred: 0,
             since: Instant::now(),
             session,
         }

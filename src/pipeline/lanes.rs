@@ -9,7 +9,20 @@ use std::{
 };
 
 use super::job::{Fetch, Job};
-use crate::domain::id::{DeliveryId, Part, SubscriptionId, TenantId};
+use crate::{
+    domain::{
+        breaker::Sign,
+        id::{DeliveryId, Micros, Part, SubscriptionId, TenantId, micros},
+    },
+    store::ReceiverState,
+};
+
+mod hosts;
+mod receiver;
+
+use hosts::Hosts;
+use receiver::Receiver;
+pub(super) use receiver::{Bad, Changed, Clock, Patience, Terms, Way};
 
 /// The most jobs in memory.
 const MOST_JOBS: usize = 16_384;
@@ -35,8 +48,11 @@ struct Lane {
     /// Leases asked for in a publish that is under way.
     planned: usize,
     in_flight: u32,
-    limit: u32,
+    terms: Terms,
     in_ring: bool,
+    receiver: Receiver,
+    /// Nothing is sent before that time.
+    resumes: Option<Micros>,
     /// Whether the store may have due rows of this lane; counts up with each
     /// sign of it, so that a fetch under way can't hide a later one.
     signs: u64,
@@ -53,7 +69,10 @@ impl Lane {
     }
 
     fn may_send(&self) -> bool {
-        self.waiting() > 0 && self.in_flight < self.limit
+        self.waiting() > 0
+            && self.in_flight < self.terms.in_flight
+            && self.resumes.is_none()
+            && self.receiver.may_send()
     }
 
     fn next(&mut self) -> Option<Job> {
@@ -73,7 +92,18 @@ impl Lane {
             && self.signs == self.seen
             && !self.fetching
             && self.wakes.is_empty()
+            && self.resumes.is_none()
+            && self.receiver.is_plain()
     }
+}
+
+/// What follows from an attempt's end, or from changed terms.
+#[derive(Default)]
+pub(super) struct After {
+    /// What is known of receivers changed.
+    pub(super) changed: Vec<Changed>,
+    /// Jobs to give back.
+    pub(super) back: Vec<Job>,
 }
 
 /// All lanes.
@@ -94,6 +124,18 @@ pub(super) struct Lanes {
     fetches: VecDeque<SubscriptionId>,
     timers: BinaryHeap<Reverse<(u64, SubscriptionId)>>,
     started: Instant,
+    /// When lanes that wait for their receivers' sake go on.
+    resumes: BinaryHeap<Reverse<(Micros, SubscriptionId)>>,
+    /// A lane goes on earlier than all others that wait.
+    sooner: bool,
+    hosts: Hosts,
+    patience: Patience,
+    /// Of which partitions it is known how their receivers are, a bit each. In the
+    /// others nothing is sent.
+    known: u64,
+    /// For how long delivery was off, and since when it is.
+    off: Micros,
+    off_since: Option<Micros>,
 }
 
 impl Lanes {
@@ -113,6 +155,136 @@ impl Lanes {
             fetches: VecDeque::new(),
             timers: BinaryHeap::new(),
             started: Instant::now(),
+            resumes: BinaryHeap::new(),
+            sooner: false,
+            hosts: Hosts::default(),
+            patience: Patience::default(),
+            known: u64::MAX,
+            off: 0,
+            off_since: None,
+        }
+    }
+
+    fn now(&self, at: Instant) -> Micros {
+        micros(at.saturating_duration_since(self.started))
+    }
+
+    /// Reads the clock.
+    pub(super) fn clock(&self, at: Instant) -> Clock {
+        let now = self.now(at);
+        let off = self.off + self.off_since.map_or(0, |since| now - since);
+        Clock {
+            now,
+            active: now - off,
+        }
+    }
+
+    /// Delivery was switched on or off.
+    pub(super) fn switched(&mut self, on: bool, at: Instant) {
+        let now = self.now(at);
+        match (self.off_since, on) {
+            (None, false) => self.off_since = Some(now),
+            (Some(since), true) => {
+                self.off += now - since;
+                self.off_since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// After which times of failing what is done.
+    pub(super) const fn be_patient(&mut self, patience: Patience) {
+        self.patience = patience;
+    }
+
+    /// How many attempts may be under way to one host; 0: any number.
+    pub(super) fn share_hosts(&mut self, most: usize) {
+        let counts = self.by_id.values().map(|l| (l.terms.host, l.in_flight));
+        for freed in self.hosts.share(most, counts) {
+            self.leave_queue(freed);
+        }
+    }
+
+    const fn knows(&self, part: Part) -> bool {
+        self.known >> part.get() & 1 == 1
+    }
+
+    /// It is not known any more how receivers are, but in these partitions.
+    pub(super) fn unknown_but(&mut self, kept: impl Fn(Part) -> bool) {
+        for part in Part::all().filter(|p| !kept(*p)) {
+            self.known &= !(1 << part.get());
+        }
+    }
+
+    /// Partitions of which it is not known how their receivers are.
+    pub(super) fn unknown(&self) -> Vec<Part> {
+        Part::all().filter(|p| !self.knows(*p)).collect()
+    }
+
+    /// Takes in what is known of the receivers in these partitions, which is to be
+    /// found before anything is sent to them.
+    pub(super) fn load<'s>(
+        &mut self,
+        parts: &[Part],
+        states: impl Iterator<Item = &'s ReceiverState>,
+        at: Instant,
+    ) {
+        let clock = self.clock(at);
+        for state in states {
+            let lane = self.by_id.entry(state.subscription).or_default();
+            lane.tenant = Some(state.tenant);
+            lane.receiver = Receiver::load(state, clock);
+            if let Some(until) = lane.receiver.open_until() {
+                self.resume_at(until, state.subscription);
+            }
+        }
+        for part in parts {
+            self.known |= 1 << part.get();
+        }
+        let lanes: Vec<SubscriptionId> = self.by_id.keys().copied().collect();
+        for subscription in lanes.into_iter().filter(|s| parts.contains(&s.part())) {
+            self.enter_ring(subscription);
+            self.want_fetch(subscription);
+        }
+    }
+
+    /// A lane waits until that time.
+    fn resume_at(&mut self, at: Micros, subscription: SubscriptionId) {
+        if let Some(lane) = self.by_id.get_mut(&subscription) {
+            lane.resumes = Some(at);
+            let first = self.resumes.peek().map(|Reverse((at, _))| *at);
+            self.sooner |= first.is_none_or(|first| at < first);
+            self.resumes.push(Reverse((at, subscription)));
+        }
+    }
+
+    /// When the next lane goes on.
+    pub(super) fn next_resume(&self) -> Option<Instant> {
+        let Reverse((at, _)) = self.resumes.peek()?;
+        let after = Duration::from_micros(at.max(&0).unsigned_abs());
+        self.started.checked_add(after)
+    }
+
+    /// Whether that is earlier than when it was asked last.
+    pub(super) const fn is_sooner(&mut self) -> bool {
+        std::mem::replace(&mut self.sooner, false)
+    }
+
+    /// Lanes whose time has come go on.
+    pub(super) fn resume(&mut self, at: Instant) {
+        let now = self.now(at);
+        while let Some(Reverse((at, subscription))) = self.resumes.peek().copied()
+            && at <= now
+        {
+            self.resumes.pop();
+            if let Some(lane) = self.by_id.get_mut(&subscription)
+                && lane.resumes == Some(at)
+            {
+                lane.resumes = None;
+                lane.receiver.pass(now);
+                self.enter_ring(subscription);
+                self.want_fetch(subscription);
+            }
         }
     }
 
@@ -133,7 +305,8 @@ impl Lanes {
     pub(super) fn plan(&mut self, subscription: SubscriptionId) -> bool {
         let room = self.room();
         let lane = self.by_id.entry(subscription).or_default();
-        let fits = lane.waiting() + lane.planned < room;
+        // What waits for a receiver that is ill does so in the store.
+        let fits = lane.waiting() + lane.planned < room && lane.receiver.is_well();
         if fits {
             lane.planned += 1;
             self.planned += 1;
@@ -150,23 +323,45 @@ impl Lanes {
     }
 
     /// Takes a leased job in.
-    pub(super) fn push(&mut self, job: Job, limit: u32, fresh: bool) {
+    pub(super) fn push(&mut self, job: Job, terms: impl Into<Terms>, fresh: bool) {
         self.held.insert(job.id, job.token);
         self.bytes += job.body.len();
         self.waiting += 1;
         let (tenant, subscription) = (job.tenant, job.subscription);
         let lane = self.by_id.entry(subscription).or_default();
         lane.tenant = Some(tenant);
-        lane.limit = limit;
+        let terms = terms.into();
+        let host = std::mem::replace(&mut lane.terms, terms).host;
+        let moved = lane.in_flight;
         if fresh {
             lane.fresh.push_back(job);
         } else {
             lane.stored.push_back(job);
         }
         self.enter_ring(subscription);
+        self.move_host(host, terms.host, moved);
+    }
+
+    fn move_host(&mut self, from: u64, to: u64, in_flight: u32) {
+        if from != to {
+            for freed in self.hosts.moved(from, to, in_flight) {
+                self.leave_queue(freed);
+            }
+        }
+    }
+
+    /// A job that was fetched at that age: it counts no time in which its breaker was
+    /// open.
+    pub(super) fn fetched_at(&self, job: &mut Job, age: Micros) {
+        if let Some(lane) = self.by_id.get(&job.subscription) {
+            lane.receiver.fetched(job, age, self.clock(Instant::now()));
+        }
     }
 
     fn enter_ring(&mut self, subscription: SubscriptionId) {
+        if !self.knows(subscription.part()) {
+            return;
+        }
         let Some(lane) = self.by_id.get_mut(&subscription) else {
             return;
         };
@@ -185,6 +380,12 @@ impl Lanes {
 
     /// The next job, which is in flight from now on.
     pub(super) fn take(&mut self) -> Option<Job> {
+        self.take_at(Instant::now())
+    }
+
+    fn take_at(&mut self, at: Instant) -> Option<Job> {
+        self.resume(at);
+        let clock = self.clock(at);
         loop {
             let tenant = self.tenants.pop_front()?;
             let Some(turns) = self.turns.get_mut(&tenant) else {
@@ -202,7 +403,8 @@ impl Lanes {
             let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
-            if !lane.may_send() {
+            let known = self.known >> subscription.part().get() & 1 == 1;
+            if !lane.may_send() || !known {
                 lane.in_ring = false;
                 continue;
             }
@@ -214,8 +416,20 @@ impl Lanes {
                 self.sated.push_back(subscription);
                 continue;
             }
+            if !self
+                .hosts
+                .has_room(lane.terms.host, subscription, lane.in_flight)
+            {
+                continue;
+            }
             lane.in_ring = false;
-            let Some(job) = lane.next() else { continue };
+            if let Err(wait) = lane.receiver.pace(lane.terms.rate, clock.now) {
+                self.resume_at(clock.now + wait, subscription);
+                continue;
+            }
+            let Some(mut job) = lane.next() else { continue };
+            lane.receiver.sends(&mut job, clock, at);
+            self.hosts.sent(lane.terms.host);
             lane.in_flight += 1;
             self.in_flight += 1;
             self.waiting -= 1;
@@ -227,12 +441,66 @@ impl Lanes {
     }
 
     /// A job is no longer in flight; its row stays held until its outcome is
-    /// recorded.
-    pub(super) fn landed(&mut self, subscription: SubscriptionId) {
+    /// recorded. What it says of its receiver, and whether that asked for patience.
+    pub(super) fn ended(&mut self, job: &Job, sign: Sign, asked: bool, at: Instant) -> After {
+        let clock = self.clock(at);
+        let mut after = After::default();
+        let subscription = job.subscription;
+        if let Some(lane) = self.by_id.get_mut(&subscription) {
+            let (terms, patience) = (lane.terms, self.patience);
+            let changed = lane
+                .receiver
+                .ended(job, sign, asked, terms, patience, clock);
+            let until = lane.receiver.open_until();
+            if let Some(changed) = changed {
+                if changed.turn.is_some()
+                    && let Some(until) = until
+                {
+                    self.resume_at(until, subscription);
+                    after.back = self.give_back(subscription, LOW);
+                }
+                after.changed.push(changed);
+            }
+        }
+        self.landed(subscription);
+        self.want_fetch(subscription);
+        after
+    }
+
+    /// Takes out what waits in a lane beyond so many.
+    fn give_back(&mut self, subscription: SubscriptionId, keep: usize) -> Vec<Job> {
+        let Some(lane) = self.by_id.get_mut(&subscription) else {
+            return Vec::new();
+        };
+        let stored = lane.stored.len().min(keep);
+        let fresh = lane.fresh.len().min(keep - stored);
+        let mut back: Vec<Job> = lane.stored.drain(stored..).collect();
+        back.extend(lane.fresh.drain(fresh..));
+        for job in &back {
+            self.waiting -= 1;
+            self.bytes = self.bytes.saturating_sub(job.body.len());
+        }
+        back
+    }
+
+    /// A lane may queue up for its turn again.
+    fn leave_queue(&mut self, subscription: SubscriptionId) {
+        if let Some(lane) = self.by_id.get_mut(&subscription) {
+            lane.in_ring = false;
+        }
+        self.enter_ring(subscription);
+    }
+
+    /// A job is no longer in flight.
+    fn landed(&mut self, subscription: SubscriptionId) {
         if let Some(lane) = self.by_id.get_mut(&subscription) {
             lane.in_flight = lane.in_flight.saturating_sub(1);
             self.in_flight = self.in_flight.saturating_sub(1);
+            let freed = self.hosts.landed(lane.terms.host);
             self.enter_ring(subscription);
+            for freed in freed {
+                self.leave_queue(freed);
+            }
         }
         // Two for each that ends, and all with the last: they come to their turns
         // again at a cost that does not grow with their number.
@@ -243,10 +511,7 @@ impl Lanes {
         };
         for _ in 0..most {
             if let Some(subscription) = self.sated.pop_front() {
-                if let Some(lane) = self.by_id.get_mut(&subscription) {
-                    lane.in_ring = false;
-                }
-                self.enter_ring(subscription);
+                self.leave_queue(subscription);
             }
         }
     }
@@ -274,8 +539,13 @@ impl Lanes {
             return;
         };
         // Of what waits only the stored ones count: fresh ones must not keep older
-        // rows out.
-        let hungry = lane.stored.len() < LOW;
+        // rows out. One that is not well is asked with one.
+        let hungry = if lane.receiver.is_well() {
+            lane.stored.len() < LOW
+        } else {
+            lane.receiver.may_send() && lane.waiting() == 0
+        };
+        let hungry = hungry && self.known >> subscription.part().get() & 1 == 1;
         if lane.signs != lane.seen && !lane.fetching && !lane.wants_fetch && hungry {
             lane.wants_fetch = true;
             self.fetches.push_back(subscription);
@@ -303,8 +573,17 @@ impl Lanes {
                 lane.seen = lane.signs;
                 continue;
             }
+            // Since it queued up it may have been found ill. It is fetched for once
+            // it may be asked.
+            if !lane.receiver.may_send() {
+                continue;
+            }
             lane.fetching = true;
-            let limit = FETCH.min(left);
+            let limit = if lane.receiver.is_well() {
+                FETCH.min(left)
+            } else {
+                1
+            };
             left -= limit;
             out.push(Fetch {
                 subscription,
@@ -363,29 +642,40 @@ impl Lanes {
         }
     }
 
-    /// Takes back what waits in the lanes that are to be stopped, and brings
-    /// the others to their limits. `limit` gives none for a lane to stop.
-    pub(super) fn adjust(&mut self, limit: impl Fn(SubscriptionId) -> Option<u32>) -> Vec<Job> {
-        let mut out = Vec::new();
+    /// Brings the lanes to their terms, and takes back what waits in those that are to
+    /// be stopped.
+    pub(super) fn adjust(&mut self, way: impl Fn(SubscriptionId) -> Way) -> After {
+        let clock = self.clock(Instant::now());
+        let mut after = After::default();
         let all: Vec<SubscriptionId> = self.by_id.keys().copied().collect();
         for subscription in all {
-            let limit = limit(subscription);
+            let way = way(subscription);
             let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
-            if let Some(limit) = limit {
-                lane.limit = limit;
-                self.enter_ring(subscription);
-            } else {
-                let jobs = lane.fresh.drain(..).chain(lane.stored.drain(..));
-                for job in jobs {
-                    self.waiting -= 1;
-                    self.bytes = self.bytes.saturating_sub(job.body.len());
-                    out.push(job);
+            let terms = match way {
+                Way::Send(terms) => Some(terms),
+                Way::Hold | Way::Off => None,
+            };
+            let another = terms.is_some_and(|t| lane.terms.url != 0 && t.url != lane.terms.url);
+            if (another || matches!(way, Way::Off)) && !lane.receiver.is_plain() {
+                if let Some(tenant) = lane.tenant {
+                    let changed = lane.receiver.reset(subscription, tenant, clock);
+                    after.changed.extend(changed);
                 }
+                lane.resumes = None;
+            }
+            if let Some(terms) = terms {
+                let host = std::mem::replace(&mut lane.terms, terms).host;
+                let moved = lane.in_flight;
+                self.move_host(host, terms.host, moved);
+                self.enter_ring(subscription);
+                self.want_fetch(subscription);
+            } else {
+                after.back.extend(self.give_back(subscription, 0));
             }
         }
-        out
+        after
     }
 
     /// Forgets every lease in a partition that is no longer this node's.
@@ -403,6 +693,12 @@ impl Lanes {
             }
         }
         self.held.retain(|id, _| !lost(id.part()));
+        for (subscription, lane) in &mut self.by_id {
+            if lost(subscription.part()) {
+                lane.receiver = Receiver::default();
+                lane.resumes = None;
+            }
+        }
         self.by_id.retain(|_, lane| !lane.is_idle() || lane.in_ring);
     }
 
@@ -423,5 +719,7 @@ impl Lanes {
     }
 }
 
+#[cfg(test)]
+mod spared;
 #[cfg(test)]
 mod tests;

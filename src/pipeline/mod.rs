@@ -4,7 +4,7 @@
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
 //! and sends them with [`sender`]; `finish` records how that went. [`node`]
 //! keeps this node's session and partitions, `claim` fetches from the store
-//! what is due and not in memory, `follow` passes on what other nodes and the
+//! what is due and not in memory, `receivers` what is known of receivers, [`announce`] tells owners of it, `follow` passes on what other nodes and the
 //! configuration say, `upkeep` sweeps.
 
 use std::{sync::Arc, time::Duration};
@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub mod announce;
 mod claim;
 pub mod clients;
 pub mod dispatch;
@@ -23,6 +24,7 @@ mod job;
 mod lanes;
 pub mod node;
 pub mod publish;
+mod receivers;
 pub mod sender;
 mod upkeep;
 mod worker;
@@ -81,6 +83,8 @@ impl Pipeline {
         let ledger = Arc::new(publish::Ledger::default());
         let (hints, hinted) = mpsc::unbounded_channel();
         let (gone, gone_subscriptions) = mpsc::unbounded_channel();
+        let (deaths, dead) = mpsc::unbounded_channel();
+        let (changed, changes) = mpsc::unbounded_channel();
         let (dispatcher, ended) = dispatch::Dispatcher::new(
             directory.clone(),
             live.clone(),
@@ -88,6 +92,7 @@ impl Pipeline {
             metrics.clone(),
             poll,
             concurrency,
+            changed,
         );
         let writer = publish::Writer {
             store: store.clone(),
@@ -112,6 +117,7 @@ impl Pipeline {
             node: node.clone(),
             metrics: metrics.clone(),
             gone,
+            deaths: deaths.clone(),
         };
         tasks.spawn("finish", finisher.run(ended, recording.clone()));
 
@@ -121,6 +127,7 @@ impl Pipeline {
             dispatcher: dispatcher.clone(),
             node: node.clone(),
             metrics: metrics.clone(),
+            deaths: deaths.clone(),
             poll,
         };
         tasks.spawn("claim", claimer.run(sending.clone()));
@@ -135,13 +142,31 @@ impl Pipeline {
         };
         tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
 
+        let announcer =
+            announce::Announcer::new(store.clone(), directory.clone(), publisher.clone());
+        tasks.spawn(
+            "dead letters told",
+            announcer.clone().tell_of_deaths(dead, sending.clone()),
+        );
+        let receivers = receivers::Receivers {
+            store: store.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+            announcer: announcer.clone(),
+        };
+        tasks.spawn("receivers found", receivers.clone().find(sending.clone()));
+        tasks.spawn("receivers kept", receivers.keep(changes, recording.clone()));
+        tasks.spawn("lanes resumed", dispatcher.clone().resume(sending.clone()));
+
         let follower = follow::Follower {
             store: store.clone(),
             directory,
             dispatcher: dispatcher.clone(),
             node: node.clone(),
             live: live.clone(),
-            publisher: publisher.clone(),
+            announcer,
         };
         follower.spawn(tasks, hinted, gone_subscriptions, &sending);
 
@@ -152,6 +177,7 @@ impl Pipeline {
             live,
             metrics,
             ledger,
+            deaths,
         };
         tasks.spawn("upkeep", upkeep.run(sending.clone()));
         tasks.spawn("session", node.clone().run(recording.clone()));

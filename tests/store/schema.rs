@@ -23,7 +23,7 @@ contract![
 ];
 
 /// The tables that grow with the traffic.
-const HOT: [&str; 9] = [
+const HOT: [&str; 10] = [
     "attempts",
     "counter_days",
     "counters",
@@ -33,6 +33,7 @@ const HOT: [&str; 9] = [
     "idempotency",
     "kept_bodies",
     "queue",
+    "subscription_state",
 ];
 
 // N6

@@ -11,7 +11,9 @@ use onering::{
         id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId, wall_clock},
         key::{self, Hashed, Key, Kind},
         signature::Scheme,
-        subscription::{DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, Sealed, Subscription},
+        subscription::{
+            BreakerChoice, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, Sealed, Subscription,
+        },
         switch::Change,
         tenant::Tenant,
     },
@@ -286,6 +288,12 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
         schedule: Some(Schedule::burst()),
         timeout: DEFAULT_TIMEOUT,
         max_in_flight: DEFAULT_IN_FLIGHT,
+        rate_limit: 50,
+        breaker: BreakerChoice {
+            failures_to_open: 3,
+            open_seconds: 30,
+            disabled: false,
+        },
         max_age: 3600,
         metadata: vec![
             ("b".to_owned(), "1".to_owned()),

@@ -21,11 +21,11 @@ use onering::{
         tenant::Tenant,
     },
     store::{
-        AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
-        Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, LimitStore,
-        LiveNode, Load, LoadStore, NodeStore, Page, Publish, Published, QueueStore, Recent, Result,
-        SealedKey, Session, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
-        TenantStore, Usage, Waiting, Want,
+        AuditEnd, Author, BreakerStore, Buried, CallCount, CallStore, Changed, Changes,
+        ConfigStore, Count, CounterStore, Finish, Finished, Forgotten, Hints, HistoryStore,
+        KeyStore, KeyUse, Leased, LimitStore, LiveNode, Load, LoadStore, NodeStore, Page, Publish,
+        Published, QueueStore, ReceiverState, Recent, Result, SealedKey, Session, Store,
+        StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -274,10 +274,17 @@ passed_on!(QueueStore, true, {
     waiting(parts: &[Part]) -> Vec<Waiting>;
     leases(session: Session) -> Vec<(DeliveryId, i32)>;
     free_lost(parts: &[Part]) -> u64;
-    bury(parts: &[Part], limit: i64) -> u64;
+    bury(parts: &[Part], limit: i64) -> Vec<Buried>;
     cancel(part: Part, subscription: SubscriptionId, limit: i64) -> u64;
     give_up(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
     retry_by_hand(id: DeliveryId) -> Option<Status>;
+});
+
+passed_on!(BreakerStore, true, {
+    save_receiver(session: Session, state: &ReceiverState, opened: bool) -> bool;
+    receivers_in(parts: &[Part]) -> Vec<ReceiverState>;
+    receivers(subscriptions: &[SubscriptionId]) -> Vec<ReceiverState>;
+    revive(part: Part, subscription: SubscriptionId, asked: bool, limit: i64) -> u64;
 });
 
 passed_on!(NodeStore, false, {

@@ -30,7 +30,15 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
     .unwrap();
     let ttl = Duration::from_secs(60);
     let node = Arc::new(Node::new(store, metrics.clone(), "n".into(), ttl));
-    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, 10);
+    let (dispatcher, _) = Dispatcher::new(
+        directory,
+        live,
+        node,
+        metrics,
+        poll,
+        10,
+        mpsc::unbounded_channel().0,
+    );
     (dispatcher, folder)
 }
 
@@ -51,6 +59,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         replays: 0,
         by_hand: false,
         age: 0,
+        deferred: 0,
         since: Instant::now(),
         session: Session(1),
     };

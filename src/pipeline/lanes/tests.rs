@@ -3,7 +3,7 @@ use bytes::Bytes;
 use super::*;
 use crate::domain::id::EventId;
 
-fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
+pub(super) fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
     let event = EventId::new(1_700_000_000_000_000, tenant.part());
     Job {
         id: DeliveryId::of(event),
@@ -18,12 +18,13 @@ fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
         replays: 0,
         by_hand: false,
         age: 0,
+        deferred: 0,
         since: Instant::now(),
         session: crate::store::Session(1),
     }
 }
 
-fn ids(part: u8) -> (TenantId, SubscriptionId) {
+pub(super) fn ids(part: u8) -> (TenantId, SubscriptionId) {
     let part = Part::new(part);
     (TenantId::new(1, part), SubscriptionId::new(1, part))
 }

@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 7] = [
+const MIGRATIONS: [(&str, &str); 8] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -51,6 +51,7 @@ const MIGRATIONS: [(&str, &str); 7] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
+    ("breakers", include_str!("migrations/0008_breakers.sql")),
 ];
 
 /// The longest that a statement may take on which a caller, a delivery or the

@@ -3,9 +3,10 @@
 //!
 //! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
 //! that writes), `snapshot()` (one that sees one state), `clock()`,
-//! `config_changed()`, `windows()`, `write_windows()` and `write_calls()`.
+//! `revive_failed()`, `config_changed()`, `windows()`, `write_windows()` and `write_calls()`.
 
 mod audit;
+mod breakers;
 mod calls;
 mod config;
 mod counters;

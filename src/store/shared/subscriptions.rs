@@ -24,6 +24,7 @@ fn subscription(r: &Row) -> Result<Subscription> {
         updated_at: r.get(6),
         client_certificate: r.get(7),
         filter: r.get(8),
+        limits: r.get(9),
     }
     .into_subscription()
     .map_err(broken)
@@ -52,7 +53,7 @@ pub(super) async fn changed(
     }
     let rows = sqlx::query(
         "select s.id, s.tenant, s.doc, s.secret, s.previous_secret, s.previous_until, s.updated_at,
-                s.client_certificate, s.filter
+                s.client_certificate, s.filter, s.limits
          from subscriptions s join tenant_rev t on t.tenant = s.tenant
          where t.config_rev > $1 order by s.id",
     )
@@ -101,8 +102,8 @@ impl SubscriptionStore for Engine {
         }
         sqlx::query(
             "insert into subscriptions (id, tenant, doc, secret, previous_secret, previous_until,
-                                        updated_at, client_certificate, rev, filter)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                                        updated_at, client_certificate, rev, filter, limits)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(row.id)
         .bind(row.tenant)
@@ -114,6 +115,7 @@ impl SubscriptionStore for Engine {
         .bind(row.client_certificate)
         .bind(rev)
         .bind(row.filter)
+        .bind(row.limits)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -125,7 +127,7 @@ impl SubscriptionStore for Engine {
     async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter
+                    client_certificate, filter, limits
              from subscriptions where id = $1",
         )
         .bind(id.0)
@@ -144,7 +146,7 @@ impl SubscriptionStore for Engine {
     ) -> Result<Vec<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter
+                    client_certificate, filter, limits
              from subscriptions where tenant = $1 and id < $2 order by id desc limit $3",
         )
         .bind(tenant.0)
@@ -165,7 +167,7 @@ impl SubscriptionStore for Engine {
         let done = sqlx::query(
             "update subscriptions set doc = $3, secret = $4, previous_secret = $5,
                     previous_until = $6, updated_at = $7, client_certificate = $8, rev = $9,
-                    filter = $10
+                    filter = $10, limits = $11
              where id = $1 and updated_at = $2",
         )
         .bind(row.id)
@@ -178,6 +180,7 @@ impl SubscriptionStore for Engine {
         .bind(row.client_certificate)
         .bind(rev)
         .bind(row.filter)
+        .bind(row.limits)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -202,6 +205,12 @@ impl SubscriptionStore for Engine {
         };
         bump_tenant(&mut tx, TenantId(tenant)).await?;
         let done = sqlx::query("delete from subscriptions where id = $1")
+            .bind(id.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query("delete from subscription_state where part = $1 and sub = $2")
+            .bind(id.part().get())
             .bind(id.0)
             .execute(&mut *tx)
             .await

@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 7] = [
+const MIGRATIONS: [(&str, &str); 8] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -68,6 +68,7 @@ const MIGRATIONS: [(&str, &str); 7] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
+    ("breakers", include_str!("migrations/0008_breakers.sql")),
 ];
 
 /// A SQLite database. One process at a time: its clock is the store's.
