@@ -6,7 +6,8 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 9] = [
+const PROTOS: [&str; 10] = [
+    "onering/v1/dead_letter.proto",
     "onering/v1/delivery.proto",
     "onering/v1/error_reason.proto",
     "onering/v1/event.proto",

@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use crate::error::Reason;
+use crate::{domain::redrive::Kind, error::Reason};
 
 /// Upper bounds of the histograms' buckets, in seconds.
 const BUCKETS: [f64; 14] = [
@@ -164,6 +164,23 @@ impl Metrics {
                 Some(("reason", crate::error::code(reason))),
             )
             .increment(1);
+    }
+
+    /// Counts what a redrive has moved. Steps are few: the counter is looked up.
+    pub fn redriven(&self, kind: Kind, count: i64) {
+        let label = match kind {
+            Kind::Redrive => "redrive",
+            Kind::Purge => "purge",
+            Kind::Recover => "recover",
+            Kind::Missing => "replay_missing",
+        };
+        Register(&self.recorder)
+            .counter(
+                "onering_redriven_total",
+                "Dead letters and events that redrives moved, by kind",
+                Some(("kind", label)),
+            )
+            .increment(count.unsigned_abs());
     }
 
     /// Adds up what the histograms were told; they would grow without bounds where

@@ -33,6 +33,10 @@ mod limits;
 mod model;
 #[path = "store/publish.rs"]
 mod publish;
+#[path = "store/redrives.rs"]
+mod redrives;
+#[path = "store/replays.rs"]
+mod replays;
 #[path = "store/schema.rs"]
 mod schema;
 #[path = "store/sessions.rs"]

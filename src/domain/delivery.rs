@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use super::{
-    id::{DeliveryId, EventId, Micros, SubscriptionId, TenantId},
+    id::{DeliveryId, EventId, Micros, RedriveId, SubscriptionId, TenantId},
     trace::Trace,
 };
 
@@ -269,6 +269,9 @@ pub struct Delivery {
     pub reason: String,
     /// Where its event came from.
     pub trace: Option<Trace>,
+    /// The replay that made it; none: its event's publish did. Lists over many
+    /// subscriptions leave it out.
+    pub replay: Option<RedriveId>,
 }
 
 /// One try, as the log keeps it.

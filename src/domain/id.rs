@@ -160,6 +160,12 @@ pub fn first_uuid_at(time: Micros) -> Uuid {
     Uuid::from_u128(((time.max(0) / 1000) as u128 & 0xffff_ffff_ffff) << 80)
 }
 
+/// The UUID that follows; the last one is followed by itself.
+#[must_use]
+pub fn next_uuid(uuid: Uuid) -> Uuid {
+    Uuid::from_u128(uuid.as_u128().saturating_add(1))
+}
+
 /// A UUIDv7 at the same instant as another one, in the same partition.
 #[must_use]
 pub fn beside(uuid: Uuid) -> Uuid {
@@ -230,6 +236,7 @@ typed_id!(KeyId, "key", "an API key");
 typed_id!(SubscriptionId, "sub", "a webhook subscription");
 typed_id!(EventId, "evt", "an event");
 typed_id!(DeliveryId, "dlv", "a delivery");
+typed_id!(RedriveId, "rdv", "a redrive");
 
 impl TenantId {
     /// The tenant that exists from the start.

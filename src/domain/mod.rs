@@ -15,6 +15,7 @@ pub mod limit;
 pub mod network;
 pub mod outage;
 pub mod pace;
+pub mod redrive;
 pub mod signature;
 pub mod subscription;
 pub mod switch;

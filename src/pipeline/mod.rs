@@ -4,8 +4,9 @@
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
 //! and sends them with [`sender`]; `finish` records how that went. [`node`]
 //! keeps this node's session and partitions, `claim` fetches from the store
-//! what is due and not in memory, `receivers` what is known of receivers, [`announce`] tells owners of it, `follow` passes on what other nodes and the
-//! configuration say, `upkeep` sweeps.
+//! what is due and not in memory, `receivers` what is known of receivers, [`announce`]
+//! tells owners of it, `follow` passes on what other nodes and the configuration say,
+//! `redrive` works redrives and replays, `upkeep` sweeps.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ mod lanes;
 pub mod node;
 pub mod publish;
 mod receivers;
+mod redrive;
 pub mod sender;
 mod upkeep;
 mod worker;
@@ -159,6 +161,16 @@ impl Pipeline {
         tasks.spawn("receivers found", receivers.clone().find(sending.clone()));
         tasks.spawn("receivers kept", receivers.keep(changes, recording.clone()));
         tasks.spawn("lanes resumed", dispatcher.clone().resume(sending.clone()));
+
+        let redriver = redrive::Redriver {
+            store: store.clone(),
+            directory: directory.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn("redrive", redriver.run(sending.clone()));
 
         let follower = follow::Follower {
             store: store.clone(),

@@ -47,6 +47,14 @@ impl Faults {
         }
     }
 
+    /// With what else was found.
+    pub(super) fn and(mut self, mut other: Self) -> Self {
+        self.found.append(&mut other.found);
+        self.found.truncate(MOST);
+        self.refused = self.refused.or(other.refused);
+        self
+    }
+
     /// Refuses for another reason than a malformed field. Told where no field
     /// is malformed.
     pub(super) fn refuse(&mut self, error: Error) {

@@ -70,7 +70,7 @@ fn possible(status: Option<Status>, disabled: bool) -> bool {
         .any(|s| s.is_none() || s.map(|s| shown(s, disabled)) == status)
 }
 
-const fn status(status: Status) -> DeliveryStatus {
+pub(super) const fn status(status: Status) -> DeliveryStatus {
     match status {
         Status::Pending => DeliveryStatus::Pending,
         Status::Sending => DeliveryStatus::Sending,
@@ -143,6 +143,24 @@ impl Deliveries {
         }
     }
 
+    /// Makes a delivery due now that the caller may see.
+    pub(super) async fn retry(&self, caller: &Caller, id: DeliveryId) -> Result<v1::Delivery> {
+        let store = &self.0.store;
+        let subscription = self.load(caller, id).await?.subscription;
+        let there = store.get_subscription(subscription).await;
+        if there.map_err(unavailable)?.is_none() {
+            return Err(Error::new(
+                Reason::FailedPrecondition,
+                "its subscription was deleted",
+            ));
+        }
+        let before = store.retry_by_hand(id).await.map_err(unavailable)?;
+        let before = before.ok_or_else(|| Error::not_found(format_args!("delivery {id}")))?;
+        retried(before)?;
+        self.tell_owner(id.part(), subscription).await;
+        Ok(self.view(self.load(caller, id).await?))
+    }
+
     fn is_disabled(&self, id: SubscriptionId) -> bool {
         let target = self.0.directory.target(id);
         target.is_some_and(|t| t.subscription.disabled.is_some())
@@ -166,6 +184,7 @@ impl Deliveries {
             finish_time: d.finished_at.map(timestamp),
             response_status: d.response_status.into(),
             reason: d.reason,
+            replay_id: d.replay.map(|id| id.to_string()).unwrap_or_default(),
         }
     }
 
@@ -317,21 +336,9 @@ impl DeliveryService for Deliveries {
     ) -> Answer<RetryDeliveryResponse> {
         let caller = caller(&request)?;
         let id = check::id("id", &request.get_ref().id)?;
-        let store = &self.0.store;
-        let subscription = self.load(&caller, id).await?.subscription;
-        let there = store.get_subscription(subscription).await;
-        if there.map_err(unavailable)?.is_none() {
-            return Err(
-                Error::new(Reason::FailedPrecondition, "its subscription was deleted").into(),
-            );
-        }
-        let before = store.retry_by_hand(id).await.map_err(unavailable)?;
-        let before = before.ok_or_else(|| Error::not_found(format_args!("delivery {id}")))?;
-        retried(before)?;
-        self.tell_owner(id.part(), subscription).await;
-        let now = self.load(&caller, id).await?;
+        let now = self.retry(&caller, id).await?;
         Ok(Response::new(RetryDeliveryResponse {
-            delivery: Some(self.view(now)),
+            delivery: Some(now),
         }))
     }
 }

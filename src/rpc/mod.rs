@@ -18,6 +18,7 @@ use crate::{
     monitor::Monitor,
     pipeline::{dispatch::Dispatcher, node::Node, publish::Publisher},
     proto::v1::{
+        dead_letter_service_server::DeadLetterServiceServer,
         delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
         flag_service_server::FlagServiceServer, key_service_server::KeyServiceServer,
         metrics_service_server::MetricsServiceServer,
@@ -34,6 +35,7 @@ use crate::{
 mod change;
 mod check;
 mod convert;
+pub mod dead_letters;
 pub mod deliveries;
 pub mod events;
 pub mod flags;
@@ -89,6 +91,7 @@ pub fn services(context: &Context) -> Routes {
         SubscriptionServiceServer::new(subscriptions::Subscriptions(context.clone()));
     let events = EventServiceServer::new(events::Events(context.clone()));
     let deliveries = DeliveryServiceServer::new(deliveries::Deliveries(context.clone()));
+    let letters = DeadLetterServiceServer::new(dead_letters::DeadLetters(context.clone()));
     let flags = FlagServiceServer::new(flags::Flags(context.clone()));
     let metrics = MetricsServiceServer::new(metrics::Metrics(context.clone()));
     Routes::new(keys.max_decoding_message_size(MAX_MESSAGE))
@@ -96,17 +99,19 @@ pub fn services(context: &Context) -> Routes {
         .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
         .add_service(events.max_decoding_message_size(MAX_MESSAGE))
         .add_service(deliveries.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(letters.max_decoding_message_size(MAX_MESSAGE))
         .add_service(flags.max_decoding_message_size(MAX_MESSAGE))
         .add_service(metrics.max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// The services of ours, by their full names, for health.
-pub const SERVICES: [&str; 7] = [
+pub const SERVICES: [&str; 8] = [
     "onering.v1.KeyService",
     "onering.v1.TenantService",
     "onering.v1.SubscriptionService",
     "onering.v1.EventService",
     "onering.v1.DeliveryService",
+    "onering.v1.DeadLetterService",
     "onering.v1.FlagService",
     "onering.v1.MetricsService",
 ];

@@ -28,9 +28,11 @@ pub mod postgres;
 pub mod sqlite;
 
 mod migrations;
+mod redrives;
 mod rows;
 
 pub use connect::{Database, connect};
+pub use redrives::{COUNTED, Letters, Moved, Past, PastEvent, RedriveStore, Standing, Step};
 
 /// Why a verb failed. Nothing of what it was to do is done, unless it says so.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -935,6 +937,7 @@ pub trait Store:
     + CallStore
     + CounterStore
     + LoadStore
+    + RedriveStore
 {
     /// The number of the last migration that is applied; asks the database.
     async fn applied_migration(&self) -> Result<i64>;

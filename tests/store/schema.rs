@@ -23,7 +23,7 @@ contract![
 ];
 
 /// The tables that grow with the traffic.
-const HOT: [&str; 10] = [
+const HOT: [&str; 11] = [
     "attempts",
     "counter_days",
     "counters",
@@ -33,6 +33,7 @@ const HOT: [&str; 10] = [
     "idempotency",
     "kept_bodies",
     "queue",
+    "replayed",
     "subscription_state",
 ];
 

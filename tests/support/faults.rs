@@ -13,9 +13,10 @@ use onering::{
     domain::{
         audit::{Chain, Record},
         delivery::{Attempt, Delivery, Status},
-        id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
+        id::{DeliveryId, EventId, KeyId, Micros, Part, RedriveId, SubscriptionId, TenantId},
         key::Key,
         limit::{Answer, Ask, Window},
+        redrive::{self, Redrive, Selection},
         subscription::Subscription,
         switch::Change,
         tenant::Tenant,
@@ -23,9 +24,10 @@ use onering::{
     store::{
         AuditEnd, Author, BreakerStore, Buried, CallCount, CallStore, Changed, Changes,
         ConfigStore, Count, CounterStore, Finish, Finished, Forgotten, Hints, HistoryStore,
-        KeyStore, KeyUse, Leased, LimitStore, LiveNode, Load, LoadStore, NodeStore, Page, Publish,
-        Published, QueueStore, ReceiverState, Recent, Result, SealedKey, Session, Store,
-        StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
+        KeyStore, KeyUse, Leased, Letters, LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore,
+        Page, Past, Publish, Published, QueueStore, ReceiverState, Recent, RedriveStore, Result,
+        SealedKey, Session, Standing, Step, Store, StoreError, StoredEvent, SubscriptionStore,
+        SwitchStore, TenantStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -337,6 +339,20 @@ passed_on!(CounterStore, false, {
 passed_on!(LoadStore, false, {
     load_finished(load: &Load) -> ();
     analyze() -> ();
+});
+
+passed_on!(RedriveStore, false, {
+    get_letter(id: DeliveryId) -> Option<Delivery>;
+    list_letters(selection: &Selection, parts: &[Part], page: Page<DeliveryId>) -> Letters;
+    create_redrive(redrive: &Redrive, quota: i64, by: Author<'_>, chain: &Chain) -> Redrive;
+    get_redrive(id: RedriveId) -> Option<Redrive>;
+    list_redrives(tenant: Option<TenantId>, page: Page<RedriveId>) -> Vec<Redrive>;
+    change_redrive(id: RedriveId, change: redrive::Change) -> Option<Redrive>;
+    running_redrives(parts: &[Part]) -> Vec<Redrive>;
+    move_letters(session: Session, id: RedriveId, most: i64) -> Option<Moved>;
+    past_events(session: Session, id: RedriveId, bodies: bool, retention_days: i32) -> Option<Past>;
+    standing(subscription: SubscriptionId, events: &[EventId]) -> Vec<Standing>;
+    replay(session: Session, id: RedriveId, step: &Step) -> Option<Moved>;
 });
 
 #[async_trait]

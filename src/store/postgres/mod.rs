@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 9] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -52,6 +52,7 @@ const MIGRATIONS: [(&str, &str); 8] = [
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
     ("breakers", include_str!("migrations/0008_breakers.sql")),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
 ];
 
 /// The longest that a statement may take on which a caller, a delivery or the
@@ -76,6 +77,9 @@ pub struct Postgres {
 }
 
 impl Postgres {
+    /// Locks the rows that a read finds, until the commit.
+    const FOR_UPDATE: &str = " for update";
+
     /// Connects, and applies the migrations that are missing.
     ///
     /// # Errors

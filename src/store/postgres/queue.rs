@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Postgres, counters::counted, failed, lacks_day};
+use super::{Postgres, counters::counted, failed, lacks_day, shared::letters};
 use crate::{
     domain::{
         delivery::Status,
@@ -300,22 +300,6 @@ again as (
 select case when state = 5 and dead_at <= now_us() then 6::smallint else state end from again"
 );
 
-const RETRY_DEAD: &str = concat!(
-    "
-with again as (delete from dead where part = $1 and id = $2 returning *),
-queued as (
-  insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
-                     state, attempts, replays, by_hand, status, reason)
-  select part, id, tenant, sub, event, event_day, now_us(), 0,
-         (select now_us() - held - case when held_since > 0 then now_us() - held_since else 0 end
-          from part_owner where part = $1),
-         0, token + 1, 3, attempts, 0, true, status, reason from again),
-",
-    counted!("0::bigint", "again", "(x.state, -1), (3, 1)"),
-    "
-select state from again"
-);
-
 #[async_trait]
 impl QueueStore for Postgres {
     async fn publish(&self, session: Session, batch: &[Publish]) -> Result<Vec<Published>> {
@@ -510,14 +494,12 @@ impl QueueStore for Postgres {
         if let Some(row) = row {
             return Ok(Some(Status::from_i16(row.get(0))));
         }
-        let row = sqlx::query(RETRY_DEAD)
-            .bind(id.part().get())
-            .bind(id.0)
-            .fetch_optional(&self.hot)
-            .await
-            .map_err(failed)?;
-        if let Some(row) = row {
-            return Ok(Some(Status::from_i16(row.get(0))));
+        let mut tx = self.begin().await?;
+        let now = self.clock(&mut tx).await?;
+        let revived = letters::revive(&mut tx, id.part(), &[id], now).await?;
+        tx.commit().await.map_err(failed)?;
+        if let Some(letter) = revived.first() {
+            return Ok(Some(letter.state));
         }
         let found = crate::store::HistoryStore::get_delivery(self, id).await?;
         Ok(found.map(|d| d.status))

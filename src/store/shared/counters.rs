@@ -146,7 +146,7 @@ fn statement(recent: &Recent, page: Page<DeliveryId>, now: Micros, day: i32) -> 
     }
     Some(format!(
         "select id, tenant, sub, event, cast(state as integer), attempts, due_at, finished_at, status, reason,
-                cast(null as text), cast(null as text)
+                cast(null as text), cast(null as text), cast(null as uuid)
          from ({}) z order by id desc limit {}",
         reads.join(" union all "),
         page.limit,

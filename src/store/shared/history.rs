@@ -2,11 +2,11 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Engine, Row, failed};
+use super::{Engine, Row, failed, redrives};
 use crate::{
     domain::{
         delivery::{Attempt, AttemptKind, Delivery, Status},
-        id::{DeliveryId, EventId, SubscriptionId, TenantId, same_instant},
+        id::{DeliveryId, EventId, RedriveId, SubscriptionId, TenantId, same_instant},
     },
     store::{Forgotten, HistoryStore, Page, Result, Session, StoredEvent, Usage, rows::trace},
 };
@@ -42,6 +42,7 @@ pub(super) fn delivery(r: &Row) -> Delivery {
         reason: r.get(9),
         event_type: r.get::<Option<String>, _>(10).unwrap_or_default(),
         trace: trace(r.get(11)),
+        replay: r.get::<Option<Uuid>, _>(12).map(RedriveId),
     }
 }
 
@@ -62,10 +63,11 @@ fn over_all(condition: &str, now: i64, status: Option<Status>) -> String {
         .collect();
     format!(
         "select d.id, d.tenant, d.sub, d.event, cast(d.state as integer), d.attempts, d.due_at, d.finished_at,
-                d.status, d.reason, coalesce(e.type, k.type), coalesce(e.trace, k.trace)
+                d.status, d.reason, coalesce(e.type, k.type), coalesce(e.trace, k.trace), o.redrive
          from ({}) d
          left join events e on e.part = d.part and e.id = d.event
          left join kept_bodies k on k.part = d.part and k.event = d.event
+         left join replayed o on o.part = d.part and o.id = d.id
          order by d.id desc limit $4",
         places.join(" union all ")
     )
@@ -263,6 +265,7 @@ impl HistoryStore for Engine {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
+        redrives::forget(&mut tx, now, days, limit).await?;
         tx.commit().await.map_err(failed)?;
         self.forget_before(days, limit).await
     }

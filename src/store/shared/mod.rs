@@ -3,7 +3,8 @@
 //!
 //! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
 //! that writes), `snapshot()` (one that sees one state), `clock()`,
-//! `revive_failed()`, `config_changed()`, `windows()`, `write_windows()` and `write_calls()`.
+//! `revive_failed()`, `config_changed()`, `windows()`, `write_windows()`, `write_calls()` and
+//! `FOR_UPDATE`.
 
 mod audit;
 mod breakers;
@@ -12,8 +13,10 @@ mod config;
 mod counters;
 mod history;
 mod keys;
+pub(super) mod letters;
 mod limits;
 mod load;
+mod redrives;
 mod subscriptions;
 mod switches;
 mod tenants;

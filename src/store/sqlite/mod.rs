@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 9] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -69,6 +69,7 @@ const MIGRATIONS: [(&str, &str); 8] = [
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
     ("breakers", include_str!("migrations/0008_breakers.sql")),
+    ("redrives", include_str!("migrations/0010_redrives.sql")),
 ];
 
 /// A SQLite database. One process at a time: its clock is the store's.
@@ -86,6 +87,9 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
+    /// There is one writer: what it reads stays so until it commits.
+    const FOR_UPDATE: &str = "";
+
     /// Opens the file, makes it where there is none, and applies the migrations
     /// that are missing.
     ///

@@ -15,6 +15,7 @@ use super::{
     failed,
     nodes::numbers,
     publish::{Own, owned},
+    shared::letters,
 };
 use crate::{
     domain::{
@@ -102,12 +103,6 @@ update queue set due_at = $3, dead_at = 0, token = token + 1,
   by_hand = by_hand or state = 5, state = case when state = 5 then 3 else state end,
   age_from = case when state = 5 then $4 else age_from end
 where part = $1 and id = $2";
-
-const RETRY_DEAD: &str = "
-insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
-                   state, attempts, replays, by_hand, status, reason)
-select part, id, tenant, sub, event, event_day, $3, 0, $4, 0, token + 1, 3, attempts, 0, 1, status, reason
-from dead where part = $1 and id = $2";
 
 /// A delivery that is due.
 struct Due {
@@ -317,46 +312,39 @@ impl QueueStore for Sqlite {
         // Its age begins again, on the clock that leaves out what is held.
         let own = owned(&mut tx, Session(0), std::iter::once(id.part()), now).await?;
         let active = own.get(&id.part().get()).map_or(now, |o| o.active);
-        for (find, write, delete) in [
-            (
-                "select case when state = 5 and dead_at <= $3 then 6 else state end, state, tenant
-                 from queue where part = $1 and id = $2 and lease_sid = 0",
-                RETRY_WAITING,
-                None,
-            ),
-            (
-                "select state, state, tenant from dead where part = $1 and id = $2",
-                RETRY_DEAD,
-                Some("delete from dead where part = $1 and id = $2"),
-            ),
-        ] {
-            let found = sqlx::query(find)
+        let found = sqlx::query(
+            "select case when state = 5 and dead_at <= $3 then 6 else state end, state, tenant
+             from queue where part = $1 and id = $2 and lease_sid = 0",
+        )
+        .bind(id.part().get())
+        .bind(id.0)
+        .bind(now)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if let Some(found) = found {
+            let (state, stored): (i16, i16) = (found.get(0), found.get(1));
+            let query = sqlx::query(RETRY_WAITING)
                 .bind(id.part().get())
                 .bind(id.0)
                 .bind(now)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed)?;
-            let Some(found) = found else { continue };
-            let (state, stored): (i16, i16) = (found.get(0), found.get(1));
-            for sql in [Some(write), delete].into_iter().flatten() {
-                let query = sqlx::query(sql)
-                    .bind(id.part().get())
-                    .bind(id.0)
-                    .bind(now)
-                    .bind(active);
-                changed(&mut tx, query).await?;
-            }
-            let again = Status::Retrying.to_i16();
-            if delete.is_some() || stored == Status::Failed.to_i16() {
+                .bind(active);
+            changed(&mut tx, query).await?;
+            if stored == Status::Failed.to_i16() {
                 let mut counts = Counts::default();
-                for (what, n) in [(stored, -1), (again, 1)] {
+                for (what, n) in [(stored, -1), (Status::Retrying.to_i16(), 1)] {
                     counts.add(id.part(), TenantId(found.get(2)), Session(0), what, n);
                 }
                 counts.write(&mut tx, now).await?;
             }
             tx.commit().await.map_err(failed)?;
             return Ok(Some(Status::from_i16(state)));
+        }
+        let revived = letters::revive(&mut tx, id.part(), &[id], now).await?;
+        if let Some(letter) = revived.first() {
+            let state = letter.state;
+            tx.commit().await.map_err(failed)?;
+            return Ok(Some(state));
         }
         drop(tx);
         Ok(self.get_delivery(id).await?.map(|d| d.status))
