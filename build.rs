@@ -6,11 +6,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 10] = [
+const PROTOS: [&str; 11] = [
     "onering/v1/dead_letter.proto",
     "onering/v1/delivery.proto",
     "onering/v1/error_reason.proto",
     "onering/v1/event.proto",
+    "onering/v1/event_type.proto",
     "onering/v1/flag.proto",
     "onering/v1/key.proto",
     "onering/v1/metrics.proto",

@@ -93,7 +93,9 @@ impl Bench {
                 subscription,
                 held: 0,
                 lease,
+                ordered: false,
             }],
+            ordering_key: None,
         }
     }
 
@@ -196,6 +198,7 @@ fn delivered(id: DeliveryId, token: i32) -> Finish {
             worker: "node-1".into(),
         }),
         held: 0,
+        ordered: false,
     }
 }
 

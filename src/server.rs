@@ -327,6 +327,7 @@ impl Front {
             tenant: new.tenant.unwrap_or_default(),
             event_type: new.event_type,
             idempotency_key: new.idempotency_key.unwrap_or_default(),
+            ordering_key: new.ordering_key.unwrap_or_default(),
             payload: new
                 .data
                 .map(crate::proto::v1::publish_event_request::Payload::DataJson),

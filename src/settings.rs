@@ -157,6 +157,8 @@ pub struct Live {
     pub allowed_endpoints: Vec<IpNet>,
     /// Whether receivers may be http.
     pub allow_http: bool,
+    /// Whether receivers must prove that they want webhooks.
+    pub endpoint_challenge: bool,
 }
 
 impl Live {
@@ -319,6 +321,7 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
             )?
             .unwrap_or_default(),
         allow_http: source.flag("ALLOW_HTTP_ENDPOINTS")?.unwrap_or(false),
+        endpoint_challenge: source.flag("ENDPOINT_CHALLENGE")?.unwrap_or(false),
     })
 }
 

@@ -19,6 +19,8 @@ mod cloudevents;
 mod commands;
 #[path = "api/docs.rs"]
 mod docs;
+#[path = "api/event_types.rs"]
+mod event_types;
 #[path = "api/keys.rs"]
 mod keys;
 #[path = "api/launch.rs"]

@@ -11,6 +11,8 @@ mod attempts;
 mod body;
 #[path = "engine/breaker.rs"]
 mod breaker;
+#[path = "engine/challenge.rs"]
+mod challenge;
 #[path = "engine/client_certificates.rs"]
 mod client_certificates;
 #[path = "engine/connect.rs"]
@@ -33,6 +35,8 @@ mod launch;
 mod libraries;
 #[path = "engine/operational.rs"]
 mod operational;
+#[path = "engine/ordering.rs"]
+mod ordering;
 #[path = "engine/pace.rs"]
 mod pace;
 #[path = "engine/publish.rs"]

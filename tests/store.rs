@@ -17,6 +17,8 @@ mod claim;
 mod configuration;
 #[path = "store/counters.rs"]
 mod counters;
+#[path = "store/event_types.rs"]
+mod event_types;
 #[path = "store/finish.rs"]
 mod finish;
 #[path = "store/forget.rs"]
@@ -31,6 +33,8 @@ mod keys;
 mod limits;
 #[path = "store/model.rs"]
 mod model;
+#[path = "store/ordering.rs"]
+mod ordering;
 #[path = "store/publish.rs"]
 mod publish;
 #[path = "store/redrives.rs"]

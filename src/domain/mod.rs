@@ -8,6 +8,7 @@ pub mod cloudevent;
 pub mod counter;
 pub mod delivery;
 pub mod event;
+pub mod event_type;
 pub mod id;
 pub mod jsonlogic;
 pub mod key;

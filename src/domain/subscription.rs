@@ -83,6 +83,45 @@ pub enum PayloadFormat {
     CloudEventsBinary,
 }
 
+/// Whether deliveries with the same ordering key go one at a time, and what follows
+/// when one of them dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ordering {
+    /// They go as they come.
+    #[default]
+    Off,
+    /// Those behind it wait until it is retried, skipped or gone.
+    Block,
+    /// Those behind it go on.
+    Skip,
+    /// Those behind it are parked, and die like those of a subscription that is off.
+    Park,
+}
+
+impl Ordering {
+    /// The number that it is stored as.
+    #[must_use]
+    pub const fn to_i16(self) -> i16 {
+        match self {
+            Self::Off => 0,
+            Self::Block => 1,
+            Self::Skip => 2,
+            Self::Park => 3,
+        }
+    }
+
+    /// The inverse of [`to_i16`](Self::to_i16).
+    #[must_use]
+    pub const fn from_i16(n: i16) -> Self {
+        match n {
+            1 => Self::Block,
+            2 => Self::Skip,
+            3 => Self::Park,
+            _ => Self::Off,
+        }
+    }
+}
+
 /// Names and values of headers.
 pub type Headers = Vec<(String, String)>;
 
@@ -109,6 +148,8 @@ pub struct Subscription {
     pub held: Micros,
     /// Which payloads it wants, as JSONLogic; every one where there is none.
     pub filter: Option<String>,
+    /// Whether deliveries with the same key go one at a time.
+    pub ordering: Ordering,
     /// In which form events are sent.
     pub format: PayloadFormat,
     /// How deliveries are signed.

@@ -119,6 +119,7 @@ impl Announcer {
                 event_type: event_type.to_owned(),
                 data: data.to_string().into(),
                 idempotency_key: None,
+                ordering_key: None,
                 only: None,
                 trace: None,
             },

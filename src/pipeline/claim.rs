@@ -15,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 use super::{announce::Death, dispatch::Dispatcher, node::Node};
 use crate::{
     directory::Directory,
-    domain::id::{Micros, SubscriptionId, wall_clock},
-    domain::subscription::PARKED_LIFETIME,
+    domain::{
+        id::{Micros, Part, SubscriptionId, TenantId, wall_clock},
+        subscription::{Ordering, PARKED_LIFETIME},
+    },
     metrics::Metrics,
-    store::{Leased, Store, Waiting, Want, claim_share},
+    store::{Leased, Ordered, Store, Waiting, Want, claim_share},
 };
 
 /// The most rows of one statement.
@@ -125,21 +127,69 @@ impl Claimer {
                     None => self.dispatcher.wake_at(now + w.due_in, w.subscription),
                     Some(off) => {
                         let dead = self.give_up(w, off.at).await?;
-                        if dead > 0 {
-                            let _ = self.deaths.send(Death {
-                                tenant: target.subscription.tenant,
-                                subscription: w.subscription,
-                                delivery: None,
-                                count: dead,
-                                reason: "parked_too_long".into(),
-                            });
-                        }
+                        self.died(target.subscription.tenant, w.subscription, dead);
                     }
                 },
-                None => self.without_subscription(w).await?,
+                None => self.without_subscription(w.part, w.subscription).await?,
             }
         }
+        for o in self.store.ordered(&self.node.owned()).await? {
+            self.keep_order(o).await?;
+        }
         Ok(())
+    }
+
+    /// What waits for its turn follows its subscription's ordering, which may have
+    /// changed since; that of a key without a head is found by no other look.
+    async fn keep_order(&self, o: Ordered) -> crate::store::Result<()> {
+        let Some(target) = self.directory.target(o.subscription) else {
+            return self.without_subscription(o.part, o.subscription).await;
+        };
+        let ordering = target.subscription.ordering;
+        let differs = match ordering {
+            Ordering::Off => true,
+            Ordering::Skip => o.blocks || o.parks,
+            Ordering::Block => o.parks,
+            Ordering::Park => o.blocks,
+        };
+        let mut changed = 0;
+        if differs {
+            let store = &self.store;
+            changed = store
+                .reorder(o.part, o.subscription, ordering, SLICE)
+                .await?;
+            if changed > 0 && target.subscription.disabled.is_none() {
+                self.dispatcher.sign(o.part, o.subscription);
+            }
+        }
+        if ordering == Ordering::Park && o.parks {
+            let age = Duration::from_micros(PARKED_LIFETIME as u64);
+            let dead = self
+                .store
+                .give_up_parked(o.part, o.subscription, age, SLICE)
+                .await?;
+            self.metrics.deliveries_dead.increment(dead);
+            self.died(target.subscription.tenant, o.subscription, dead);
+            changed = changed.max(dead);
+        }
+        if changed == SLICE as u64 {
+            self.dispatcher.look_around();
+        }
+        Ok(())
+    }
+
+    /// So many that were parked are dead.
+    fn died(&self, tenant: TenantId, subscription: SubscriptionId, count: u64) {
+        if count > 0 {
+            // Fails once nobody tells any more: then the process is about to end.
+            let _ = self.deaths.send(Death {
+                tenant,
+                subscription,
+                delivery: None,
+                count,
+                reason: "parked_too_long".into(),
+            });
+        }
     }
 
     /// What waited too long for a disabled subscription is dead; how many.
@@ -160,13 +210,17 @@ impl Claimer {
     }
 
     /// Deleted, unless this node's configuration is behind: the store knows.
-    async fn without_subscription(&self, w: Waiting) -> crate::store::Result<()> {
-        if self.store.get_subscription(w.subscription).await?.is_some() {
+    async fn without_subscription(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+    ) -> crate::store::Result<()> {
+        if self.store.get_subscription(subscription).await?.is_some() {
             self.directory.nudge();
             return Ok(());
         }
         // One slice a look: others are not to wait for a million rows.
-        if self.store.cancel(w.part, w.subscription, SLICE).await? == SLICE as u64 {
+        if self.store.cancel(part, subscription, SLICE).await? == SLICE as u64 {
             self.dispatcher.look_around();
         }
         Ok(())

@@ -184,7 +184,8 @@ impl Dispatcher {
 
     /// Chooses which rows a publish should lease to this node: those of
     /// partitions that it owns, of subscriptions that are on, as far as there is
-    /// room in memory.
+    /// room in memory. What goes in order is fetched: whether it is its key's turn
+    /// only the store knows.
     pub(super) fn plan(&self, batch: &mut [crate::store::Publish]) {
         if !self.is_delivering() || !self.node.is_alive() {
             return;
@@ -195,7 +196,9 @@ impl Dispatcher {
                 continue;
             }
             for d in &mut p.deliveries {
-                d.lease = self.terms(d.subscription).is_some() && lanes.plan(d.subscription);
+                d.lease = !d.ordered
+                    && self.terms(d.subscription).is_some()
+                    && lanes.plan(d.subscription);
             }
         }
     }
@@ -236,6 +239,7 @@ impl Dispatcher {
                             by_hand: false,
                             age: 0,
                             deferred: 0,
+                            ordering_key: None,
                             since: Instant::now(),
                             session,
                         };
@@ -464,6 +468,7 @@ impl Dispatcher {
             reason,
             attempt,
             held: subscription.map_or(0, |s| s.held) + job.deferred,
+            ordered: job.ordering_key.is_some(),
         };
         let now = Instant::now();
         // Fails once the finisher has stopped: then the process is about to end
@@ -492,6 +497,8 @@ impl Dispatcher {
                     }
                 }
                 Settle::Release => lanes.wake_at(e.at + Duration::from_secs(1), e.job.subscription),
+                // The next one of its key may be due.
+                _ if e.finish.ordered => lanes.sign(e.job.subscription),
                 _ => {}
             }
         }

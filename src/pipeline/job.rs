@@ -42,6 +42,8 @@ pub struct Job {
     /// For how long its subscription's breaker was open while it waited: its age does
     /// not count it.
     pub deferred: Micros,
+    /// The key whose deliveries go in order.
+    pub ordering_key: Option<Arc<str>>,
     /// When it was leased.
     pub since: Instant,
     /// The session that it is leased to: with that its token ends.
@@ -67,6 +69,7 @@ impl Job {
             by_hand: row.by_hand,
             age: row.age - held,
             deferred: 0,
+            ordering_key: row.ordering_key,
             since: Instant::now(),
             session,
         }

@@ -269,5 +269,7 @@ fn delivery(event: EventId, target: &Target) -> NewDelivery {
         subscription: s.id,
         held: s.held + off.map_or(0, |d| (wall_clock() - d.at).max(0)),
         lease: false,
+        // What is replayed was published before: it has no place among what is new.
+        ordered: false,
     }
 }

@@ -33,6 +33,10 @@ use crate::{
     target::Target,
 };
 
+mod challenge;
+
+pub use challenge::Unproven;
+
 /// The names of our headers, made once.
 mod name {
     use http::HeaderName;

@@ -156,6 +156,10 @@ impl Upkeep {
                     reason: d.reason,
                 });
             }
+            if count > 0 {
+                // What waited behind one of them may be due.
+                self.dispatcher.look_around();
+            }
             if count < SLICE as u64 {
                 break;
             }
@@ -207,6 +211,7 @@ impl Upkeep {
                 reason: String::new(),
                 attempt: None,
                 held: 0,
+                ordered: false,
             })
             .collect();
         *unknown = now;

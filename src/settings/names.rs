@@ -154,6 +154,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "whether receivers may be http://",
     ),
     (
+        "ENDPOINT_CHALLENGE",
+        "0",
+        "whether a receiver must answer a challenge before it gets webhooks",
+    ),
+    (
         "ENDPOINT_CA_FILE",
         "none",
         "certificates (PEM) that receivers may use beyond public ones",

@@ -11,7 +11,8 @@ use crate::domain::{
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
     subscription::{
-        BreakerChoice, Disabled, Headers, PayloadFormat, PreviousSecret, Sealed, Subscription,
+        BreakerChoice, Disabled, Headers, Ordering, PayloadFormat, PreviousSecret, Sealed,
+        Subscription,
     },
     trace::Trace,
 };
@@ -245,6 +246,8 @@ pub(super) struct SubscriptionRow {
     pub filter: Option<String>,
     /// The same: how its receiver is spared, as JSON.
     pub limits: Option<String>,
+    /// The same.
+    pub ordering: i16,
 }
 
 /// How a receiver is spared.
@@ -293,6 +296,7 @@ impl SubscriptionRow {
             filter: s.filter.clone(),
             limits: (limits != Limits::default())
                 .then(|| serde_json::to_string(&limits).unwrap_or_default()),
+            ordering: s.ordering.to_i16(),
         }
     }
 
@@ -325,6 +329,7 @@ impl SubscriptionRow {
             disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
             held: doc.held,
             filter: self.filter,
+            ordering: Ordering::from_i16(self.ordering),
             format: format_of(doc.format),
             scheme: scheme_of(doc.scheme),
             schedule: doc.schedule,
@@ -397,6 +402,7 @@ mod tests {
             client_certificate: None,
             filter: None,
             limits: None,
+            ordering: 0,
         };
         let doc = r#"{"url":"https://a.example/","event_types":["*"],"headers":[],
             "description":"","disabled":null,"held":0,"scheme":1,"schedule":null,"timeout":15,

@@ -69,6 +69,13 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
     let subscription = |rpc| (call(rpc, json!({"id": of.subscription.id})), NotFound);
     let tenant = &of.tenant.name;
     let monitoring = |rpc| (call(rpc, json!({"tenant": of.tenant.name})), Mismatch);
+    let event_type = |rpc| {
+        let mut request = json!({"tenant": of.tenant.name, "name": "a.b"});
+        if rpc == "EventTypeService/ListEventTypes" {
+            request = json!({"tenant": of.tenant.name});
+        }
+        (call(rpc, request), Mismatch)
+    };
     let delivery = &of.delivery;
     vec![
         (
@@ -176,6 +183,21 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
             call("DeliveryService/RetryDelivery", json!({"id": delivery})),
             NotFound,
         ),
+        (
+            call("DeliveryService/SkipDelivery", json!({"id": delivery})),
+            NotFound,
+        ),
+        event_type("EventTypeService/CreateEventType"),
+        event_type("EventTypeService/GetEventType"),
+        event_type("EventTypeService/ListEventTypes"),
+        (
+            call(
+                "EventTypeService/UpdateEventType",
+                json!({"tenant": tenant, "name": "a.b", "event_type": {"description": "taken"}}),
+            ),
+            Mismatch,
+        ),
+        event_type("EventTypeService/DeleteEventType"),
         (call("FlagService/GetSwitches", json!({})), Mismatch),
         (
             call(
@@ -209,7 +231,7 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
 
 /// Whether only admin keys may make the call.
 fn is_for_admins(rpc: &str) -> bool {
-    let services = ["Key", "Tenant", "Flag", "Metrics"];
+    let services = ["Key", "Tenant", "EventType", "Flag", "Metrics"];
     rpc != "KeyService/GetCaller" && services.iter().any(|s| rpc.starts_with(s))
 }
 

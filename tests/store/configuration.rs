@@ -81,7 +81,7 @@ fn told(c: &Changes) -> [usize; 4] {
     [
         c.tenants.len(),
         c.keys.len(),
-        c.deleted_keys.len(),
+        c.deleted.len(),
         c.subscriptions.len(),
     ]
 }
@@ -115,7 +115,7 @@ async fn changes_tell_what_changed(db: Db) {
     store.delete_key(one.id).await.unwrap();
     let changes = next().await;
     assert_eq!(told(&changes), [0, 0, 1, 0]);
-    assert_eq!(changes.deleted_keys, [one.id]);
+    assert_eq!(changes.deleted, [one.id.0]);
 
     let subs = [a_subscription(tenant.id), a_subscription(tenant.id)];
     store.create_subscription(&subs[0], 5).await.unwrap();

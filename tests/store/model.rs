@@ -378,6 +378,7 @@ impl Run {
                 replays: 0,
                 by_hand: false,
                 age: 0,
+                ordering_key: None,
             };
             self.given.push((node, Box::new(leased)));
         }

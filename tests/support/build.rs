@@ -12,7 +12,8 @@ use onering::{
         key::{self, Hashed, Key, Kind},
         signature::Scheme,
         subscription::{
-            BreakerChoice, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, Sealed, Subscription,
+            BreakerChoice, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Ordering, PayloadFormat, Sealed,
+            Subscription,
         },
         switch::Change,
         tenant::Tenant,
@@ -97,6 +98,7 @@ impl Tenancy {
                 idempotency: None,
                 trace: None,
                 deliveries: Vec::new(),
+                ordering_key: None,
             },
             idempotency_key: None,
         }
@@ -136,6 +138,7 @@ impl Event {
                 subscription: *s,
                 held: 0,
                 lease: false,
+                ordered: false,
             }));
         self
     }
@@ -144,6 +147,15 @@ impl Event {
     pub fn leased(mut self) -> Self {
         for d in &mut self.publish.deliveries {
             d.lease = true;
+        }
+        self
+    }
+
+    /// Its deliveries go in order with those that have the same key.
+    pub fn in_order(mut self, key: &str) -> Self {
+        self.publish.ordering_key = Some(key.into());
+        for d in &mut self.publish.deliveries {
+            d.ordered = true;
         }
         self
     }
@@ -251,6 +263,7 @@ fn finish(leased: &Leased, settle: Settle, reason: &str, attempt: Option<Attempt
         reason: reason.to_owned(),
         attempt,
         held: 0,
+        ordered: leased.ordering_key.is_some(),
     }
 }
 
@@ -283,6 +296,7 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
         disabled: None,
         held: 17,
         filter: Some(r#"{"==":[{"var":"a"}, 1]}"#.to_owned()),
+        ordering: Ordering::Skip,
         format: PayloadFormat::CloudEventsBinary,
         scheme: Scheme::Plain,
         schedule: Some(Schedule::burst()),

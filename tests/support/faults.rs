@@ -13,21 +13,25 @@ use onering::{
     domain::{
         audit::{Chain, Record},
         delivery::{Attempt, Delivery, Status},
-        id::{DeliveryId, EventId, KeyId, Micros, Part, RedriveId, SubscriptionId, TenantId},
+        event_type::EventType,
+        id::{
+            DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, RedriveId, SubscriptionId,
+            TenantId,
+        },
         key::Key,
         limit::{Answer, Ask, Window},
         redrive::{self, Redrive, Selection},
-        subscription::Subscription,
+        subscription::{Ordering, Subscription},
         switch::Change,
         tenant::Tenant,
     },
     store::{
         AuditEnd, Author, BreakerStore, Buried, CallCount, CallStore, Changed, Changes,
-        ConfigStore, Count, CounterStore, Finish, Finished, Forgotten, Hints, HistoryStore,
-        KeyStore, KeyUse, Leased, Letters, LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore,
-        Page, Past, Publish, Published, QueueStore, ReceiverState, Recent, RedriveStore, Result,
-        SealedKey, Session, Standing, Step, Store, StoreError, StoredEvent, SubscriptionStore,
-        SwitchStore, TenantStore, Usage, Waiting, Want,
+        ConfigStore, Count, CounterStore, EventTypeStore, Finish, Finished, Forgotten, Hints,
+        HistoryStore, KeyStore, KeyUse, Leased, Letters, LimitStore, LiveNode, Load, LoadStore,
+        Moved, NodeStore, Ordered, Page, Past, Publish, Published, QueueStore, ReceiverState,
+        Recent, RedriveStore, Result, SealedKey, Session, Standing, Step, Store, StoreError,
+        StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -261,6 +265,15 @@ passed_on!(KeyStore, false, {
     key_use(id: KeyId) -> Option<KeyUse>;
 });
 
+passed_on!(EventTypeStore, false, {
+    create_event_type(event_type: &EventType, quota: i64) -> ();
+    get_event_type(tenant: TenantId, name: &str) -> Option<EventType>;
+    event_type_by_id(id: EventTypeId) -> Option<EventType>;
+    list_event_types(tenant: TenantId, page: Page<EventTypeId>) -> Vec<EventType>;
+    update_event_type(event_type: &EventType, updated_at: Micros) -> ();
+    delete_event_type(id: EventTypeId) -> bool;
+});
+
 passed_on!(SubscriptionStore, false, {
     create_subscription(subscription: &Subscription, quota: i64) -> ();
     get_subscription(id: SubscriptionId) -> Option<Subscription>;
@@ -279,6 +292,10 @@ passed_on!(QueueStore, true, {
     bury(parts: &[Part], limit: i64) -> Vec<Buried>;
     cancel(part: Part, subscription: SubscriptionId, limit: i64) -> u64;
     give_up(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
+    ordered(parts: &[Part]) -> Vec<Ordered>;
+    reorder(part: Part, subscription: SubscriptionId, ordering: Ordering, limit: i64) -> u64;
+    give_up_parked(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
+    skip(id: DeliveryId) -> bool;
     retry_by_hand(id: DeliveryId) -> Option<Status>;
 });
 

@@ -60,6 +60,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         by_hand: false,
         age: 0,
         deferred: 0,
+        ordering_key: None,
         since: Instant::now(),
         session: Session(1),
     };
@@ -70,6 +71,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
     Ended {
         finish: Finish {
             held: 0,
+            ordered: false,
             id: job.id,
             token: job.token,
             settle,

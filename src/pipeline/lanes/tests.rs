@@ -19,6 +19,7 @@ pub(super) fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
         by_hand: false,
         age: 0,
         deferred: 0,
+        ordering_key: None,
         since: Instant::now(),
         session: crate::store::Session(1),
     }

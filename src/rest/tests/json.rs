@@ -43,7 +43,7 @@ fn all_that_is_wrong_is_named_at_once() {
         retry_schedule, timeout_seconds, max_in_flight, max_age_seconds, metadata, \
         disabled_reason, disable_time, public_key, previous_secret_expire_time, create_time, \
         update_time, payload_format, client_certificate, client_certificate_info, breaker, \
-        rate_limit_per_second, filter";
+        rate_limit_per_second, ordering, filter";
     assert_eq!(
         faults,
         [

@@ -16,8 +16,8 @@ use crate::{
         id::Micros,
         signature::Scheme,
         subscription::{
-            BreakerChoice, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, PayloadFormat,
-            Subscription, is_pattern,
+            BreakerChoice, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, Ordering,
+            PayloadFormat, Subscription, is_pattern,
         },
         trace,
     },
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What can be changed of a subscription.
-pub(super) const CHANGEABLE: [&str; 16] = [
+pub(super) const CHANGEABLE: [&str; 17] = [
     "url",
     "event_types",
     "headers",
@@ -48,6 +48,7 @@ pub(super) const CHANGEABLE: [&str; 16] = [
     "filter",
     "breaker",
     "rate_limit_per_second",
+    "ordering",
 ];
 
 const CLIENT_CERTIFICATE: &str = "client_certificate";
@@ -130,6 +131,7 @@ pub(super) fn named(
         "filter" => given.filter.is_some(),
         "breaker" => given.breaker.is_some(),
         "rate_limit_per_second" => given.rate_limit_per_second != 0,
+        "ordering" => given.ordering != 0,
         _ => false,
     };
     let mut names = mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults);
@@ -192,6 +194,7 @@ pub(super) fn apply(
                 let n = given.rate_limit_per_second;
                 s.rate_limit = whole(faults.number("rate_limit_per_second", n, 0, 10_000, 0));
             }
+            "ordering" => s.ordering = ordering(given.ordering, faults),
             CLIENT_CERTIFICATE => {
                 own.certificate = certificate(given.client_certificate.as_ref(), now, faults);
             }
@@ -359,6 +362,20 @@ fn format(number: i32, faults: &mut Faults) -> PayloadFormat {
                 "takes STANDARD, CLOUDEVENTS_STRUCTURED or CLOUDEVENTS_BINARY",
             );
             PayloadFormat::Standard
+        }
+    }
+}
+
+/// Whether deliveries go in order; not where it is not said.
+fn ordering(number: i32, faults: &mut Faults) -> Ordering {
+    match v1::Ordering::try_from(number) {
+        Ok(v1::Ordering::Off | v1::Ordering::Unspecified) => Ordering::Off,
+        Ok(v1::Ordering::Block) => Ordering::Block,
+        Ok(v1::Ordering::Skip) => Ordering::Skip,
+        Ok(v1::Ordering::Park) => Ordering::Park,
+        Err(_) => {
+            faults.add("ordering", "takes OFF, BLOCK, SKIP or PARK");
+            Ordering::Off
         }
     }
 }

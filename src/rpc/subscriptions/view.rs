@@ -7,7 +7,7 @@ use crate::{
         delivery::Schedule,
         id::{Micros, micros},
         signature::Scheme,
-        subscription::{Headers, PayloadFormat, Subscription},
+        subscription::{Headers, Ordering, PayloadFormat, Subscription},
     },
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
     rpc::convert::timestamp,
@@ -27,6 +27,15 @@ pub(super) const fn format(format: PayloadFormat) -> v1::PayloadFormat {
         PayloadFormat::Standard => v1::PayloadFormat::Standard,
         PayloadFormat::CloudEventsStructured => v1::PayloadFormat::CloudeventsStructured,
         PayloadFormat::CloudEventsBinary => v1::PayloadFormat::CloudeventsBinary,
+    }
+}
+
+const fn ordering(ordering: Ordering) -> v1::Ordering {
+    match ordering {
+        Ordering::Off => v1::Ordering::Off,
+        Ordering::Block => v1::Ordering::Block,
+        Ordering::Skip => v1::Ordering::Skip,
+        Ordering::Park => v1::Ordering::Park,
     }
 }
 
@@ -131,5 +140,6 @@ pub(super) fn view(
         filter: s.filter.clone().map(String::into_bytes),
         breaker: Some(breaker(s, state, now)),
         rate_limit_per_second: number(s.rate_limit),
+        ordering: ordering(s.ordering).into(),
     }
 }

@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 9] = [
+const MIGRATIONS: [(&str, &str); 11] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -51,8 +51,13 @@ const MIGRATIONS: [(&str, &str); 9] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
-    ("breakers", include_str!("migrations/0008_breakers.sql")),
     ("redrives", include_str!("migrations/0010_redrives.sql")),
+    ("ordering", include_str!("migrations/0009_ordering.sql")),
+    (
+        "event types",
+        include_str!("migrations/0013_event_types.sql"),
+    ),
+    ("breakers", include_str!("migrations/0008_breakers.sql")),
 ];
 
 /// The longest that a statement may take on which a caller, a delivery or the
@@ -263,4 +268,12 @@ fn lacks_day(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| {
         e.code().as_deref() == Some("23514") && e.message().contains("no partition")
     })
+}
+
+/// Whether the database gave up one of several transactions that waited for each
+/// other. Nothing of it was done.
+fn is_deadlock(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|e| e.code().as_deref() == Some("40P01"))
 }

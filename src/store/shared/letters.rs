@@ -145,9 +145,9 @@ pub(in super::super) async fn revive(
     let active = active(tx, part, now).await?;
     let sql = format!(
         "insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
-                            state, attempts, replays, by_hand, status, reason)
+                            state, attempts, replays, by_hand, status, reason, okey, oseq)
          select part, id, tenant, sub, event, event_day, {now}, 0, {active}, 0, token + 1, 3, attempts, 0, true,
-                status, reason
+                status, reason, okey, oseq
          from dead where part = {} and id in ({})",
         part.get(),
         listed(letters.iter().map(|l| l.id.0))

@@ -25,6 +25,7 @@ fn subscription(r: &Row) -> Result<Subscription> {
         client_certificate: r.get(7),
         filter: r.get(8),
         limits: r.get(9),
+        ordering: r.get(10),
     }
     .into_subscription()
     .map_err(broken)
@@ -53,7 +54,7 @@ pub(super) async fn changed(
     }
     let rows = sqlx::query(
         "select s.id, s.tenant, s.doc, s.secret, s.previous_secret, s.previous_until, s.updated_at,
-                s.client_certificate, s.filter, s.limits
+                s.client_certificate, s.filter, s.limits, s.ordering
          from subscriptions s join tenant_rev t on t.tenant = s.tenant
          where t.config_rev > $1 order by s.id",
     )
@@ -102,8 +103,8 @@ impl SubscriptionStore for Engine {
         }
         sqlx::query(
             "insert into subscriptions (id, tenant, doc, secret, previous_secret, previous_until,
-                                        updated_at, client_certificate, rev, filter, limits)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                                        updated_at, client_certificate, rev, filter, limits, ordering)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         )
         .bind(row.id)
         .bind(row.tenant)
@@ -116,6 +117,7 @@ impl SubscriptionStore for Engine {
         .bind(rev)
         .bind(row.filter)
         .bind(row.limits)
+        .bind(row.ordering)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -127,7 +129,7 @@ impl SubscriptionStore for Engine {
     async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter, limits
+                    client_certificate, filter, limits, ordering
              from subscriptions where id = $1",
         )
         .bind(id.0)
@@ -146,7 +148,7 @@ impl SubscriptionStore for Engine {
     ) -> Result<Vec<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter, limits
+                    client_certificate, filter, limits, ordering
              from subscriptions where tenant = $1 and id < $2 order by id desc limit $3",
         )
         .bind(tenant.0)
@@ -167,7 +169,7 @@ impl SubscriptionStore for Engine {
         let done = sqlx::query(
             "update subscriptions set doc = $3, secret = $4, previous_secret = $5,
                     previous_until = $6, updated_at = $7, client_certificate = $8, rev = $9,
-                    filter = $10, limits = $11
+                    filter = $10, limits = $11, ordering = $12
              where id = $1 and updated_at = $2",
         )
         .bind(row.id)
@@ -181,6 +183,7 @@ impl SubscriptionStore for Engine {
         .bind(rev)
         .bind(row.filter)
         .bind(row.limits)
+        .bind(row.ordering)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;

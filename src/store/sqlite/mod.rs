@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 9] = [
+const MIGRATIONS: [(&str, &str); 11] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -68,8 +68,13 @@ const MIGRATIONS: [(&str, &str); 9] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
-    ("breakers", include_str!("migrations/0008_breakers.sql")),
     ("redrives", include_str!("migrations/0010_redrives.sql")),
+    ("ordering", include_str!("migrations/0009_ordering.sql")),
+    (
+        "event types",
+        include_str!("migrations/0013_event_types.sql"),
+    ),
+    ("breakers", include_str!("migrations/0008_breakers.sql")),
 ];
 
 /// A SQLite database. One process at a time: its clock is the store's.

@@ -78,7 +78,9 @@ fn event(session_leases: bool) -> Publish {
             subscription: SubscriptionId::new(wall_clock(), TenantId::DEFAULT.part()),
             held: 0,
             lease: session_leases,
+            ordered: false,
         }],
+        ordering_key: None,
     }
 }
 
@@ -198,6 +200,7 @@ async fn long_reads_stop_nothing_else() {
     let (id, token) = held[0];
     let finish = Finish {
         held: 0,
+        ordered: false,
         id,
         token,
         settle: Settle::Done(Status::Delivered),
