@@ -209,7 +209,8 @@ async fn run(database: &Database, engine: &str, args: &Args) {
         .begin_session("bench", Duration::from_secs(3600))
         .await
         .unwrap();
-    store.take_partitions(session).await.unwrap();
+    let parts: Vec<Part> = Part::all().collect();
+    store.take_partitions(session, &parts).await.unwrap();
     let part: Part = TenantId::DEFAULT.part();
     let bench = Bench {
         store,

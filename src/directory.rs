@@ -311,7 +311,6 @@ impl Directory {
     /// Polls until it is cancelled. Says once that the store is away, and once
     /// that it is back.
     pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
-        let mut away = false;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -319,20 +318,16 @@ impl Directory {
                 () = tokio::time::sleep(POLL) => {}
             }
             let done = tokio::time::timeout(Duration::from_secs(5), self.refresh()).await;
-            let failure = match done {
-                Ok(Ok(())) => None,
-                Ok(Err(e)) => Some(e.to_string()),
-                Err(_) => Some("no answer within 5 seconds".to_owned()),
+            let renewed = match done {
+                Ok(done) => done.map_err(|e| e.to_string()),
+                Err(_) => Err("no answer within 5 seconds".to_owned()),
             };
-            match (&failure, away) {
-                (Some(e), false) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "configuration can't be renewed");
-                }
-                (None, true) => tracing::info!("configuration is renewed again"),
-                _ => {}
-            }
-            away = failure.is_some();
+            self.metrics.troubles.note(
+                "directory",
+                &renewed,
+                "configuration can't be renewed",
+                "configuration is renewed again",
+            );
             let stale = self.freshness() != Freshness::Fresh;
             self.metrics.config_stale.set(f64::from(u8::from(stale)));
         }

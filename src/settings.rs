@@ -202,6 +202,8 @@ pub struct Settings {
     pub egress_proxy: Option<url::Url>,
     /// A node's life without the database.
     pub session: Duration,
+    /// How long a stop still takes calls, while health says that the node leaves.
+    pub drain: Duration,
     /// How long a stop waits.
     pub shutdown: Duration,
     /// This node's name.
@@ -430,6 +432,7 @@ impl Settings {
                     .filter(|u| u.scheme() == "http" && u.host().is_some())
             })?,
             session: Duration::from_secs(source.number("SESSION_SECONDS", 10, 2, 20)?),
+            drain: Duration::from_secs(source.number("DRAIN_SECONDS", 2, 0, 600)?),
             shutdown: Duration::from_secs(source.number("SHUTDOWN_SECONDS", 10, 0, 600)?),
             node_name: source
                 .text("NODE_NAME")

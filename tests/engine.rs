@@ -39,6 +39,8 @@ mod operational;
 mod ordering;
 #[path = "engine/pace.rs"]
 mod pace;
+#[path = "engine/partitions.rs"]
+mod partitions;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/replay.rs"]
@@ -53,5 +55,7 @@ mod sessions;
 mod signatures;
 #[path = "engine/subscriptions.rs"]
 mod subscriptions;
+#[path = "engine/tasks.rs"]
+mod tasks;
 #[path = "engine/traces.rs"]
 mod traces;

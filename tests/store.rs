@@ -35,6 +35,8 @@ mod limits;
 mod model;
 #[path = "store/ordering.rs"]
 mod ordering;
+#[path = "store/partitions.rs"]
+mod partitions;
 #[path = "store/publish.rs"]
 mod publish;
 #[path = "store/redrives.rs"]
@@ -49,3 +51,5 @@ mod sessions;
 mod sweeps;
 #[path = "store/switches.rs"]
 mod switches;
+#[path = "store/timeline.rs"]
+mod timeline;

@@ -20,6 +20,7 @@ mod keys;
 mod latency;
 mod ledger;
 mod monitoring;
+mod overload;
 mod pacer;
 mod plot;
 mod postgres;
@@ -57,6 +58,7 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Publish(args) => (publish_mode(&args).await, args.output),
         Mode::Latency(args) => (latency_mode(&args).await, args.output),
         Mode::Suite(args) => (suite_mode(&args).await, args.output),
+        Mode::Overload(args) => (overload::measure(&args).await, args.output),
         Mode::Backlog(args) => (backlog_mode(&args).await, args.output),
         Mode::Isolation(args) => (isolation_mode(&args).await, args.output),
         Mode::Switch(args) => (switch::measure(&args).await, args.output),

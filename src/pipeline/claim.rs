@@ -42,7 +42,6 @@ pub(super) struct Claimer {
 impl Claimer {
     pub(super) async fn run(self, cancel: CancellationToken) {
         let mut looked: Option<Instant> = None;
-        let mut failing = false;
         while !cancel.is_cancelled() {
             let overdue = looked.is_none_or(|at| at.elapsed() >= self.poll);
             let result = if self.dispatcher.wants_discovery() || overdue {
@@ -53,15 +52,13 @@ impl Claimer {
             };
             // What is known to be due does not wait for a look that failed.
             let result = self.claim().await.and(result);
-            match (&result, failing) {
-                (Err(e), false) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "due deliveries can't be fetched");
-                }
-                (Ok(()), true) => tracing::info!("due deliveries are fetched again"),
-                _ => {}
-            }
-            failing = result.is_err();
+            self.metrics.troubles.note(
+                "claim",
+                &result,
+                "due deliveries can't be fetched",
+                "due deliveries are fetched again",
+            );
+            let failing = result.is_err();
             let most = if failing {
                 looked = None;
                 Duration::from_millis(500)

@@ -3,7 +3,6 @@
 
 use std::{
     cell::Cell,
-    collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -103,6 +102,8 @@ pub struct Dispatcher {
     /// The session whose partitions' receivers are known.
     session: AtomicI64,
     ended: mpsc::UnboundedSender<Ended>,
+    /// Told of subscriptions with something due in another node's partition.
+    hints: mpsc::UnboundedSender<SubscriptionId>,
 }
 
 impl Dispatcher {
@@ -115,11 +116,13 @@ impl Dispatcher {
         poll: Duration,
         concurrency: usize,
         changed: mpsc::UnboundedSender<Changed>,
+        hints: mpsc::UnboundedSender<SubscriptionId>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
         let (ended, receiver) = mpsc::unbounded_channel();
         let mut lanes = Lanes::new(concurrency);
         lanes.unknown_but(|_| false);
-        let delivering = AtomicBool::new(directory.switches().delivery);
+        let delivering = directory.switches().delivery && !node.is_restored();
+        let delivering = AtomicBool::new(delivering);
         let session = AtomicI64::new(node.session().0);
         let dispatcher = Arc::new(Self {
             lanes: Mutex::new(lanes),
@@ -140,6 +143,7 @@ impl Dispatcher {
             completed: AtomicU64::new(0),
             session,
             ended,
+            hints,
         });
         (dispatcher, receiver)
     }
@@ -244,9 +248,12 @@ impl Dispatcher {
                             session,
                         };
                         match self.terms(d.subscription) {
-                            Some(terms) => lanes.push(job, terms, true),
-                            // Switched off while the publish was under way.
-                            None => back.push(job),
+                            Some(terms) if self.node.owns(p.event.part()) => {
+                                lanes.push(job, terms, true);
+                            }
+                            // Switched off while the publish was under way, or the
+                            // partition is another node's by now.
+                            _ => back.push(lanes.hold(job)),
                         }
                     }
                     Some(_) if self.node.owns(p.event.part()) => {
@@ -490,6 +497,10 @@ impl Dispatcher {
         for e in ended {
             lanes.let_go(e.job.id, e.job.token);
             match e.finish.settle {
+                // Its owner would find it with its next poll all the same.
+                Settle::Retry { .. } | Settle::Release if !self.node.owns(e.job.id.part()) => {
+                    let _ = self.hints.send(e.job.subscription);
+                }
                 Settle::Retry { after, .. } => {
                     let at = e.due_by(after, now);
                     if at.saturating_duration_since(now) < self.horizon {
@@ -596,8 +607,10 @@ impl Dispatcher {
                     lanes.fetched_at(&mut job, age);
                     match self.terms(job.subscription) {
                         _ if job.body.is_empty() => missing.push(job),
-                        Some(terms) => lanes.push(job, terms, false),
-                        None => back.push(job),
+                        Some(terms) if self.node.owns(job.id.part()) => {
+                            lanes.push(job, terms, false);
+                        }
+                        _ => back.push(lanes.hold(job)),
                     }
                 }
                 for f in fetches {
@@ -630,7 +643,7 @@ impl Dispatcher {
     /// Follows a change of switches and subscriptions: what may not be sent any
     /// more is given back to the store. True where delivery was switched.
     pub(super) fn reconfigured(&self) -> bool {
-        let delivering = self.directory.switches().delivery;
+        let delivering = self.directory.switches().delivery && !self.node.is_restored();
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
         let days = self.live.load().endpoint_disable_after;
         let disable = micros(days);
@@ -648,19 +661,36 @@ impl Dispatcher {
         switched
     }
 
-    /// Forgets what belongs to partitions that are no longer this node's.
+    /// Follows a change of the session or of its partitions.
     pub(super) fn repartitioned(&self) {
-        let owned: HashSet<Part> = self.node.owned().into_iter().collect();
+        self.withdraw();
         let session = self.node.session();
         let mut lanes = self.lanes();
-        lanes.forget(|part| !owned.contains(&part));
         // What another session's owner learned in between is not known here.
         let same = self.session.swap(session.0, Ordering::AcqRel) == session.0;
-        lanes.unknown_but(|part| same && owned.contains(&part));
+        lanes.unknown_but(|part| same && self.node.owns(part));
         drop(lanes);
         self.taken.notify_one();
-        self.suspect();
         self.look_around();
+    }
+
+    /// Gives back what waits here in partitions that are no longer this node's, and
+    /// drops what was leased to a session that has ended: its rows are free.
+    pub(super) fn withdraw(&self) {
+        let session = self.node.session();
+        let mut lanes = self.lanes();
+        let out = lanes.withdraw(|job| job.session == session && self.node.owns(job.id.part()));
+        let (back, gone): (Vec<_>, Vec<_>) = out.into_iter().partition(|j| j.session == session);
+        for job in gone {
+            lanes.let_go(job.id, job.token);
+        }
+        drop(lanes);
+        self.release(back);
+    }
+
+    /// Whether anything in these partitions is leased to this node that it knows of.
+    pub(super) fn holds_any(&self, of: impl Fn(Part) -> bool) -> bool {
+        self.lanes().holds_any(of)
     }
 
     pub(super) fn tidy(&self) {

@@ -76,7 +76,18 @@ impl Finisher {
         let mut wait = Duration::from_millis(50);
         loop {
             let finishes: Vec<Finish> = batch.iter().map(Ended::as_of_now).collect();
-            match self.store.finish(&finishes).await {
+            let result = self.store.finish(&finishes).await;
+            let recorded = result.as_ref().map(drop).or_else(|e| match e {
+                StoreError::Data(_) => Ok(()),
+                e => Err(e),
+            });
+            self.metrics.troubles.note(
+                "finish",
+                &recorded,
+                "outcomes not recorded yet",
+                "outcomes are recorded again",
+            );
+            match result {
                 Ok(results) => {
                     for (ended, result) in batch.iter().zip(results) {
                         self.account(ended, result);
@@ -88,11 +99,7 @@ impl Finisher {
                     return;
                 }
                 Err(e) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(
-                        error.message = %e, batch.size = batch.len(),
-                        retry_in = ?wait, "outcomes not recorded yet"
-                    );
+                    tracing::debug!(error.message = %e, batch.size = batch.len(), retry_in = ?wait);
                     if !self.node.is_alive() && self.node.session().0 == 0 {
                         // The rows are another's by now, or free.
                         return;

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     directory::Directory,
     domain::id::SubscriptionId,
+    metrics::Metrics,
     settings::Live,
     store::{Hint, Store, StoreError},
     tasks::Tasks,
@@ -37,6 +38,7 @@ pub(super) struct Follower {
     pub(super) node: Arc<Node>,
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) announcer: Announcer,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Follower {
@@ -86,9 +88,12 @@ impl Follower {
             }
             let distinct: HashSet<SubscriptionId> = batch.drain(..).collect();
             let hints: Vec<_> = distinct.into_iter().map(|s| (s.part(), s)).collect();
-            if let Err(e) = self.store.hint(&hints).await {
-                tracing::debug!(error.message = %e, "hints not sent; the owners' polls find the rows");
-            }
+            self.metrics.troubles.note(
+                "hints out",
+                &self.store.hint(&hints).await,
+                "hints not sent; the owners' polls find the rows",
+                "hints are sent again",
+            );
         }
     }
 
@@ -96,11 +101,12 @@ impl Follower {
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
-                result = self.listen() => {
-                    if let Err(e) = result {
-                        tracing::debug!(error.message = %e, "not listening; polls go on");
-                    }
-                }
+                result = self.listen() => self.metrics.troubles.note(
+                    "hints in",
+                    &result,
+                    "hints are not heard; polls go on",
+                    "hints are heard again",
+                ),
             }
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -111,6 +117,12 @@ impl Follower {
 
     async fn listen(&self) -> Result<(), StoreError> {
         let mut hints = self.store.listen().await?;
+        self.metrics.troubles.note(
+            "hints in",
+            &Ok::<(), StoreError>(()),
+            "",
+            "hints are heard again",
+        );
         // What was said before this is found by looking.
         self.directory.nudge();
         self.dispatcher.look_around();
@@ -118,7 +130,9 @@ impl Follower {
             match hints.next().await? {
                 Hint::Due(part, subscription) => self.dispatcher.sign(part, subscription),
                 Hint::Config => self.directory.nudge(),
+                Hint::Partitions => self.node.nudge(),
                 Hint::Reconnected => {
+                    self.node.nudge();
                     self.directory.nudge();
                     self.dispatcher.look_around();
                 }
@@ -168,12 +182,16 @@ impl Follower {
             });
             let mut wait = session.0 == 0;
             if !known && !wait {
-                match self.store.confirm(session, revision, &pins.names()).await {
+                let confirmed = self.store.confirm(session, revision, &pins.names()).await;
+                self.metrics.troubles.note(
+                    "confirmations",
+                    &confirmed,
+                    "configuration not confirmed yet",
+                    "configuration is confirmed again",
+                );
+                match confirmed {
                     Ok(()) => told = Some((session, revision, pins)),
-                    Err(e) => {
-                        tracing::debug!(error.message = %e, "configuration not confirmed yet");
-                        wait = true;
-                    }
+                    Err(_) => wait = true,
                 }
             }
             tokio::select! {
@@ -204,13 +222,14 @@ impl Follower {
         if parts.is_empty() {
             return true;
         }
-        match self.store.hold(self.node.session(), &parts, held).await {
-            Ok(()) => true,
-            Err(e) => {
-                tracing::warn!(error.message = %e, delivery.held = held, "held time not noted yet");
-                false
-            }
-        }
+        let noted = self.store.hold(self.node.session(), &parts, held).await;
+        self.metrics.troubles.note(
+            "held time",
+            &noted,
+            "held time not noted yet",
+            "held time is noted again",
+        );
+        noted.is_ok()
     }
 
     /// A receiver that answered 410 wants no more: its subscription is switched
@@ -226,11 +245,17 @@ impl Follower {
                 s = gone.recv() => match s { Some(s) => s, None => return },
             };
             let mut wait = Duration::from_millis(100);
-            while let Err(e) = self.announcer.disable(subscription, Why::Gone).await {
-                tracing::warn!(
-                    subscription.id = %subscription, error.message = %e,
-                    "gone receiver's subscription not disabled yet"
+            loop {
+                let disabled = self.announcer.disable(subscription, Why::Gone).await;
+                self.metrics.troubles.note(
+                    "gone receivers",
+                    &disabled,
+                    "gone receiver's subscription not disabled yet",
+                    "gone receivers' subscriptions are disabled again",
                 );
+                if disabled.is_ok() {
+                    break;
+                }
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}

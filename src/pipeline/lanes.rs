@@ -214,6 +214,12 @@ impl Lanes {
         for part in Part::all().filter(|p| !kept(*p)) {
             self.known &= !(1 << part.get());
         }
+        for (subscription, lane) in &mut self.by_id {
+            if !kept(subscription.part()) {
+                lane.receiver = Receiver::default();
+                lane.resumes = None;
+            }
+        }
     }
 
     /// Partitions of which it is not known how their receivers are.
@@ -356,6 +362,12 @@ impl Lanes {
         if let Some(lane) = self.by_id.get(&job.subscription) {
             lane.receiver.fetched(job, age, self.clock(Instant::now()));
         }
+    }
+
+    /// Notes the lease of a job that does not wait here: it is given back.
+    pub(super) fn hold(&mut self, job: Job) -> Job {
+        self.held.insert(job.id, job.token);
+        job
     }
 
     fn enter_ring(&mut self, subscription: SubscriptionId) {
@@ -678,28 +690,33 @@ impl Lanes {
         after
     }
 
-    /// Forgets every lease in a partition that is no longer this node's.
-    pub(super) fn forget(&mut self, lost: impl Fn(Part) -> bool) {
+    /// Takes the jobs out that wait and are not to stay. What is under way goes on:
+    /// its lease is this node's until its outcome is recorded.
+    pub(super) fn withdraw(&mut self, stays: impl Fn(&Job) -> bool) -> Vec<Job> {
+        let mut out = Vec::new();
         for lane in self.by_id.values_mut() {
             for jobs in [&mut lane.fresh, &mut lane.stored] {
-                jobs.retain(|job| {
-                    let gone = lost(job.id.part());
-                    if gone {
+                if jobs.iter().all(&stays) {
+                    continue;
+                }
+                for job in std::mem::take(jobs) {
+                    if stays(&job) {
+                        jobs.push_back(job);
+                    } else {
                         self.waiting -= 1;
                         self.bytes = self.bytes.saturating_sub(job.body.len());
+                        out.push(job);
                     }
-                    !gone
-                });
-            }
-        }
-        self.held.retain(|id, _| !lost(id.part()));
-        for (subscription, lane) in &mut self.by_id {
-            if lost(subscription.part()) {
-                lane.receiver = Receiver::default();
-                lane.resumes = None;
+                }
             }
         }
         self.by_id.retain(|_, lane| !lane.is_idle() || lane.in_ring);
+        out
+    }
+
+    /// Whether this node has leases in any of these partitions.
+    pub(super) fn holds_any(&self, of: impl Fn(Part) -> bool) -> bool {
+        self.held.keys().any(|id| of(id.part()))
     }
 
     /// Jobs that wait.

@@ -3,7 +3,9 @@
 //! [`publish`] commits events with their deliveries and hands what it leased to
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
 //! and sends them with [`sender`]; `finish` records how that went. [`node`]
-//! keeps this node's session and partitions, `claim` fetches from the store
+//! keeps this node's session and partitions, `balance` brings partitions to where
+//! they belong, [`timeline`] watches that the database does not go back in
+//! time, `claim` fetches from the store
 //! what is due and not in memory, `receivers` what is known of receivers, [`announce`]
 //! tells owners of it, `follow` passes on what other nodes and the configuration say,
 //! `redrive` works redrives and replays, `upkeep` sweeps.
@@ -15,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub mod announce;
+mod balance;
 mod claim;
 pub mod clients;
 pub mod dispatch;
@@ -28,6 +31,7 @@ pub mod publish;
 mod receivers;
 mod redrive;
 pub mod sender;
+pub mod timeline;
 mod upkeep;
 mod worker;
 
@@ -43,6 +47,8 @@ pub struct Parts {
     pub live: Arc<ArcSwap<Live>>,
     /// This node, with its session begun.
     pub node: Arc<node::Node>,
+    /// Watches that the store does not go back in time.
+    pub watch: Arc<timeline::Watch>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The HTTP client of attempts.
@@ -60,6 +66,7 @@ pub struct Pipeline {
     /// What is under way.
     pub dispatcher: Arc<dispatch::Dispatcher>,
     node: Arc<node::Node>,
+    balancer: Arc<balance::Balancer>,
     /// Stops what brings work: claims, sends, sweeps.
     sending: CancellationToken,
     /// Stops what records it.
@@ -76,6 +83,7 @@ impl Pipeline {
             directory,
             live,
             node,
+            watch,
             metrics,
             sender,
             poll,
@@ -95,6 +103,7 @@ impl Pipeline {
             poll,
             concurrency,
             changed,
+            hints.clone(),
         );
         let writer = publish::Writer {
             store: store.clone(),
@@ -179,8 +188,18 @@ impl Pipeline {
             node: node.clone(),
             live: live.clone(),
             announcer,
+            metrics: metrics.clone(),
         };
         follower.spawn(tasks, hinted, gone_subscriptions, &sending);
+
+        let balancer = Arc::new(balance::Balancer {
+            store: store.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            metrics: metrics.clone(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        tasks.spawn("partitions", balancer.clone().run(sending.clone()));
 
         let upkeep = upkeep::Upkeep {
             store,
@@ -192,11 +211,12 @@ impl Pipeline {
             deaths,
         };
         tasks.spawn("upkeep", upkeep.run(sending.clone()));
-        tasks.spawn("session", node.clone().run(recording.clone()));
+        tasks.spawn("session", node.clone().run(watch, recording.clone()));
         Self {
             publisher,
             dispatcher,
             node,
+            balancer,
             sending,
             recording,
             attempts,
@@ -219,6 +239,16 @@ impl Pipeline {
             );
         }
         self.recording.cancel();
+    }
+
+    /// Hands the partitions over while what is under way ends: nothing is to wait
+    /// for that.
+    pub async fn leave(&self) {
+        match tokio::time::timeout(balance::LEAVE, self.balancer.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::debug!(error.message = %e, "partitions not handed over"),
+            Err(_) => tracing::debug!("partitions not handed over in time"),
+        }
     }
 
     /// Ends the session: what it still leases is free at once.

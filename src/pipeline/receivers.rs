@@ -85,19 +85,15 @@ impl Receivers {
     /// Finds how the receivers are of partitions that are taken over, before anything
     /// is sent to them.
     pub(super) async fn find(self, cancel: CancellationToken) {
-        let mut failing = false;
         loop {
             let found = self.load().await;
-            match (&found, failing) {
-                (Err(e), false) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "how receivers are can't be read");
-                }
-                (Ok(()), true) => tracing::info!("how receivers are is read again"),
-                _ => {}
-            }
-            failing = found.is_err();
-            let wait = if failing {
+            self.metrics.troubles.note(
+                "receivers found",
+                &found,
+                "how receivers are can't be read",
+                "how receivers are is read again",
+            );
+            let wait = if found.is_err() {
                 Duration::from_millis(500)
             } else {
                 EVERY
@@ -150,15 +146,15 @@ impl Receivers {
     async fn stored(&self, changed: &Changed, cancel: &CancellationToken) -> bool {
         let mut wait = Duration::from_millis(50);
         while self.node.owns(changed.subscription.part()) {
-            match self.store_once(changed).await {
-                Ok(stored) => return stored,
-                Err(e) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(
-                        subscription.id = %changed.subscription, error.message = %e,
-                        "how a receiver is can't be stored yet"
-                    );
-                }
+            let stored = self.store_once(changed).await;
+            self.metrics.troubles.note(
+                "receivers kept",
+                &stored,
+                "how receivers are can't be stored yet",
+                "how receivers are is stored again",
+            );
+            if let Ok(stored) = stored {
+                return stored;
             }
             if cancel.is_cancelled() {
                 return false;
@@ -250,12 +246,15 @@ impl Receivers {
 
     async fn disable(&self, id: SubscriptionId, cancel: &CancellationToken) {
         let mut wait = Duration::from_millis(100);
-        while let Err(e) = self.announcer.disable(id, Why::Failing).await {
-            tracing::warn!(
-                subscription.id = %id, error.message = %e,
-                "failing receiver's subscription not disabled yet"
+        loop {
+            let disabled = self.announcer.disable(id, Why::Failing).await;
+            self.metrics.troubles.note(
+                "failing receivers",
+                &disabled,
+                "failing receiver's subscription not disabled yet",
+                "failing receivers' subscriptions are disabled again",
             );
-            if cancel.is_cancelled() || !self.node.owns(id.part()) {
+            if disabled.is_ok() || cancel.is_cancelled() || !self.node.owns(id.part()) {
                 return;
             }
             tokio::time::sleep(wait).await;

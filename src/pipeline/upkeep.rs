@@ -117,13 +117,14 @@ impl Upkeep {
         self.told("usage", self.count(session).await);
     }
 
-    fn told<T>(&self, what: &str, result: crate::store::Result<T>) -> Option<T> {
-        result
-            .inspect_err(|e| {
-                self.metrics.store_errors.increment(1);
-                tracing::debug!(upkeep.task = what, error.message = %e, "upkeep failed; it is tried again");
-            })
-            .ok()
+    fn told<T>(&self, what: &'static str, result: crate::store::Result<T>) -> Option<T> {
+        self.metrics.troubles.note(
+            what,
+            &result,
+            "upkeep fails; it is tried again",
+            "upkeep works again",
+        );
+        result.ok()
     }
 
     async fn count(&self, session: Session) -> crate::store::Result<()> {
@@ -189,8 +190,7 @@ impl Upkeep {
         session: Session,
         unknown: &mut HashMap<DeliveryId, i32>,
     ) -> crate::store::Result<()> {
-        if self.node.owned().is_empty() {
-            // Then nothing is leased to it, and the whole queue is read to see it.
+        if session.0 == 0 {
             unknown.clear();
             return Ok(());
         }

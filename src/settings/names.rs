@@ -200,6 +200,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "how long a node lives without the database, 2 to 20",
     ),
     (
+        "DRAIN_SECONDS",
+        "2 (0 in dev)",
+        "how long a stop still answers while health says that it leaves",
+    ),
+    (
         "SHUTDOWN_SECONDS",
         "10",
         "how long a stop waits for what is under way",

@@ -21,6 +21,7 @@ use crate::domain::{
     subscription::{Ordering, Subscription},
     switch::{Change, Stored},
     tenant::Tenant,
+    timeline::Timeline,
     trace::Trace,
 };
 
@@ -732,9 +733,22 @@ pub trait NodeStore: Send + Sync {
     /// free.
     async fn end_session(&self, session: Session) -> Result<()>;
 
-    /// Takes every partition that no live session owns, and frees what their
-    /// last owners held. Answers all that the session owns now.
-    async fn take_partitions(&self, session: Session) -> Result<Vec<Part>>;
+    /// Notes whether partitions may be handed over to a session; not at its
+    /// beginning. Tells the other nodes ([`Hint::Partitions`]).
+    async fn set_ready(&self, session: Session, ready: bool) -> Result<()>;
+
+    /// Every partition, with the live session that owns it; session 0 where
+    /// there is none.
+    async fn partitions(&self) -> Result<Vec<(Part, Session)>>;
+
+    /// Takes those of these partitions that no live session owns, and frees what
+    /// their last owners held. Answers all that the session owns now.
+    async fn take_partitions(&self, session: Session, among: &[Part]) -> Result<Vec<Part>>;
+
+    /// Hands partitions that the session owns over to another one, and tells it
+    /// ([`Hint::Partitions`]); which ones: none where either of them has ended.
+    /// What is leased in them stays leased to whom it is.
+    async fn hand_over(&self, session: Session, to: Session, parts: &[Part]) -> Result<Vec<Part>>;
 
     /// Begins or ends the time in which deliveries of these partitions are held
     /// on purpose. Doing it twice changes nothing.
@@ -756,6 +770,28 @@ pub trait NodeStore: Send + Sync {
     async fn listen(&self) -> Result<Box<dyn Hints>>;
 }
 
+/// How far the database has come, so that one that went back in time is known.
+#[async_trait]
+pub trait TimelineStore: Send + Sync {
+    /// How far it has come.
+    async fn timeline(&self) -> Result<Timeline>;
+
+    /// The server that it runs on, as far as that tells it from a copy; empty where
+    /// nothing tells.
+    async fn server(&self) -> Result<String>;
+
+    /// Moves the mark on: to the database's clock where that is later, else by one.
+    /// Notes the server where none is noted.
+    async fn advance_timeline(&self) -> Result<Timeline>;
+
+    /// Notes why deliveries are held, unless something is noted already.
+    async fn note_restored(&self, why: &str) -> Result<()>;
+
+    /// Begins another timeline, on the server that it runs on: deliveries are no
+    /// longer held.
+    async fn accept_restored(&self) -> Result<Timeline>;
+}
+
 /// A session that lives, and what its node noted last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveNode {
@@ -767,6 +803,8 @@ pub struct LiveNode {
     pub revision: i64,
     /// The switches that its environment pins, with commas between them.
     pub pins: String,
+    /// Whether partitions may be handed over to it.
+    pub ready: bool,
 }
 
 /// What a node is told by another.
@@ -776,6 +814,8 @@ pub enum Hint {
     Due(Part, SubscriptionId),
     /// The configuration changed.
     Config,
+    /// Nodes or the partitions that they own changed.
+    Partitions,
     /// The connection was lost in between.
     Reconnected,
 }
@@ -1034,6 +1074,7 @@ pub trait Store:
     + QueueStore
     + BreakerStore
     + NodeStore
+    + TimelineStore
     + HistoryStore
     + LimitStore
     + CallStore

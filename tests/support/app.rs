@@ -99,6 +99,7 @@ pub fn variables(db: &Db) -> BTreeMap<String, String> {
         ("WEBHOOKS_DELIVERY_ENABLED", "1"),
         ("ALLOWED_ENDPOINT_CIDRS", "127.0.0.0/8,::1/128"),
         ("ALLOW_HTTP_ENDPOINTS", "1"),
+        ("DRAIN_SECONDS", "0"),
         ("SHUTDOWN_SECONDS", "5"),
     ]
     .into_iter()

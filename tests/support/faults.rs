@@ -24,6 +24,7 @@ use onering::{
         subscription::{Ordering, Subscription},
         switch::Change,
         tenant::Tenant,
+        timeline::Timeline,
     },
     store::{
         AuditEnd, Author, BreakerStore, Buried, CallCount, CallStore, Changed, Changes,
@@ -31,7 +32,8 @@ use onering::{
         HistoryStore, KeyStore, KeyUse, Leased, Letters, LimitStore, LiveNode, Load, LoadStore,
         Moved, NodeStore, Ordered, Page, Past, Publish, Published, QueueStore, ReceiverState,
         Recent, RedriveStore, Result, SealedKey, Session, Standing, Step, Store, StoreError,
-        StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
+        StoredEvent, SubscriptionStore, SwitchStore, TenantStore, TimelineStore, Usage, Waiting,
+        Want,
     },
 };
 use tokio::sync::watch;
@@ -64,6 +66,8 @@ struct Verb {
 #[derive(Default)]
 struct State {
     verbs: HashMap<&'static str, Verb>,
+    /// Whether every verb fails.
+    all: bool,
     /// One call in so many of any verb of the queue goes wrong; 0: none does.
     one_in: u64,
     chance: u64,
@@ -115,6 +119,23 @@ impl Faults {
         self.mended.send_modify(|n| *n += 1);
     }
 
+    /// Every verb fails from now on, or works again.
+    pub fn all_fail(&self, fail: bool) {
+        self.state().all = fail;
+    }
+
+    /// The verbs that were begun so far, and how often.
+    pub fn all_begun(&self) -> HashMap<&'static str, usize> {
+        let state = self.state();
+        state.verbs.iter().map(|(v, s)| (*v, s.began)).collect()
+    }
+
+    /// The verbs that succeeded so far, and how often.
+    pub fn all_answered(&self) -> HashMap<&'static str, usize> {
+        let state = self.state();
+        state.verbs.iter().map(|(v, s)| (*v, s.answered)).collect()
+    }
+
     /// From now on one in so many calls of the queue's verbs, by chance, fails or
     /// loses its answer; with 0 none does. The seed repeats the chances.
     pub fn one_in(&self, n: u64, seed: u64) {
@@ -143,8 +164,12 @@ impl Faults {
 
     fn begin(&self, verb: &'static str, at_risk: bool) -> Option<Fault> {
         let mut state = self.state();
+        let all = state.all;
         let known = state.verbs.entry(verb).or_default();
         known.began += 1;
+        if all {
+            return Some(Fault::Fails);
+        }
         if let Some((fault, left)) = &mut known.planned {
             let fault = *fault;
             *left = left.saturating_sub(1);
@@ -310,12 +335,23 @@ passed_on!(NodeStore, false, {
     begin_session(name: &str, ttl: Duration) -> Session;
     renew_session(session: Session, ttl: Duration) -> bool;
     end_session(session: Session) -> ();
-    take_partitions(session: Session) -> Vec<Part>;
+    set_ready(session: Session, ready: bool) -> ();
+    partitions() -> Vec<(Part, Session)>;
+    take_partitions(session: Session, among: &[Part]) -> Vec<Part>;
+    hand_over(session: Session, to: Session, parts: &[Part]) -> Vec<Part>;
     hold(session: Session, parts: &[Part], held: bool) -> ();
     confirm(session: Session, revision: i64, pins: &str) -> ();
     nodes() -> Vec<LiveNode>;
     hint(hints: &[(Part, SubscriptionId)]) -> ();
     listen() -> Box<dyn Hints>;
+});
+
+passed_on!(TimelineStore, false, {
+    timeline() -> Timeline;
+    server() -> String;
+    advance_timeline() -> Timeline;
+    note_restored(why: &str) -> ();
+    accept_restored() -> Timeline;
 });
 
 passed_on!(HistoryStore, false, {

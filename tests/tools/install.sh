@@ -57,6 +57,7 @@ install_packages() {
     local missing=()
     postgres_bin >/dev/null || missing+=(postgresql)
     command -v redis-server >/dev/null || missing+=(redis-server)
+    PATH=$PATH:/usr/sbin command -v haproxy >/dev/null || missing+=(haproxy)
     command -v jq >/dev/null || missing+=(jq)
     command -v curl >/dev/null || missing+=(curl)
     chromium >/dev/null || missing+=(chromium)
@@ -65,6 +66,7 @@ install_packages() {
         install_with_apt "${missing[@]}"
     fi
     need redis-server 'Redis 7 or later'
+    PATH=$PATH:/usr/sbin need haproxy 'HAProxy 2.4 or later'
     need jq jq
     need curl curl
     ONERING_TEST_CHROMIUM=$(chromium) || die 'Chromium is missing: install it, then run ./test again.'

@@ -18,6 +18,7 @@ Examples:
   onering bench publish --database postgres://localhost/postgres --endpoints 10 --fan-out 10
   onering bench publish --rate 2000 --json result.json --svg result.svg
   onering bench latency --b5-rate 5000
+  onering bench overload --duration 20s --database postgres://localhost/postgres
   onering bench load --database sqlite:///var/tmp/onering.db --deliveries 1000000
   onering bench monitoring --database postgres://localhost/postgres --deliveries 10000000
   onering bench suite --database postgres://localhost/postgres --database sqlite
@@ -53,6 +54,8 @@ pub enum Mode {
     Publish(PublishArgs),
     /// Latency from publish to arrival, at 100 events/s and at half of full speed.
     Latency(LatencyArgs),
+    /// Ten times what the server takes: how it refuses, its memory, and how it is after that.
+    Overload(OverloadArgs),
     /// From a changed switch or a revoked key until the last node acts on it.
     Switch(SwitchArgs),
     /// Everything, as a table in Markdown.
@@ -153,6 +156,20 @@ pub struct LatencyArgs {
     /// The high rate. Without it: half of what the server takes, measured first.
     #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate)]
     pub b5_rate: Option<f64>,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `bench overload`.
+#[derive(Debug, Args)]
+pub struct OverloadArgs {
+    /// Publishers during the overload: each waits for its answer, so that few can't overload.
+    #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    pub overload_connections: u16,
     #[command(flatten)]
     pub load: LoadArgs,
     #[command(flatten)]

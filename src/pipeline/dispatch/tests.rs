@@ -30,15 +30,9 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
     .unwrap();
     let ttl = Duration::from_secs(60);
     let node = Arc::new(Node::new(store, metrics.clone(), "n".into(), ttl));
-    let (dispatcher, _) = Dispatcher::new(
-        directory,
-        live,
-        node,
-        metrics,
-        poll,
-        10,
-        mpsc::unbounded_channel().0,
-    );
+    let (hints, _) = mpsc::unbounded_channel();
+    let (changed, _) = mpsc::unbounded_channel();
+    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, 10, changed, hints);
     (dispatcher, folder)
 }
 

@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 11] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -57,6 +57,7 @@ const MIGRATIONS: [(&str, &str); 11] = [
         "event types",
         include_str!("migrations/0013_event_types.sql"),
     ),
+    ("nodes", include_str!("migrations/0012_nodes.sql")),
     ("breakers", include_str!("migrations/0008_breakers.sql")),
 ];
 
@@ -166,6 +167,18 @@ impl Postgres {
     /// A UUID as it is written in a statement.
     fn uuid_literal(uuid: uuid::Uuid) -> String {
         format!("'{uuid}'::uuid")
+    }
+
+    /// The server and the database: a copy has others, a standby the same. Empty
+    /// where the server does not tell.
+    async fn here(&self) -> String {
+        sqlx::query_scalar(
+            "select (select system_identifier from pg_control_system())::text || '/' || oid::text
+             from pg_database where datname = current_database()",
+        )
+        .fetch_one(&self.hot)
+        .await
+        .unwrap_or_default()
     }
 
     async fn clock(&self, tx: &mut Transaction<'_>) -> Result<Micros> {

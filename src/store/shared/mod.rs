@@ -3,8 +3,8 @@
 //!
 //! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
 //! that writes), `snapshot()` (one that sees one state), `clock()`,
-//! `revive_failed()`, `config_changed()`, `windows()`, `write_windows()`, `write_calls()` and
-//! `FOR_UPDATE`.
+//! `revive_failed()`, `config_changed()`, `here()` (the server), `windows()`,
+//! `write_windows()`, `write_calls()` and `FOR_UPDATE`.
 
 mod audit;
 mod breakers;
@@ -22,6 +22,7 @@ mod redrives;
 mod subscriptions;
 mod switches;
 mod tenants;
+mod timeline;
 
 pub(super) use calls::subject;
 pub(super) use limits::window;
