@@ -40,6 +40,8 @@ pub struct Metrics {
     pub deliveries_delivered: Counter,
     /// Deliveries that were given up.
     pub deliveries_dead: Counter,
+    /// Breakers that opened.
+    pub breakers_opened: Counter,
     /// Finishes that came too late.
     pub leases_stale: Counter,
     /// Request to response, of one attempt.
@@ -115,6 +117,11 @@ impl Metrics {
             attempts_replay_expired: attempts(Some(("outcome", "replay_expired"))),
             deliveries_delivered: deliveries(Some(("outcome", "delivered"))),
             deliveries_dead: deliveries(Some(("outcome", "dead"))),
+            breakers_opened: r.counter(
+                "onering_breakers_opened_total",
+                "Circuit breakers that opened",
+                None,
+            ),
             leases_stale: r.counter(
                 "onering_stale_leases_total",
                 "Outcomes that came after their lease was lost",

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use crate::{
-    domain::{delivery::Schedule, switch::Switch},
+    domain::{breaker, delivery::Schedule, switch::Switch},
     limiter::Undecided,
     store::Database,
 };
@@ -121,6 +121,12 @@ pub struct Live {
     pub thresholds: Thresholds,
     /// The schedule of subscriptions that name none.
     pub schedule: Schedule,
+    /// When breakers open, of subscriptions that don't say it.
+    pub breaker: breaker::Settings,
+    /// Attempts under way to one host, over all subscriptions and nodes; 0: any number.
+    pub host_max_in_flight: usize,
+    /// A subscription of which nothing is delivered for so long is disabled; 0: none is.
+    pub endpoint_disable_after: Duration,
     /// The greatest age of a signature that leaves.
     pub replay_window: Duration,
     /// Whether monitoring takes no key; where it is not set it takes one.
@@ -264,6 +270,19 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
                 )?
                 .unwrap_or(standard.backoff),
         },
+        breaker: breaker::Settings {
+            failures_to_open: source.number(
+                "BREAKER_FAILURES_TO_OPEN",
+                breaker::DEFAULT_FAILURES,
+                0,
+                1000,
+            )?,
+            open_seconds: source.number("BREAKER_OPEN_SECONDS", breaker::DEFAULT_OPEN, 1, 3600)?,
+        },
+        host_max_in_flight: source.number("HOST_MAX_IN_FLIGHT", 1000, 0, 1_000_000)?,
+        endpoint_disable_after: Duration::from_secs(
+            86_400 * source.number("ENDPOINT_DISABLE_AFTER_DAYS", 5, 0, 365)?,
+        ),
         replay_window: Duration::from_secs(source.number(
             "WEBHOOKS_REPLAY_WINDOW_SECONDS",
             300,
@@ -479,6 +498,11 @@ mod tests {
         assert_eq!(s.live.thresholds, documented);
         assert_eq!(s.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(s.live.replay_window, Duration::from_secs(300));
+        let breaker = s.live.breaker;
+        assert_eq!((breaker.failures_to_open, breaker.open_seconds), (5, 60));
+        assert_eq!(s.live.host_max_in_flight, 1000);
+        let days = s.live.endpoint_disable_after;
+        assert_eq!(days, Duration::from_secs(5 * 86_400));
         assert_eq!(s.delivery_loop, Duration::from_secs(5));
     }
 

@@ -22,6 +22,10 @@ pub struct Target {
     pub subscription: Subscription,
     /// Where its attempts go; means nothing for a stream.
     pub uri: Uri,
+    /// Which URL that is, as a number.
+    pub url: u64,
+    /// Which host and port that is, as a number.
+    pub host: u64,
     /// Its own headers.
     pub headers: HeaderMap,
     /// What it shows to its receiver. Connections belong to one of these: with
@@ -71,12 +75,15 @@ impl Target {
             let value: HeaderValue = value.parse().map_err(|_| format!("bad value of {name}"))?;
             headers.insert(name, value);
         }
+        let uri = match s.kind {
+            Kind::Webhook => s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
+            Kind::Stream => Uri::default(),
+        };
         Ok(Self {
             filter: filter(&s),
-            uri: match s.kind {
-                Kind::Webhook => s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
-                Kind::Stream => Uri::default(),
-            },
+            url: number_of(&s.url),
+            host: host_of(&uri),
+            uri,
             headers,
             client_certificate,
             alone: Signer::new(s.scheme, &secret, None),
@@ -96,6 +103,24 @@ impl Target {
     }
 }
 
+/// A number for a text, the same in the whole process and never 0.
+fn number_of(text: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+/// A number for the host and port that a URL names, however it spells them.
+fn host_of(uri: &Uri) -> u64 {
+    let host = uri.host().unwrap_or_default().trim_end_matches('.');
+    let port = uri.port_u16().unwrap_or(match uri.scheme_str() {
+        Some("http") => 80,
+        _ => 443,
+    });
+    number_of(&format!("{}:{port}", host.to_ascii_lowercase()))
+}
+
 /// A subscription's filter. One that can't be compiled is a later version's, for
 /// each was when it was stored: an event too many does less harm than one too few.
 fn filter(s: &Subscription) -> Option<Rule> {
@@ -108,4 +133,22 @@ fn filter(s: &Subscription) -> Option<Rule> {
             );
         })
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // D3: one host, however it is written.
+    #[test]
+    fn hosts_are_told_apart_by_name_and_port() {
+        let host = |text: &str| host_of(&text.parse().unwrap());
+        assert_eq!(
+            host("https://A.example/x"),
+            host("https://a.example.:443/y?z")
+        );
+        assert_ne!(host("https://a.example/"), host("http://a.example/"));
+        assert_ne!(host("https://a.example/"), host("https://a.example:8443/"));
+        assert_ne!(host("https://a.example/"), host("https://b.example/"));
+    }
 }

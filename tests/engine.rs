@@ -9,6 +9,8 @@ mod support;
 mod attempts;
 #[path = "engine/body.rs"]
 mod body;
+#[path = "engine/breaker.rs"]
+mod breaker;
 #[path = "engine/challenge.rs"]
 mod challenge;
 #[path = "engine/client_certificates.rs"]
@@ -31,8 +33,12 @@ mod isolation;
 mod launch;
 #[path = "engine/libraries.rs"]
 mod libraries;
+#[path = "engine/operational.rs"]
+mod operational;
 #[path = "engine/ordering.rs"]
 mod ordering;
+#[path = "engine/pace.rs"]
+mod pace;
 #[path = "engine/partitions.rs"]
 mod partitions;
 #[path = "engine/publish.rs"]

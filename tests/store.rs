@@ -7,6 +7,8 @@ mod support;
 
 #[path = "store/backlog.rs"]
 mod backlog;
+#[path = "store/breakers.rs"]
+mod breakers;
 #[path = "store/by_hand.rs"]
 mod by_hand;
 #[path = "store/claim.rs"]

@@ -48,7 +48,8 @@ pub(super) struct SmokeArgs {
     /// insist that the sink verified the delivery
     #[arg(long, value_name = "SECRET")]
     sink_secret: Option<String>,
-    /// Also show that a 200 is delivered, a 503 is retried and a 400 is not
+    /// Also show that a 200 is delivered, a 503 is retried, a 400 is not, and that five
+    /// failures open the circuit breaker until a probe closes it
     #[arg(long)]
     scenarios: bool,
     /// How long to wait for a delivery, in seconds
@@ -111,6 +112,8 @@ pub(super) async fn run(args: SmokeArgs) -> ExitCode {
             let phase = smoke.scenario(scenario).await;
             show(name, phase);
         }
+        let phase = smoke.breaker_scenario().await;
+        show(scenarios::BREAKER, phase);
     }
     if let Err(why) = smoke.clean_up().await {
         println!("❌ something was left behind: {why}");

@@ -19,6 +19,8 @@ pub const EXPIRED: i16 = 21;
 pub const RETRIES: i16 = 22;
 /// Attempts that were not sent because their signature was too old.
 pub const REPLAY_REJECTED: i16 = 23;
+/// Breakers that opened.
+pub const BREAKER_OPENED: i16 = 24;
 /// Deliveries that were delivered with a latency of bucket 0; the other buckets
 /// follow.
 pub const LATENCY: i16 = 100;
@@ -110,6 +112,7 @@ pub struct Tally {
     expired: i64,
     retries: i64,
     replay_rejected: i64,
+    breaker_opens: i64,
     latencies: Vec<i64>,
 }
 
@@ -130,6 +133,7 @@ impl Tally {
             EXPIRED => self.expired += n,
             RETRIES => self.retries += n,
             REPLAY_REJECTED => self.replay_rejected += n,
+            BREAKER_OPENED => self.breaker_opens += n,
             LATENCY.. => {
                 let bucket = usize::try_from(code - LATENCY).unwrap_or_default();
                 if self.latencies.len() <= bucket {
@@ -177,6 +181,12 @@ impl Tally {
     #[must_use]
     pub const fn replay_rejected(&self) -> i64 {
         self.replay_rejected
+    }
+
+    /// Breakers that opened in the last 24 hours.
+    #[must_use]
+    pub const fn breaker_opens(&self) -> i64 {
+        self.breaker_opens
     }
 
     /// Attempts beyond the first, per delivery that was delivered or given up.

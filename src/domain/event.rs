@@ -23,6 +23,28 @@ pub fn is_type(text: &str) -> bool {
 pub const TYPE_TAKES: &str =
     "takes 1 to 128 characters: words of a-z, A-Z, 0-9, _ and -, joined by dots";
 
+/// The types of events that tell a tenant how its own webhooks fare.
+pub const OPERATIONAL: [&str; 6] = [
+    BREAKER_OPENED,
+    BREAKER_CLOSED,
+    DELIVERY_DEAD,
+    SECRET_ROTATED,
+    SUBSCRIPTION_DISABLED,
+    SUBSCRIPTION_FAILING,
+];
+/// A receiver is left alone for a while.
+pub const BREAKER_OPENED: &str = "breaker.opened";
+/// It works again.
+pub const BREAKER_CLOSED: &str = "breaker.closed";
+/// Deliveries were given up.
+pub const DELIVERY_DEAD: &str = "delivery.dead";
+/// A subscription has a new secret.
+pub const SECRET_ROTATED: &str = "secret.rotated";
+/// The server switched a subscription off.
+pub const SUBSCRIPTION_DISABLED: &str = "subscription.disabled";
+/// It will do so soon.
+pub const SUBSCRIPTION_FAILING: &str = "subscription.failing";
+
 /// A time as RFC 3339 in UTC, to the microsecond.
 #[must_use]
 pub fn rfc3339(time: Micros) -> String {

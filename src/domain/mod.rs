@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod audit;
+pub mod breaker;
 pub mod certificate;
 pub mod cloudevent;
 pub mod counter;
@@ -13,6 +14,8 @@ pub mod jsonlogic;
 pub mod key;
 pub mod limit;
 pub mod network;
+pub mod outage;
+pub mod pace;
 pub mod partition;
 pub mod redrive;
 pub mod signature;

@@ -1,6 +1,7 @@
 //! Webhook subscriptions: which events they want and how they are sent.
 
 use super::{
+    breaker,
     delivery::Schedule,
     id::{Micros, SubscriptionId, TenantId},
     signature::Scheme,
@@ -59,6 +60,35 @@ pub struct Disabled {
     pub at: Micros,
     /// Why; empty where its owner switched it off.
     pub reason: String,
+}
+
+/// What a subscription says of its breaker. 0: as the server is configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct BreakerChoice {
+    /// Failures in a row that open it.
+    pub failures_to_open: u32,
+    /// For how many seconds it is open.
+    pub open_seconds: u32,
+    /// Whether it never opens.
+    pub disabled: bool,
+}
+
+impl BreakerChoice {
+    /// When the breaker opens on a server that is configured like this.
+    #[must_use]
+    pub const fn settings(self, server: breaker::Settings) -> breaker::Settings {
+        const fn or(own: u32, server: u32) -> u32 {
+            if own == 0 { server } else { own }
+        }
+        breaker::Settings {
+            failures_to_open: if self.disabled {
+                0
+            } else {
+                or(self.failures_to_open, server.failures_to_open)
+            },
+            open_seconds: or(self.open_seconds, server.open_seconds),
+        }
+    }
 }
 
 /// In which form events are sent.
@@ -155,6 +185,10 @@ pub struct Subscription {
     pub timeout: u32,
     /// How many deliveries may be under way.
     pub max_in_flight: u32,
+    /// How many attempts may begin in a second; 0: any number.
+    pub rate_limit: u32,
+    /// When its breaker opens.
+    pub breaker: BreakerChoice,
     /// The age at which a delivery is dead, in seconds; 0: never.
     pub max_age: i64,
     /// The owner's notes.
@@ -178,6 +212,13 @@ impl Subscription {
     #[must_use]
     pub fn wants(&self, event_type: &str) -> bool {
         self.event_types.iter().any(|p| matches(p, event_type))
+    }
+
+    /// Whether it names that type, or a prefix of it: it does not only want all.
+    #[must_use]
+    pub fn names(&self, event_type: &str) -> bool {
+        let named = self.event_types.iter().filter(|p| *p != "*");
+        named.into_iter().any(|p| matches(p, event_type))
     }
 }
 

@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{dispatch::Dispatcher, node::Node};
+use super::{announce::Death, dispatch::Dispatcher, node::Node};
 use crate::{
     directory::Directory,
     domain::{
-        id::{Micros, Part, SubscriptionId, wall_clock},
+        id::{Micros, Part, SubscriptionId, TenantId, wall_clock},
         subscription::{Ordering, PARKED_LIFETIME},
     },
     metrics::Metrics,
@@ -33,6 +34,8 @@ pub(super) struct Claimer {
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) node: Arc<Node>,
     pub(super) metrics: Arc<Metrics>,
+    /// Told of deliveries that were given up.
+    pub(super) deaths: mpsc::UnboundedSender<Death>,
     pub(super) poll: Duration,
 }
 
@@ -119,7 +122,10 @@ impl Claimer {
                 Some(target) => match &target.subscription.disabled {
                     None if w.due_in.is_zero() => self.dispatcher.sign(w.part, w.subscription),
                     None => self.dispatcher.wake_at(now + w.due_in, w.subscription),
-                    Some(off) => self.give_up(w, off.at).await?,
+                    Some(off) => {
+                        let dead = self.give_up(w, off.at).await?;
+                        self.died(target.subscription.tenant, w.subscription, dead);
+                    }
                 },
                 None => self.without_subscription(w.part, w.subscription).await?,
             }
@@ -160,6 +166,7 @@ impl Claimer {
                 .give_up_parked(o.part, o.subscription, age, SLICE)
                 .await?;
             self.metrics.deliveries_dead.increment(dead);
+            self.died(target.subscription.tenant, o.subscription, dead);
             changed = changed.max(dead);
         }
         if changed == SLICE as u64 {
@@ -168,10 +175,24 @@ impl Claimer {
         Ok(())
     }
 
-    /// What waited too long for a disabled subscription is dead.
-    async fn give_up(&self, w: Waiting, disabled_at: Micros) -> crate::store::Result<()> {
+    /// So many that were parked are dead.
+    fn died(&self, tenant: TenantId, subscription: SubscriptionId, count: u64) {
+        if count > 0 {
+            // Fails once nobody tells any more: then the process is about to end.
+            let _ = self.deaths.send(Death {
+                tenant,
+                subscription,
+                delivery: None,
+                count,
+                reason: "parked_too_long".into(),
+            });
+        }
+    }
+
+    /// What waited too long for a disabled subscription is dead; how many.
+    async fn give_up(&self, w: Waiting, disabled_at: Micros) -> crate::store::Result<u64> {
         if wall_clock() - disabled_at < PARKED_LIFETIME {
-            return Ok(());
+            return Ok(0);
         }
         let age = Duration::from_micros(PARKED_LIFETIME as u64);
         let dead = self
@@ -182,7 +203,7 @@ impl Claimer {
         if dead == SLICE as u64 {
             self.dispatcher.look_around();
         }
-        Ok(())
+        Ok(dead)
     }
 
     /// Deleted, unless this node's configuration is behind: the store knows.

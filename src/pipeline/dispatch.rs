@@ -6,30 +6,32 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::job::Job;
 use super::{
     answer::Answer,
     job::Fetch,
-    lanes::{Allowed, Class, Lanes, Served, Taker},
+    lanes::{After, Changed, Class, Clock, Lanes, Patience, Served, Taker, Terms, Way},
     node::Node,
 };
 use crate::{
     directory::Directory,
     domain::{
+        breaker::Sign,
         delivery::{self, Attempt, Next, Outcome, Progress, Status},
-        id::{DeliveryId, Part, SubscriptionId, micros},
+        id::{DAY, DeliveryId, Part, SubscriptionId, micros},
     },
     metrics::Metrics,
     settings::Live,
-    store::{Finish, Leased, Session, Settle},
+    store::{Finish, Leased, ReceiverState, Session, Settle},
     target::Target,
 };
 
@@ -97,12 +99,20 @@ pub struct Dispatcher {
     takers: Mutex<HashMap<u64, (Taker, usize)>>,
     served: ArcSwap<Served>,
     fetch: Notify,
+    /// A lane that waits goes on earlier than those before it.
+    sooner: Notify,
+    /// Partitions were taken over: how their receivers are is to be found.
+    taken: Notify,
+    /// What is known of receivers changed.
+    changed: mpsc::UnboundedSender<Changed>,
     discover: AtomicBool,
     suspect: AtomicBool,
     /// How far ahead timers are kept: longer than two polls.
     horizon: Duration,
     concurrency: usize,
     completed: AtomicU64,
+    /// The session whose partitions' receivers are known.
+    session: AtomicI64,
     ended: mpsc::UnboundedSender<Ended>,
     /// Told of subscriptions with something due in another node's partition.
     hints: mpsc::UnboundedSender<SubscriptionId>,
@@ -118,14 +128,18 @@ impl Dispatcher {
         poll: Duration,
         // None: this process sends nothing itself.
         embedded: Option<usize>,
+        changed: mpsc::UnboundedSender<Changed>,
         hints: mpsc::UnboundedSender<SubscriptionId>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
         let (concurrency, embedded) = (embedded.unwrap_or(0), embedded.is_some());
         let (ended, receiver) = mpsc::unbounded_channel();
+        let mut lanes = Lanes::new(concurrency);
+        lanes.unknown_but(|_| false);
         let delivering = directory.switches().delivery && !node.is_restored();
         let delivering = AtomicBool::new(delivering);
+        let session = AtomicI64::new(node.session().0);
         let dispatcher = Arc::new(Self {
-            lanes: Mutex::new(Lanes::new(concurrency)),
+            lanes: Mutex::new(lanes),
             directory,
             live,
             node,
@@ -137,11 +151,15 @@ impl Dispatcher {
             takers: Mutex::default(),
             served: ArcSwap::default(),
             fetch: Notify::new(),
+            sooner: Notify::new(),
+            taken: Notify::new(),
+            changed,
             discover: AtomicBool::new(true),
             suspect: AtomicBool::new(false),
             horizon: Duration::from_secs(60).max(poll * 2),
             concurrency,
             completed: AtomicU64::new(0),
+            session,
             ended,
             hints,
         });
@@ -152,17 +170,35 @@ impl Dispatcher {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a lane may do; none where nobody may send what is in it.
-    fn limit(&self, subscription: SubscriptionId) -> Option<Allowed> {
-        let target = self.directory.target(subscription)?;
+    /// How a subscription is sent to; none where nobody may send what is for it now.
+    fn terms(&self, subscription: SubscriptionId) -> Option<Terms> {
+        match self.way(subscription) {
+            Way::Send(terms) => Some(terms),
+            Way::Hold | Way::Off => None,
+        }
+    }
+
+    fn way(&self, subscription: SubscriptionId) -> Way {
+        let Some(target) = self.directory.target(subscription) else {
+            return Way::Off;
+        };
         let s = &target.subscription;
+        if s.disabled.is_some() {
+            return Way::Off;
+        }
         let class = Class::of(&target);
-        let on = s.disabled.is_none() && self.delivering.load(Ordering::Acquire);
         let taken =
             || (self.embedded && class != Class::Stream) || self.served.load().reaches(&target);
-        (on && taken()).then_some(Allowed {
+        if !self.is_delivering() || !taken() {
+            return Way::Hold;
+        }
+        Way::Send(Terms {
             in_flight: s.max_in_flight,
             class,
+            rate: s.rate_limit,
+            breaker: s.breaker.settings(self.live.load().breaker),
+            host: target.host,
+            url: target.url,
         })
     }
 
@@ -195,7 +231,7 @@ impl Dispatcher {
             }
             for d in &mut p.deliveries {
                 d.lease = !d.ordered
-                    && self.limit(d.subscription).is_some()
+                    && self.terms(d.subscription).is_some()
                     && lanes.plan(d.subscription);
             }
         }
@@ -236,13 +272,14 @@ impl Dispatcher {
                             replays: 0,
                             by_hand: false,
                             age: 0,
+                            deferred: 0,
                             ordering_key: None,
                             since: Instant::now(),
                             session,
                         };
-                        match self.limit(d.subscription) {
-                            Some(limit) if self.node.owns(p.event.part()) => {
-                                lanes.push(job, limit, true);
+                        match self.terms(d.subscription) {
+                            Some(terms) if self.node.owns(p.event.part()) => {
+                                lanes.push(job, terms, true);
                             }
                             // Switched off while the publish was under way, or the
                             // partition is another node's by now.
@@ -286,11 +323,15 @@ impl Dispatcher {
                 return None;
             }
             let mut lanes = self.lanes();
-            let job = lanes.take(taker, most)?;
+            let job = lanes.take(taker, most);
+            if lanes.is_sooner() {
+                self.sooner.notify_one();
+            }
+            let job = job?;
             if job.session != self.node.session() {
                 // Leased to a session that has ended: the row is free, or leased
                 // again under another token.
-                lanes.landed(job.subscription);
+                lanes.ended(&job, Sign::Nothing, false, Instant::now());
                 lanes.let_go(job.id, job.token);
                 continue;
             }
@@ -328,9 +369,100 @@ impl Dispatcher {
     /// Ends a job as [`complete`](Self::complete) does, and answers whoever waits
     /// for it to be recorded.
     pub fn complete_for(&self, completion: Completion, answer: Option<Answer>) {
-        self.lanes().landed(completion.job.subscription);
+        let status = completion.attempt.as_ref().map_or(0, |a| a.response_status);
+        let sign = Sign::of(completion.outcome, status, &completion.reason);
+        let asked = matches!(
+            completion.outcome,
+            Outcome::Retryable { retry_after: Some(after) } if !after.is_zero()
+        );
+        let mut lanes = self.lanes();
+        let after = lanes.ended(&completion.job, sign, asked, Instant::now());
+        let sooner = lanes.is_sooner();
+        drop(lanes);
+        if sooner {
+            self.sooner.notify_one();
+        }
         self.completed.fetch_add(1, Ordering::Relaxed);
         self.record(completion, answer);
+        self.follow(after);
+    }
+
+    /// Does what follows from what is known of receivers.
+    fn follow(&self, after: After) {
+        for changed in after.changed {
+            // Fails once nobody stores it any more: then the process is about to end.
+            let _ = self.changed.send(changed);
+        }
+        self.release(after.back);
+    }
+
+    /// Wakes workers when a lane that waited may go on.
+    pub(super) async fn resume(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            let next = self.lanes().next_resume();
+            let time = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.sooner.notified() => continue,
+                () = time => {}
+            }
+            self.lanes().resume(Instant::now());
+            self.wake_takers();
+            self.fetch.notify_one();
+        }
+    }
+
+    /// Waits until partitions were taken over.
+    pub(super) async fn taken(&self) {
+        self.taken.notified().await;
+    }
+
+    /// The partitions of this node's of which it is not known how their receivers are,
+    /// and the session that owns them.
+    pub(super) fn unknown(&self) -> (Session, Vec<Part>) {
+        let session = self.node.session();
+        let mut parts = self.lanes().unknown();
+        parts.retain(|p| self.node.owns(*p));
+        (session, parts)
+    }
+
+    /// Takes in how the receivers in these partitions are.
+    pub(super) fn load(&self, session: Session, parts: &[Part], states: &[ReceiverState]) {
+        if session != self.node.session() {
+            return;
+        }
+        let mut lanes = self.lanes();
+        // What was lost meanwhile is not known any more.
+        let parts: Vec<Part> = parts
+            .iter()
+            .copied()
+            .filter(|p| self.node.owns(*p))
+            .collect();
+        let mine = states
+            .iter()
+            .filter(|s| parts.contains(&s.subscription.part()));
+        lanes.load(&parts, mine, Instant::now());
+        lanes.is_sooner();
+        drop(lanes);
+        self.sooner.notify_one();
+        self.wake_takers();
+        self.look_around();
+    }
+
+    /// Reads the clock by which lanes count.
+    pub(super) fn clock(&self) -> Clock {
+        self.lanes().clock(Instant::now())
+    }
+
+    /// How many attempts of this node may be under way to one host; 0: any number.
+    pub(super) fn share_hosts(&self, most: usize) {
+        self.lanes().share_hosts(most);
+        self.wake_takers();
     }
 
     fn end(&self, completion: Completion) {
@@ -385,7 +517,7 @@ impl Dispatcher {
             },
             reason,
             attempt,
-            held: subscription.map_or(0, |s| s.held),
+            held: subscription.map_or(0, |s| s.held) + job.deferred,
             ordered: job.ordering_key.is_some(),
         };
         let now = Instant::now();
@@ -468,9 +600,9 @@ impl Dispatcher {
         let mut lanes = self.lanes();
         lanes.set_capacity(self.concurrency.saturating_add(relayed));
         // What waits for somebody who is gone is free for another node.
-        let back = lanes.adjust(|s| self.limit(s));
+        let after = lanes.adjust(|s| self.way(s));
         drop(lanes);
-        self.release(back);
+        self.follow(after);
         self.look_around();
         self.wake_takers();
     }
@@ -548,7 +680,7 @@ impl Dispatcher {
         if !self.is_delivering() {
             return Vec::new();
         }
-        lanes.fetches(most, |s| self.limit(s).is_some())
+        lanes.fetches(most, |s| self.terms(s).is_some())
     }
 
     pub(super) fn fetched(&self, session: Session, fetches: &[Fetch], rows: Option<Vec<Leased>>) {
@@ -566,11 +698,13 @@ impl Dispatcher {
                     }
                     let target = self.directory.target(row.subscription);
                     let held = target.map_or(0, |t| t.subscription.held);
-                    let job = Job::of(row, held, session);
-                    match self.limit(job.subscription) {
+                    let age = row.age;
+                    let mut job = Job::of(row, held, session);
+                    lanes.fetched_at(&mut job, age);
+                    match self.terms(job.subscription) {
                         _ if job.body.is_empty() => missing.push(job),
-                        Some(limit) if self.node.owns(job.id.part()) => {
-                            lanes.push(job, limit, false);
+                        Some(terms) if self.node.owns(job.id.part()) => {
+                            lanes.push(job, terms, false);
                         }
                         _ => back.push(lanes.hold(job)),
                     }
@@ -607,8 +741,17 @@ impl Dispatcher {
     pub(super) fn reconfigured(&self) -> bool {
         let delivering = self.directory.switches().delivery && !self.node.is_restored();
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
-        let back = self.lanes().adjust(|s| self.limit(s));
-        self.release(back);
+        let days = self.live.load().endpoint_disable_after;
+        let disable = micros(days);
+        let mut lanes = self.lanes();
+        lanes.switched(delivering, Instant::now());
+        lanes.be_patient(Patience {
+            warn: disable - (disable / 2).min(DAY),
+            disable,
+        });
+        let after = lanes.adjust(|s| self.way(s));
+        drop(lanes);
+        self.follow(after);
         self.look_around();
         self.wake_takers();
         switched
@@ -617,6 +760,13 @@ impl Dispatcher {
     /// Follows a change of the session or of its partitions.
     pub(super) fn repartitioned(&self) {
         self.withdraw();
+        let session = self.node.session();
+        let mut lanes = self.lanes();
+        // What another session's owner learned in between is not known here.
+        let same = self.session.swap(session.0, Ordering::AcqRel) == session.0;
+        lanes.unknown_but(|part| same && self.node.owns(part));
+        drop(lanes);
+        self.taken.notify_one();
         self.look_around();
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    announce::{Death, is_announced},
     dispatch::{Dispatcher, Ended},
     node::Node,
 };
@@ -51,6 +52,8 @@ pub(super) struct Finisher {
     pub(super) metrics: Arc<Metrics>,
     /// Told of subscriptions whose receiver is gone.
     pub(super) gone: mpsc::UnboundedSender<SubscriptionId>,
+    /// Told of deliveries that were given up.
+    pub(super) deaths: mpsc::UnboundedSender<Death>,
 }
 
 impl Finisher {
@@ -185,6 +188,15 @@ impl Finisher {
         let dead = matches!(ended.finish.settle, Settle::Dead(_));
         if dead {
             self.metrics.deliveries_dead.increment(1);
+            if is_announced(&job.event_type) {
+                let _ = self.deaths.send(Death {
+                    tenant: job.tenant,
+                    subscription: job.subscription,
+                    delivery: Some(job.id),
+                    count: 1,
+                    reason: ended.finish.reason.clone(),
+                });
+            }
         }
         if dead || matches!(ended.finish.settle, Settle::Failed(_)) {
             let sent = matches!(

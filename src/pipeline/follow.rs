@@ -8,16 +8,13 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    announce::{Announcer, Why},
     dispatch::Dispatcher,
     node::Node,
-    publish::{NewEvent, Publisher},
 };
 use crate::{
     directory::Directory,
-    domain::{
-        id::{SubscriptionId, wall_clock},
-        subscription::Disabled,
-    },
+    domain::id::SubscriptionId,
     metrics::Metrics,
     settings::Live,
     store::{Hint, Store, StoreError},
@@ -40,7 +37,7 @@ pub(super) struct Follower {
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) node: Arc<Node>,
     pub(super) live: Arc<ArcSwap<Live>>,
-    pub(super) publisher: Arc<Publisher>,
+    pub(super) announcer: Announcer,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -249,7 +246,7 @@ impl Follower {
             };
             let mut wait = Duration::from_millis(100);
             loop {
-                let disabled = self.disable(subscription).await;
+                let disabled = self.announcer.disable(subscription, Why::Gone).await;
                 self.metrics.troubles.note(
                     "gone receivers",
                     &disabled,
@@ -265,48 +262,6 @@ impl Follower {
                 }
                 wait = (wait * 2).min(Duration::from_secs(5));
             }
-        }
-    }
-
-    async fn disable(&self, id: SubscriptionId) -> Result<(), StoreError> {
-        loop {
-            let Some(mut s) = self.store.get_subscription(id).await? else {
-                return Ok(());
-            };
-            if s.disabled.is_some() {
-                return Ok(());
-            }
-            let before = s.updated_at;
-            let now = wall_clock();
-            s.disabled = Some(Disabled {
-                at: now,
-                reason: "gone".into(),
-            });
-            s.updated_at = now.max(before + 1);
-            match self.store.update_subscription(&s, before).await {
-                Ok(()) => {}
-                Err(StoreError::Conflict) => continue,
-                Err(e) => return Err(e),
-            }
-            tracing::warn!(subscription.id = %id, "receiver is gone (410): subscription disabled");
-            self.directory.refresh().await?;
-            let data = serde_json::json!({
-                "subscription_id": id.to_string(), "url": s.url, "reason": "gone",
-            });
-            let told = self.publisher.publish(NewEvent {
-                tenant: s.tenant,
-                key: None,
-                event_type: "subscription.disabled".into(),
-                data: data.to_string().into(),
-                idempotency_key: None,
-                ordering_key: None,
-                only: None,
-                trace: None,
-            });
-            if let Err(e) = told.await {
-                tracing::warn!(subscription.id = %id, error.message = %e, "owner not told");
-            }
-            return Ok(());
         }
     }
 }

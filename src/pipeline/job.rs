@@ -39,6 +39,9 @@ pub struct Job {
     pub by_hand: bool,
     /// Its age when it was leased, without what it was held.
     pub age: Micros,
+    /// For how long its subscription's breaker was open while it waited: its age does
+    /// not count it.
+    pub deferred: Micros,
     /// The key whose deliveries go in order.
     pub ordering_key: Option<Arc<str>>,
     /// When it was leased.
@@ -65,6 +68,7 @@ impl Job {
             replays: row.replays,
             by_hand: row.by_hand,
             age: row.age - held,
+            deferred: 0,
             ordering_key: row.ordering_key,
             since: Instant::now(),
             session,

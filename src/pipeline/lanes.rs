@@ -10,7 +10,20 @@ use std::{
 
 use self::ring::Ring;
 use super::job::{Fetch, Job};
-use crate::domain::id::{DeliveryId, Part, SubscriptionId, TenantId};
+use crate::{
+    domain::{
+        breaker::Sign,
+        id::{DeliveryId, Micros, Part, SubscriptionId, TenantId, micros},
+    },
+    store::ReceiverState,
+};
+
+mod hosts;
+mod receiver;
+
+use hosts::Hosts;
+use receiver::Receiver;
+pub(super) use receiver::{Bad, Changed, Clock, Patience, Terms, Way};
 
 mod ring;
 mod taker;
@@ -30,19 +43,9 @@ const FETCH: usize = 256;
 /// Looks at one lane within this time are one.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What a lane may do at the moment.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Allowed {
-    /// How many may be under way.
-    pub(super) in_flight: u32,
-    /// By what way they leave.
-    pub(super) class: Class,
-}
-
 #[derive(Default)]
 struct Lane {
     tenant: Option<TenantId>,
-    class: Class,
     /// Published just now.
     fresh: VecDeque<Job>,
     /// Fetched from the store.
@@ -52,8 +55,11 @@ struct Lane {
     /// Leases asked for in a publish that is under way.
     planned: usize,
     in_flight: u32,
-    limit: u32,
+    terms: Terms,
     in_ring: bool,
+    receiver: Receiver,
+    /// Nothing is sent before that time.
+    resumes: Option<Micros>,
     /// Whether the store may have due rows of this lane; counts up with each
     /// sign of it, so that a fetch under way can't hide a later one.
     signs: u64,
@@ -70,7 +76,10 @@ impl Lane {
     }
 
     fn may_send(&self) -> bool {
-        self.waiting() > 0 && self.in_flight < self.limit
+        self.waiting() > 0
+            && self.in_flight < self.terms.in_flight
+            && self.resumes.is_none()
+            && self.receiver.may_send()
     }
 
     fn next(&mut self) -> Option<Job> {
@@ -101,7 +110,18 @@ impl Lane {
             && self.signs == self.seen
             && !self.fetching
             && self.wakes.is_empty()
+            && self.resumes.is_none()
+            && self.receiver.is_plain()
     }
+}
+
+/// What follows from an attempt's end, or from changed terms.
+#[derive(Default)]
+pub(super) struct After {
+    /// What is known of receivers changed.
+    pub(super) changed: Vec<Changed>,
+    /// Jobs to give back.
+    pub(super) back: Vec<Job>,
 }
 
 /// All lanes.
@@ -127,6 +147,18 @@ pub(super) struct Lanes {
     fetches: VecDeque<SubscriptionId>,
     timers: BinaryHeap<Reverse<(u64, SubscriptionId)>>,
     started: Instant,
+    /// When lanes that wait for their receivers' sake go on.
+    resumes: BinaryHeap<Reverse<(Micros, SubscriptionId)>>,
+    /// A lane goes on earlier than all others that wait.
+    sooner: bool,
+    hosts: Hosts,
+    patience: Patience,
+    /// Of which partitions it is known how their receivers are, a bit each. In the
+    /// others nothing is sent.
+    known: u64,
+    /// For how long delivery was off, and since when it is.
+    off: Micros,
+    off_since: Option<Micros>,
 }
 
 impl Lanes {
@@ -147,6 +179,142 @@ impl Lanes {
             fetches: VecDeque::new(),
             timers: BinaryHeap::new(),
             started: Instant::now(),
+            resumes: BinaryHeap::new(),
+            sooner: false,
+            hosts: Hosts::default(),
+            patience: Patience::default(),
+            known: u64::MAX,
+            off: 0,
+            off_since: None,
+        }
+    }
+
+    fn now(&self, at: Instant) -> Micros {
+        micros(at.saturating_duration_since(self.started))
+    }
+
+    /// Reads the clock.
+    pub(super) fn clock(&self, at: Instant) -> Clock {
+        let now = self.now(at);
+        let off = self.off + self.off_since.map_or(0, |since| now - since);
+        Clock {
+            now,
+            active: now - off,
+        }
+    }
+
+    /// Delivery was switched on or off.
+    pub(super) fn switched(&mut self, on: bool, at: Instant) {
+        let now = self.now(at);
+        match (self.off_since, on) {
+            (None, false) => self.off_since = Some(now),
+            (Some(since), true) => {
+                self.off += now - since;
+                self.off_since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// After which times of failing what is done.
+    pub(super) const fn be_patient(&mut self, patience: Patience) {
+        self.patience = patience;
+    }
+
+    /// How many attempts may be under way to one host; 0: any number.
+    pub(super) fn share_hosts(&mut self, most: usize) {
+        let counts = self.by_id.values().map(|l| (l.terms.host, l.in_flight));
+        for freed in self.hosts.share(most, counts) {
+            self.leave_queue(freed);
+        }
+    }
+
+    const fn knows(&self, part: Part) -> bool {
+        self.known >> part.get() & 1 == 1
+    }
+
+    /// It is not known any more how receivers are, but in these partitions.
+    pub(super) fn unknown_but(&mut self, kept: impl Fn(Part) -> bool) {
+        for part in Part::all().filter(|p| !kept(*p)) {
+            self.known &= !(1 << part.get());
+        }
+        for (subscription, lane) in &mut self.by_id {
+            if !kept(subscription.part()) {
+                lane.receiver = Receiver::default();
+                lane.resumes = None;
+            }
+        }
+    }
+
+    /// Partitions of which it is not known how their receivers are.
+    pub(super) fn unknown(&self) -> Vec<Part> {
+        Part::all().filter(|p| !self.knows(*p)).collect()
+    }
+
+    /// Takes in what is known of the receivers in these partitions, which is to be
+    /// found before anything is sent to them.
+    pub(super) fn load<'s>(
+        &mut self,
+        parts: &[Part],
+        states: impl Iterator<Item = &'s ReceiverState>,
+        at: Instant,
+    ) {
+        let clock = self.clock(at);
+        for state in states {
+            let lane = self.by_id.entry(state.subscription).or_default();
+            lane.tenant = Some(state.tenant);
+            lane.receiver = Receiver::load(state, clock);
+            if let Some(until) = lane.receiver.open_until() {
+                self.resume_at(until, state.subscription);
+            }
+        }
+        for part in parts {
+            self.known |= 1 << part.get();
+        }
+        let lanes: Vec<SubscriptionId> = self.by_id.keys().copied().collect();
+        for subscription in lanes.into_iter().filter(|s| parts.contains(&s.part())) {
+            self.enter_ring(subscription);
+            self.want_fetch(subscription);
+        }
+    }
+
+    /// A lane waits until that time.
+    fn resume_at(&mut self, at: Micros, subscription: SubscriptionId) {
+        if let Some(lane) = self.by_id.get_mut(&subscription) {
+            lane.resumes = Some(at);
+            let first = self.resumes.peek().map(|Reverse((at, _))| *at);
+            self.sooner |= first.is_none_or(|first| at < first);
+            self.resumes.push(Reverse((at, subscription)));
+        }
+    }
+
+    /// When the next lane goes on.
+    pub(super) fn next_resume(&self) -> Option<Instant> {
+        let Reverse((at, _)) = self.resumes.peek()?;
+        let after = Duration::from_micros(at.max(&0).unsigned_abs());
+        self.started.checked_add(after)
+    }
+
+    /// Whether that is earlier than when it was asked last.
+    pub(super) const fn is_sooner(&mut self) -> bool {
+        std::mem::replace(&mut self.sooner, false)
+    }
+
+    /// Lanes whose time has come go on.
+    pub(super) fn resume(&mut self, at: Instant) {
+        let now = self.now(at);
+        while let Some(Reverse((at, subscription))) = self.resumes.peek().copied()
+            && at <= now
+        {
+            self.resumes.pop();
+            if let Some(lane) = self.by_id.get_mut(&subscription)
+                && lane.resumes == Some(at)
+            {
+                lane.resumes = None;
+                lane.receiver.pass(now);
+                self.enter_ring(subscription);
+                self.want_fetch(subscription);
+            }
         }
     }
 
@@ -167,7 +335,8 @@ impl Lanes {
     pub(super) fn plan(&mut self, subscription: SubscriptionId) -> bool {
         let room = self.room();
         let lane = self.by_id.entry(subscription).or_default();
-        let fits = lane.waiting() + lane.planned < room;
+        // What waits for a receiver that is ill does so in the store.
+        let fits = lane.waiting() + lane.planned < room && lane.receiver.is_well();
         if fits {
             lane.planned += 1;
             self.planned += 1;
@@ -184,21 +353,39 @@ impl Lanes {
     }
 
     /// Takes a leased job in.
-    pub(super) fn push(&mut self, job: Job, allowed: Allowed, fresh: bool) {
+    pub(super) fn push(&mut self, job: Job, terms: impl Into<Terms>, fresh: bool) {
         self.held.insert(job.id, job.token);
         self.bytes += job.body.len();
         self.waiting += 1;
         let (tenant, subscription) = (job.tenant, job.subscription);
         let lane = self.by_id.entry(subscription).or_default();
         lane.tenant = Some(tenant);
-        lane.limit = allowed.in_flight;
-        lane.class = allowed.class;
+        let terms = terms.into();
+        let host = std::mem::replace(&mut lane.terms, terms).host;
+        let moved = lane.in_flight;
         if fresh {
             lane.fresh.push_back(job);
         } else {
             lane.stored.push_back(job);
         }
         self.enter_ring(subscription);
+        self.move_host(host, terms.host, moved);
+    }
+
+    fn move_host(&mut self, from: u64, to: u64, in_flight: u32) {
+        if from != to {
+            for freed in self.hosts.moved(from, to, in_flight) {
+                self.leave_queue(freed);
+            }
+        }
+    }
+
+    /// A job that was fetched at that age: it counts no time in which its breaker was
+    /// open.
+    pub(super) fn fetched_at(&self, job: &mut Job, age: Micros) {
+        if let Some(lane) = self.by_id.get(&job.subscription) {
+            lane.receiver.fetched(job, age, self.clock(Instant::now()));
+        }
     }
 
     /// Notes the lease of a job that does not wait here: it is given back.
@@ -208,6 +395,9 @@ impl Lanes {
     }
 
     fn enter_ring(&mut self, subscription: SubscriptionId) {
+        if !self.knows(subscription.part()) {
+            return;
+        }
         let Some(lane) = self.by_id.get_mut(&subscription) else {
             return;
         };
@@ -215,25 +405,32 @@ impl Lanes {
             return;
         };
         lane.in_ring = true;
-        self.rings[lane.class.index()].enter(tenant, subscription);
+        self.rings[lane.terms.class.index()].enter(tenant, subscription);
     }
 
     /// The next job of the lanes that the taker may take from, with a body of at
     /// most so many bytes. It is in flight from now on.
     pub(super) fn take(&mut self, taker: &Taker, most: usize) -> Option<Job> {
+        self.take_at(taker, most, Instant::now())
+    }
+
+    fn take_at(&mut self, taker: &Taker, most: usize, at: Instant) -> Option<Job> {
+        self.resume(at);
         self.turn = self.turn.wrapping_add(1);
         let first = self.turn;
         if let Whose::Only(only) = &taker.whose {
             let turns = (0..only.len()).map(|n| only[(first + n) % only.len()]);
             for subscription in turns {
-                let wanted = self.by_id.get(&subscription).is_some_and(|lane| {
-                    taker.classes.contains(&lane.class)
-                        && lane.may_send()
-                        && lane.next_bytes() <= most
-                });
+                let wanted = self.knows(subscription.part())
+                    && self.by_id.get(&subscription).is_some_and(|lane| {
+                        taker.classes.contains(&lane.terms.class)
+                            && lane.may_send()
+                            && lane.next_bytes() <= most
+                            && self.hosts.is_free(lane.terms.host, lane.in_flight)
+                    });
                 // It stays in its ring: whoever comes to it there looks again.
-                if wanted {
-                    return self.take_from(subscription);
+                if wanted && let Some(job) = self.take_from(subscription, at) {
+                    return Some(job);
                 }
             }
             return None;
@@ -241,11 +438,11 @@ impl Lanes {
         let classes = taker.classes.len();
         (0..classes).find_map(|n| {
             let class = taker.classes[(first + n) % classes];
-            self.take_turn(class, &taker.whose, most)
+            self.take_turn(class, &taker.whose, most, at)
         })
     }
 
-    fn take_turn(&mut self, class: Class, whose: &Whose, most: usize) -> Option<Job> {
+    fn take_turn(&mut self, class: Class, whose: &Whose, most: usize, at: Instant) -> Option<Job> {
         loop {
             let ring = &mut self.rings[class.index()];
             let subscription = match whose {
@@ -255,11 +452,12 @@ impl Lanes {
             let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
-            if !lane.may_send() {
+            let known = self.known >> subscription.part().get() & 1 == 1;
+            if !lane.may_send() || !known {
                 lane.in_ring = false;
                 continue;
             }
-            if lane.class != class {
+            if lane.terms.class != class {
                 lane.in_ring = false;
                 self.enter_ring(subscription);
                 continue;
@@ -272,22 +470,36 @@ impl Lanes {
                 self.sated.push_back(subscription);
                 continue;
             }
+            if !self
+                .hosts
+                .has_room(lane.terms.host, subscription, lane.in_flight)
+            {
+                continue;
+            }
             lane.in_ring = false;
             if lane.next_bytes() > most {
                 self.enter_ring(subscription);
                 return None;
             }
-            if let Some(job) = self.take_from(subscription) {
+            if let Some(job) = self.take_from(subscription, at) {
                 return Some(job);
             }
         }
     }
 
-    fn take_from(&mut self, subscription: SubscriptionId) -> Option<Job> {
+    /// The next job of a lane, unless its receiver is to be spared for a while.
+    fn take_from(&mut self, subscription: SubscriptionId, at: Instant) -> Option<Job> {
+        let clock = self.clock(at);
         let lane = self.by_id.get_mut(&subscription)?;
-        let job = lane.next()?;
+        if let Err(wait) = lane.receiver.pace(lane.terms.rate, clock.now) {
+            self.resume_at(clock.now + wait, subscription);
+            return None;
+        }
+        let mut job = lane.next()?;
+        lane.receiver.sends(&mut job, clock, at);
+        self.hosts.sent(lane.terms.host);
         lane.in_flight += 1;
-        if lane.class.shares_capacity() {
+        if lane.terms.class.shares_capacity() {
             self.in_flight += 1;
         } else {
             self.streamed += 1;
@@ -303,7 +515,7 @@ impl Lanes {
     pub(super) fn set_capacity(&mut self, capacity: usize) {
         self.capacity = capacity;
         for subscription in std::mem::take(&mut self.sated) {
-            self.desate(subscription);
+            self.leave_queue(subscription);
         }
     }
 
@@ -312,25 +524,77 @@ impl Lanes {
         self.in_flight * 2 >= self.capacity
     }
 
-    fn desate(&mut self, subscription: SubscriptionId) {
+    /// A job is no longer in flight; its row stays held until its outcome is
+    /// recorded. What it says of its receiver, and whether that asked for patience.
+    pub(super) fn ended(&mut self, job: &Job, sign: Sign, asked: bool, at: Instant) -> After {
+        let clock = self.clock(at);
+        let mut after = After::default();
+        let subscription = job.subscription;
+        if let Some(lane) = self.by_id.get_mut(&subscription) {
+            let (terms, patience) = (lane.terms, self.patience);
+            // Whoever takes over a stream says itself how much it takes.
+            let sign = match terms.class {
+                Class::Stream => Sign::Nothing,
+                Class::Webhook | Class::Certified => sign,
+            };
+            let changed = lane
+                .receiver
+                .ended(job, sign, asked, terms, patience, clock);
+            let until = lane.receiver.open_until();
+            if let Some(changed) = changed {
+                if changed.turn.is_some()
+                    && let Some(until) = until
+                {
+                    self.resume_at(until, subscription);
+                    after.back = self.give_back(subscription, LOW);
+                }
+                after.changed.push(changed);
+            }
+        }
+        self.landed(subscription);
+        self.want_fetch(subscription);
+        after
+    }
+
+    /// Takes out what waits in a lane beyond so many.
+    fn give_back(&mut self, subscription: SubscriptionId, keep: usize) -> Vec<Job> {
+        let Some(lane) = self.by_id.get_mut(&subscription) else {
+            return Vec::new();
+        };
+        let stored = lane.stored.len().min(keep);
+        let fresh = lane.fresh.len().min(keep - stored);
+        let mut back: Vec<Job> = lane.stored.drain(stored..).collect();
+        back.extend(lane.fresh.drain(fresh..));
+        for job in &back {
+            self.waiting -= 1;
+            self.bytes = self.bytes.saturating_sub(job.body.len());
+        }
+        back
+    }
+
+    /// A lane may queue up for its turn again.
+    fn leave_queue(&mut self, subscription: SubscriptionId) {
         if let Some(lane) = self.by_id.get_mut(&subscription) {
             lane.in_ring = false;
         }
         self.enter_ring(subscription);
     }
 
-    /// A job is no longer in flight; its row stays held until its outcome is
-    /// recorded.
-    pub(super) fn landed(&mut self, subscription: SubscriptionId) {
+    /// A job is no longer in flight.
+    fn landed(&mut self, subscription: SubscriptionId) {
         if let Some(lane) = self.by_id.get_mut(&subscription) {
             lane.in_flight = lane.in_flight.saturating_sub(1);
-            let all = if lane.class.shares_capacity() {
+            let all = if lane.terms.class.shares_capacity() {
                 &mut self.in_flight
             } else {
                 &mut self.streamed
             };
             *all = all.saturating_sub(1);
+            let freed = self.hosts.landed(lane.terms.host);
             self.enter_ring(subscription);
+            for freed in freed {
+                self.leave_queue(freed);
+            }
         }
         // Two for each that ends, and all with the last: they come to their turns
         // again at a cost that does not grow with their number.
@@ -341,7 +605,7 @@ impl Lanes {
         };
         for _ in 0..most {
             if let Some(subscription) = self.sated.pop_front() {
-                self.desate(subscription);
+                self.leave_queue(subscription);
             }
         }
     }
@@ -369,8 +633,13 @@ impl Lanes {
             return;
         };
         // Of what waits only the stored ones count: fresh ones must not keep older
-        // rows out.
-        let hungry = lane.stored.len() < LOW;
+        // rows out. One that is not well is asked with one.
+        let hungry = if lane.receiver.is_well() {
+            lane.stored.len() < LOW
+        } else {
+            lane.receiver.may_send() && lane.waiting() == 0
+        };
+        let hungry = hungry && self.known >> subscription.part().get() & 1 == 1;
         if lane.signs != lane.seen && !lane.fetching && !lane.wants_fetch && hungry {
             lane.wants_fetch = true;
             self.fetches.push_back(subscription);
@@ -398,8 +667,17 @@ impl Lanes {
                 lane.seen = lane.signs;
                 continue;
             }
+            // Since it queued up it may have been found ill. It is fetched for once
+            // it may be asked.
+            if !lane.receiver.may_send() {
+                continue;
+            }
             lane.fetching = true;
-            let limit = FETCH.min(left);
+            let limit = if lane.receiver.is_well() {
+                FETCH.min(left)
+            } else {
+                1
+            };
             left -= limit;
             out.push(Fetch {
                 subscription,
@@ -458,33 +736,40 @@ impl Lanes {
         }
     }
 
-    /// Takes back what waits in the lanes that are to be stopped, and brings
-    /// the others to their limits. `allowed` gives none for a lane to stop.
-    pub(super) fn adjust(
-        &mut self,
-        allowed: impl Fn(SubscriptionId) -> Option<Allowed>,
-    ) -> Vec<Job> {
-        let mut out = Vec::new();
+    /// Brings the lanes to their terms, and takes back what waits in those that are to
+    /// be stopped.
+    pub(super) fn adjust(&mut self, way: impl Fn(SubscriptionId) -> Way) -> After {
+        let clock = self.clock(Instant::now());
+        let mut after = After::default();
         let all: Vec<SubscriptionId> = self.by_id.keys().copied().collect();
         for subscription in all {
-            let allowed = allowed(subscription);
+            let way = way(subscription);
             let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
-            if let Some(allowed) = allowed {
-                lane.limit = allowed.in_flight;
-                lane.class = allowed.class;
-                self.enter_ring(subscription);
-            } else {
-                let jobs = lane.fresh.drain(..).chain(lane.stored.drain(..));
-                for job in jobs {
-                    self.waiting -= 1;
-                    self.bytes = self.bytes.saturating_sub(job.body.len());
-                    out.push(job);
+            let terms = match way {
+                Way::Send(terms) => Some(terms),
+                Way::Hold | Way::Off => None,
+            };
+            let another = terms.is_some_and(|t| lane.terms.url != 0 && t.url != lane.terms.url);
+            if (another || matches!(way, Way::Off)) && !lane.receiver.is_plain() {
+                if let Some(tenant) = lane.tenant {
+                    let changed = lane.receiver.reset(subscription, tenant, clock);
+                    after.changed.extend(changed);
                 }
+                lane.resumes = None;
+            }
+            if let Some(terms) = terms {
+                let host = std::mem::replace(&mut lane.terms, terms).host;
+                let moved = lane.in_flight;
+                self.move_host(host, terms.host, moved);
+                self.enter_ring(subscription);
+                self.want_fetch(subscription);
+            } else {
+                after.back.extend(self.give_back(subscription, 0));
             }
         }
-        out
+        after
     }
 
     /// Takes the jobs out that wait and are not to stay. What is under way goes on:
@@ -533,5 +818,7 @@ impl Lanes {
     }
 }
 
+#[cfg(test)]
+mod spared;
 #[cfg(test)]
 mod tests;

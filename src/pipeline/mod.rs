@@ -7,8 +7,9 @@
 //! keeps this node's session and partitions, `balance` brings partitions to where
 //! they belong, [`timeline`] watches that the database does not go back in
 //! time, `claim` fetches from the store
-//! what is due and not in memory, `follow` passes on what other nodes and the
-//! configuration say, `redrive` works redrives and replays, `upkeep` sweeps.
+//! what is due and not in memory, `receivers` what is known of receivers, [`announce`]
+//! tells owners of it, `follow` passes on what other nodes and the configuration say,
+//! `redrive` works redrives and replays, `upkeep` sweeps.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +17,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub mod announce;
 mod answer;
 mod balance;
 mod claim;
@@ -28,6 +30,7 @@ mod job;
 mod lanes;
 pub mod node;
 pub mod publish;
+mod receivers;
 mod redrive;
 pub mod sender;
 pub mod timeline;
@@ -100,6 +103,8 @@ impl Pipeline {
         let ledger = Arc::new(publish::Ledger::default());
         let (hints, hinted) = mpsc::unbounded_channel();
         let (gone, gone_subscriptions) = mpsc::unbounded_channel();
+        let (deaths, dead) = mpsc::unbounded_channel();
+        let (changed, changes) = mpsc::unbounded_channel();
         let (dispatcher, ended) = dispatch::Dispatcher::new(
             directory.clone(),
             live.clone(),
@@ -107,6 +112,7 @@ impl Pipeline {
             metrics.clone(),
             poll,
             embedded.then_some(concurrency),
+            changed,
             hints.clone(),
         );
         let writer = publish::Writer {
@@ -132,6 +138,7 @@ impl Pipeline {
             node: node.clone(),
             metrics: metrics.clone(),
             gone,
+            deaths: deaths.clone(),
         };
         tasks.spawn("finish", finisher.run(ended, recording.clone()));
 
@@ -141,6 +148,7 @@ impl Pipeline {
             dispatcher: dispatcher.clone(),
             node: node.clone(),
             metrics: metrics.clone(),
+            deaths: deaths.clone(),
             poll,
         };
         tasks.spawn("claim", claimer.run(sending.clone()));
@@ -156,6 +164,24 @@ impl Pipeline {
         if embedded {
             tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
         }
+
+        let announcer =
+            announce::Announcer::new(store.clone(), directory.clone(), publisher.clone());
+        tasks.spawn(
+            "dead letters told",
+            announcer.clone().tell_of_deaths(dead, sending.clone()),
+        );
+        let receivers = receivers::Receivers {
+            store: store.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            live: live.clone(),
+            metrics: metrics.clone(),
+            announcer: announcer.clone(),
+        };
+        tasks.spawn("receivers found", receivers.clone().find(sending.clone()));
+        tasks.spawn("receivers kept", receivers.keep(changes, recording.clone()));
+        tasks.spawn("lanes resumed", dispatcher.clone().resume(sending.clone()));
 
         let redriver = redrive::Redriver {
             store: store.clone(),
@@ -173,7 +199,7 @@ impl Pipeline {
             dispatcher: dispatcher.clone(),
             node: node.clone(),
             live: live.clone(),
-            publisher: publisher.clone(),
+            announcer,
             metrics: metrics.clone(),
         };
         follower.spawn(tasks, hinted, gone_subscriptions, &sending);
@@ -194,6 +220,7 @@ impl Pipeline {
             live,
             metrics,
             ledger,
+            deaths,
         };
         tasks.spawn("upkeep", upkeep.run(sending.clone()));
         tasks.spawn("session", node.clone().run(watch, recording.clone()));

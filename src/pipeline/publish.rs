@@ -19,7 +19,7 @@ use crate::{
     domain::{
         event::{self, Idempotency},
         id::{DeliveryId, EventId, KeyId, Micros, SubscriptionId, TenantId, day_of, wall_clock},
-        subscription::Ordering,
+        subscription::{Ordering, Subscription},
         trace::Trace,
     },
     error::{Error, Reason, Result},
@@ -95,6 +95,27 @@ impl Pending {
     }
 }
 
+/// Who gets an event, of those whose event types it fits.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Audience {
+    /// Not this one.
+    pub(super) but: Option<SubscriptionId>,
+    /// Only those who name its type or a prefix of it, and not all types.
+    pub(super) named: bool,
+}
+
+impl Audience {
+    /// Whether a subscription gets it.
+    pub(super) fn has(self, s: &Subscription, event_type: &str) -> bool {
+        self.but != Some(s.id)
+            && if self.named {
+                s.names(event_type)
+            } else {
+                s.wants(event_type)
+            }
+    }
+}
+
 /// The way in.
 pub struct Publisher {
     directory: Arc<Directory>,
@@ -132,6 +153,14 @@ impl Publisher {
     /// `PAYLOAD_TOO_LARGE`, `QUOTA_EXCEEDED`, `IDEMPOTENCY_KEY_REUSED`,
     /// `STORE_UNAVAILABLE`.
     pub async fn publish(&self, new: NewEvent) -> Result<Receipt> {
+        self.publish_to(new, Audience::default()).await
+    }
+
+    /// As [`publish`](Self::publish), to those of whom the audience is.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) async fn publish_to(&self, new: NewEvent, to: Audience) -> Result<Receipt> {
         let live = self.live.load_full();
         if new.data.len() > live.event_max_bytes {
             return Err(Error::new(
@@ -154,7 +183,7 @@ impl Publisher {
             .map(|key| Idempotency::new(key, &new.event_type, &new.data));
         for _ in 0..MATCHES {
             let (revision, deliveries) =
-                self.match_up(&new, &payload, id, time, live.fan_out_max)?;
+                self.match_up(&new, to, &payload, id, time, live.fan_out_max)?;
             let count = i32::try_from(deliveries.len()).unwrap_or(i32::MAX);
             let first = deliveries.first().map(|d| d.id);
             let publish = Publish {
@@ -217,6 +246,7 @@ impl Publisher {
     fn match_up(
         &self,
         new: &NewEvent,
+        to: Audience,
         payload: &Payload<'_>,
         id: EventId,
         now: Micros,
@@ -231,7 +261,9 @@ impl Publisher {
             .chain(unusable)
             .filter(|(s, filter)| match new.only {
                 Some(only) => s.id == only,
-                None => s.wants(&new.event_type) && filter.is_none_or(|f| payload.passes(f, s.id)),
+                None => {
+                    to.has(s, &new.event_type) && filter.is_none_or(|f| payload.passes(f, s.id))
+                }
             })
             .map(|(s, _)| NewDelivery {
                 id: DeliveryId::of(id),

@@ -8,9 +8,15 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{dispatch::Dispatcher, node::Node, publish::Ledger};
+use super::{
+    announce::{Death, is_announced},
+    dispatch::Dispatcher,
+    node::Node,
+    publish::Ledger,
+};
 use crate::{
     domain::id::DeliveryId,
     metrics::Metrics,
@@ -28,6 +34,8 @@ pub(super) struct Upkeep {
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) ledger: Arc<Ledger>,
+    /// Told of deliveries that were given up.
+    pub(super) deaths: mpsc::UnboundedSender<Death>,
 }
 
 /// A sweep's timer.
@@ -139,12 +147,22 @@ impl Upkeep {
         let owned = self.node.owned();
         while !owned.is_empty() {
             let dead = self.store.bury(&owned, SLICE).await?;
-            self.metrics.deliveries_dead.increment(dead);
-            if dead > 0 {
+            let count = dead.len() as u64;
+            self.metrics.deliveries_dead.increment(count);
+            for d in dead.into_iter().filter(|d| is_announced(&d.event_type)) {
+                let _ = self.deaths.send(Death {
+                    tenant: d.tenant,
+                    subscription: d.subscription,
+                    delivery: Some(d.id),
+                    count: 1,
+                    reason: d.reason,
+                });
+            }
+            if count > 0 {
                 // What waited behind one of them may be due.
                 self.dispatcher.look_around();
             }
-            if dead < SLICE as u64 {
+            if count < SLICE as u64 {
                 break;
             }
         }

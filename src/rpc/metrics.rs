@@ -185,7 +185,7 @@ impl Metrics {
             delivery_latency_p99_sec: tally.latency(0.99),
             success_rate_24h: tally.success_rate(),
             dead_letter_24h: tally.dead_letters(),
-            breaker_opens_24h: 0,
+            breaker_opens_24h: tally.breaker_opens(),
             oldest_pending_age_sec: reading.oldest.unwrap_or_default().as_secs_f64(),
             alerts: Some(WebhookAlerts {
                 dead_letter_exceeded: raised.dead_letter,

@@ -12,15 +12,17 @@ use crate::{
     caller::Caller,
     domain::{
         certificate::{Facts, Pem},
+        event::{SECRET_ROTATED, rfc3339},
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, Kind, Ordering, PayloadFormat,
-            PreviousSecret, Sealed, Subscription,
+            BreakerChoice, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, Kind, Ordering,
+            PayloadFormat, PreviousSecret, Sealed, Subscription,
         },
     },
     error::{Error, Reason, Result},
     pipeline::{
+        announce::Announcer,
         publish::{NewEvent, unavailable},
         sender::Unproven,
     },
@@ -34,7 +36,7 @@ use crate::{
         subscription_service_server::SubscriptionService,
     },
     seal,
-    store::{self, StoreError},
+    store::{self, ReceiverState, StoreError},
     target::Target,
 };
 
@@ -159,17 +161,44 @@ impl Subscriptions {
         })
     }
 
-    fn view(&self, s: &Subscription) -> Result<v1::Subscription> {
-        self.view_opened(s, &self.opened(s)?)
+    /// Shows a subscription, with how its receiver is.
+    async fn show(&self, s: &Subscription) -> Result<v1::Subscription> {
+        let states = self.0.store.receivers(&[s.id]).await.map_err(unavailable)?;
+        self.view(s, states.first())
     }
 
-    fn view_opened(&self, s: &Subscription, opened: &Opened) -> Result<v1::Subscription> {
+    fn view(&self, s: &Subscription, state: Option<&ReceiverState>) -> Result<v1::Subscription> {
+        self.view_opened(s, &self.opened(s)?, state)
+    }
+
+    fn view_opened(
+        &self,
+        s: &Subscription,
+        opened: &Opened,
+        state: Option<&ReceiverState>,
+    ) -> Result<v1::Subscription> {
         let certificate = opened.certificate.as_ref();
         let facts = certificate.map(|pem| Facts::of(&pem.chain)).transpose();
         let info = facts.map_err(Error::internal)?.map(view::certificate);
         let headers = opened.headers.clone();
         let directory = &self.0.directory;
-        Ok(view::view(s, headers, info, directory, wall_clock()))
+        Ok(view::view(s, headers, info, state, directory, wall_clock()))
+    }
+}
+
+impl Subscriptions {
+    async fn tell_of_rotation(&self, s: &Subscription) {
+        let context = &self.0;
+        let announcer = Announcer::new(
+            context.store.clone(),
+            context.directory.clone(),
+            context.publisher.clone(),
+        );
+        let until = s.previous.as_ref().map(|p| rfc3339(p.until));
+        let data = serde_json::json!({ "previous_secret_expire_time": until });
+        announcer
+            .tell(s.tenant, s.id, SECRET_ROTATED, data, false)
+            .await;
     }
 }
 
@@ -205,6 +234,8 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
         schedule: None,
         timeout: DEFAULT_TIMEOUT,
         max_in_flight: DEFAULT_IN_FLIGHT,
+        rate_limit: 0,
+        breaker: BreakerChoice::default(),
         max_age: 0,
         metadata: Vec::new(),
         secret: Sealed(Vec::new()),
@@ -233,6 +264,8 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         payload_format: given.payload_format,
         client_certificate: given.client_certificate,
         filter: given.filter,
+        breaker: given.breaker,
+        rate_limit_per_second: given.rate_limit_per_second,
         ordering: given.ordering,
         kind: given.kind,
         expire_after_seconds: given.expire_after_seconds,
@@ -292,7 +325,7 @@ impl SubscriptionService for Subscriptions {
         Ok(Response::new(CreateSubscriptionResponse {
             id: id.to_string(),
             secret: secret.expose().to_owned(),
-            subscription: Some(self.view(&new)?),
+            subscription: Some(self.view(&new, None)?),
         }))
     }
 
@@ -304,7 +337,7 @@ impl SubscriptionService for Subscriptions {
         let id = check::id("id", &request.get_ref().id)?;
         let found = self.load(&caller, id).await?;
         Ok(Response::new(GetSubscriptionResponse {
-            subscription: Some(self.view(&found)?),
+            subscription: Some(self.show(&found).await?),
         }))
     }
 
@@ -319,8 +352,13 @@ impl SubscriptionService for Subscriptions {
         let rows = self.0.store.list_subscriptions(tenant.id, page).await;
         let mut rows = rows.map_err(unavailable)?;
         let next_page_token = page::cut(&page, &mut rows, |s| s.id);
+        let ids: Vec<SubscriptionId> = rows.iter().map(|s| s.id).collect();
+        let states = self.0.store.receivers(&ids).await.map_err(unavailable)?;
         Ok(Response::new(ListSubscriptionsResponse {
-            subscriptions: rows.iter().map(|s| self.view(s)).collect::<Result<_>>()?,
+            subscriptions: rows
+                .iter()
+                .map(|s| self.view(s, states.iter().find(|r| r.subscription == s.id)))
+                .collect::<Result<_>>()?,
             next_page_token,
         }))
     }
@@ -340,7 +378,7 @@ impl SubscriptionService for Subscriptions {
             let mut faults = Faults::under("subscription.");
             let before = self.opened(s)?;
             let mut own = before.clone();
-            let shown = self.view_opened(s, &before)?;
+            let shown = self.view_opened(s, &before, None)?;
             let names = fields::named(&wanted, &shown, given.update_mask.as_ref(), &mut faults);
             fields::apply(s, &mut own, &wanted, &names, &live, now, &mut faults);
             faults.done()?;
@@ -377,7 +415,7 @@ impl SubscriptionService for Subscriptions {
             self.0.dispatcher.look_around();
         }
         Ok(Response::new(UpdateSubscriptionResponse {
-            subscription: Some(self.view(&new)?),
+            subscription: Some(self.show(&new).await?),
         }))
     }
 
@@ -418,10 +456,11 @@ impl SubscriptionService for Subscriptions {
                 Ok(())
             })
             .await?;
+        self.tell_of_rotation(&new).await;
         Ok(Response::new(RotateSubscriptionSecretResponse {
             id: id.to_string(),
             secret: secret.expose().to_owned(),
-            subscription: Some(self.view(&new)?),
+            subscription: Some(self.show(&new).await?),
         }))
     }
 
@@ -433,7 +472,7 @@ impl SubscriptionService for Subscriptions {
         let id = check::id("id", &request.get_ref().id)?;
         let (_, new) = self.change_sealed(&caller, id, end_overlap).await?;
         Ok(Response::new(EndSubscriptionSecretOverlapResponse {
-            subscription: Some(self.view(&new)?),
+            subscription: Some(self.show(&new).await?),
         }))
     }
 

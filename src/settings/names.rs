@@ -58,6 +58,26 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "whether this node sends webhooks itself; 0 leaves it to `onering worker`",
     ),
     (
+        "BREAKER_FAILURES_TO_OPEN",
+        "5",
+        "failures in a row after which a receiver is left alone; 0: never",
+    ),
+    (
+        "BREAKER_OPEN_SECONDS",
+        "60",
+        "for how long, before it is asked again",
+    ),
+    (
+        "HOST_MAX_IN_FLIGHT",
+        "1000",
+        "attempts under way to one host, over all subscriptions and nodes; 0: any number",
+    ),
+    (
+        "ENDPOINT_DISABLE_AFTER_DAYS",
+        "5",
+        "days without a delivery after which a failing subscription is disabled; 0: never",
+    ),
+    (
         "ALERT_DEAD_LETTER_24H",
         "10",
         "dead letters in 24 hours above which an alert is raised",

@@ -11,8 +11,8 @@ use crate::domain::{
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
     subscription::{
-        Disabled, Headers, Kind as Way, Lifetime, Ordering, PayloadFormat, PreviousSecret, Sealed,
-        Subscription,
+        BreakerChoice, Disabled, Headers, Kind as Way, Lifetime, Ordering, PayloadFormat,
+        PreviousSecret, Sealed, Subscription,
     },
     trace::Trace,
 };
@@ -244,6 +244,8 @@ pub(super) struct SubscriptionRow {
     pub client_certificate: Option<Vec<u8>>,
     /// The same.
     pub filter: Option<String>,
+    /// The same: how its receiver is spared, as JSON.
+    pub limits: Option<String>,
     /// The same.
     pub ordering: i16,
     /// The same. Null for a webhook.
@@ -252,6 +254,14 @@ pub(super) struct SubscriptionRow {
     pub lifetime: Option<Micros>,
     /// Set by the store's clock.
     pub ends_at: Option<Micros>,
+}
+
+/// How a receiver is spared.
+#[derive(Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Limits {
+    rate: u32,
+    breaker: BreakerChoice,
 }
 
 impl SubscriptionRow {
@@ -273,6 +283,10 @@ impl SubscriptionRow {
             metadata: s.metadata.clone(),
             public_key: s.public_key.clone(),
         };
+        let limits = Limits {
+            rate: s.rate_limit,
+            breaker: s.breaker,
+        };
         Self {
             id: s.id.0,
             tenant: s.tenant.0,
@@ -286,6 +300,8 @@ impl SubscriptionRow {
             updated_at: s.updated_at,
             client_certificate: s.client_certificate.as_ref().map(|c| c.0.clone()),
             filter: s.filter.clone(),
+            limits: (limits != Limits::default())
+                .then(|| serde_json::to_string(&limits).unwrap_or_default()),
             ordering: s.ordering.to_i16(),
             kind: (s.kind == Way::Stream).then_some(STREAM),
             lifetime: s.lifetime.map(|l| l.seconds.saturating_mul(1_000_000)),
@@ -298,6 +314,12 @@ impl SubscriptionRow {
         let id = SubscriptionId(self.id);
         let doc: SubscriptionDoc =
             serde_json::from_str(&self.doc).map_err(|e| format!("subscription {id}: {e}"))?;
+        let limits: Limits = match &self.limits {
+            Some(text) => {
+                serde_json::from_str(text).map_err(|e| format!("subscription {id}: {e}"))?
+            }
+            None => Limits::default(),
+        };
         let headers = if doc.headers.is_empty() {
             BASE64
                 .decode(&doc.sealed_headers)
@@ -330,6 +352,8 @@ impl SubscriptionRow {
             schedule: doc.schedule,
             timeout: doc.timeout,
             max_in_flight: doc.max_in_flight,
+            rate_limit: limits.rate,
+            breaker: limits.breaker,
             max_age: doc.max_age,
             metadata: doc.metadata,
             secret: Sealed(self.secret),
@@ -397,6 +421,7 @@ mod tests {
             updated_at: 1,
             client_certificate: None,
             filter: None,
+            limits: None,
             ordering: 0,
             kind: None,
             lifetime: None,
@@ -413,6 +438,18 @@ mod tests {
         assert_eq!(clear.headers, Sealed(br#"[["x-a","b"]]"#.to_vec()));
         let again = SubscriptionRow::of(&clear).into_subscription().unwrap();
         assert_eq!(again, clear);
+        let spared = Subscription {
+            rate_limit: 7,
+            breaker: BreakerChoice {
+                failures_to_open: 3,
+                open_seconds: 0,
+                disabled: true,
+            },
+            ..read.clone()
+        };
+        let again = SubscriptionRow::of(&spared).into_subscription().unwrap();
+        assert_eq!(again, spared);
+        assert_eq!(SubscriptionRow::of(&read).limits, None);
         for format in [
             PayloadFormat::Standard,
             PayloadFormat::CloudEventsStructured,

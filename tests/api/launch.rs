@@ -178,11 +178,13 @@ async fn smoke_passes(db: Db) {
     ];
     assert_eq!(done.stdout.lines().collect::<Vec<_>>(), wanted);
     assert_eq!(left_behind(&app).await, before);
-    // A1, A3: a 503 is tried again, a 400 is not.
+    // A1, A3, A6: a 503 is tried again, a 400 is not; five failures open the breaker.
     let done = smoke(&app, &url, &["--sink-secret", "whsec_test", "--scenarios"])
         .await
         .exits(0);
-    assert!(done.stdout.contains("Total: 8/8 PASSED ✅"), "{done:?}");
+    let breaker = "✅ Scenario breaker opens, probes, closes: PASSED";
+    assert!(done.stdout.contains(breaker), "{done:?}");
+    assert!(done.stdout.contains("Total: 9/9 PASSED ✅"), "{done:?}");
     assert_eq!(left_behind(&app).await, before);
     sink.stop().await;
     app.stop().await;

@@ -86,7 +86,7 @@ async fn a_failed_one_gets_one_more(db: Db) {
     node.finish_now(&lease.failed(MINUTE)).await;
     assert_eq!(retry(&node, lease.id).await, Some(Status::Failed));
     node.pass(HOUR).await;
-    assert_eq!(node.bury(&[lease.id.part()], 10).await.unwrap(), 0);
+    assert_eq!(node.bury(&[lease.id.part()], 10).await.unwrap().len(), 0);
     one_more(&node, &lease).await;
 }
 
@@ -106,7 +106,7 @@ async fn a_buried_one_gets_one_more(db: Db) {
     let lease = leased(&node).await;
     node.finish_now(&lease.failed(MINUTE)).await;
     node.pass(HOUR).await;
-    assert_eq!(node.bury(&[lease.id.part()], 10).await.unwrap(), 1);
+    assert_eq!(node.bury(&[lease.id.part()], 10).await.unwrap().len(), 1);
     assert_eq!(retry(&node, lease.id).await, Some(Status::Dead));
     one_more(&node, &lease).await;
 }

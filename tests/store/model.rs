@@ -315,7 +315,7 @@ impl Run {
                         expected += 1;
                     }
                 }
-                assert_eq!(buried, expected);
+                assert_eq!(buried.len(), expected);
             }
             Verb::Shift => {
                 self.nodes[0].pass(SHIFT * 60 * SECOND).await;

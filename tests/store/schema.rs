@@ -24,7 +24,7 @@ contract![
 ];
 
 /// The tables that grow with the traffic.
-const HOT: [&str; 10] = [
+const HOT: [&str; 11] = [
     "attempts",
     "counter_days",
     "counters",
@@ -35,6 +35,7 @@ const HOT: [&str; 10] = [
     "kept_bodies",
     "queue",
     "replayed",
+    "subscription_state",
 ];
 
 // N6

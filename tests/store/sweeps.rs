@@ -51,16 +51,16 @@ async fn burying_moves_what_failed_in_time(db: Db) {
         let after = if n == 0 { FOR_EVER } else { MINUTE };
         node.finish_now(&lease.failed(after)).await;
     }
-    assert_eq!(node.bury(&parts, 10).await.unwrap(), 0, "too early");
+    assert_eq!(node.bury(&parts, 10).await.unwrap().len(), 0, "too early");
     node.pass(HOUR).await;
     let shown = node.delivery(leased[1].id).await;
     assert_eq!(
-        node.bury(&parts, 3).await.unwrap(),
+        node.bury(&parts, 3).await.unwrap().len(),
         3,
         "no more than the limit"
     );
-    assert_eq!(node.bury(&parts, 3).await.unwrap(), 1);
-    assert_eq!(node.bury(&parts, 3).await.unwrap(), 0);
+    assert_eq!(node.bury(&parts, 3).await.unwrap().len(), 1);
+    assert_eq!(node.bury(&parts, 3).await.unwrap().len(), 0);
     assert_eq!(
         node.delivery(leased[1].id).await,
         shown,
@@ -183,7 +183,7 @@ async fn statements_keep_to_the_partitions_they_are_given(db: Db) {
     }
     node.pass(HOUR).await;
     for part in [10, 11].map(Part::new) {
-        assert_eq!(node.bury(&[part], 10).await.unwrap(), 1);
+        assert_eq!(node.bury(&[part], 10).await.unwrap().len(), 1);
         let waiting = node.waiting(&[part]).await.unwrap();
         assert_eq!(waiting.iter().map(|w| w.part).collect::<Vec<_>>(), [part]);
     }

@@ -12,7 +12,8 @@ use onering::{
         key::{self, Hashed, Key, Kind as KeyKind},
         signature::Scheme,
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Kind, Ordering, PayloadFormat, Sealed, Subscription,
+            BreakerChoice, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Kind, Ordering, PayloadFormat,
+            Sealed, Subscription,
         },
         switch::Change,
         tenant::Tenant,
@@ -303,6 +304,12 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
         schedule: Some(Schedule::burst()),
         timeout: DEFAULT_TIMEOUT,
         max_in_flight: DEFAULT_IN_FLIGHT,
+        rate_limit: 50,
+        breaker: BreakerChoice {
+            failures_to_open: 3,
+            open_seconds: 30,
+            disabled: false,
+        },
         max_age: 3600,
         metadata: vec![
             ("b".to_owned(), "1".to_owned()),

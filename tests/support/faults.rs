@@ -27,12 +27,13 @@ use onering::{
         timeline::Timeline,
     },
     store::{
-        AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
-        EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased,
-        Letters, LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore, Ordered, Page, Past,
-        PeerStore, Publish, Published, QueueStore, Recent, RedriveStore, Result, SealedKey,
-        Session, Standing, Step, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
-        TenantStore, TimelineStore, Usage, Waiting, Want,
+        AuditEnd, Author, BreakerStore, Buried, CallCount, CallStore, Changed, Changes,
+        ConfigStore, Count, CounterStore, EventTypeStore, Finish, Finished, Forgotten, Hints,
+        HistoryStore, KeyStore, KeyUse, Leased, Letters, LimitStore, LiveNode, Load, LoadStore,
+        Moved, NodeStore, Ordered, Page, Past, PeerStore, Publish, Published, QueueStore,
+        ReceiverState, Recent, RedriveStore, Result, SealedKey, Session, Standing, Step, Store,
+        StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, TimelineStore, Usage,
+        Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -320,7 +321,7 @@ passed_on!(QueueStore, true, {
     waiting(parts: &[Part]) -> Vec<Waiting>;
     leases(session: Session) -> Vec<(DeliveryId, i32)>;
     free_lost(parts: &[Part]) -> u64;
-    bury(parts: &[Part], limit: i64) -> u64;
+    bury(parts: &[Part], limit: i64) -> Vec<Buried>;
     cancel(part: Part, subscription: SubscriptionId, limit: i64) -> u64;
     give_up(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
     ordered(parts: &[Part]) -> Vec<Ordered>;
@@ -328,6 +329,13 @@ passed_on!(QueueStore, true, {
     give_up_parked(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
     skip(id: DeliveryId) -> bool;
     retry_by_hand(id: DeliveryId) -> Option<Status>;
+});
+
+passed_on!(BreakerStore, true, {
+    save_receiver(session: Session, state: &ReceiverState, opened: bool) -> bool;
+    receivers_in(parts: &[Part]) -> Vec<ReceiverState>;
+    receivers(subscriptions: &[SubscriptionId]) -> Vec<ReceiverState>;
+    revive(part: Part, subscription: SubscriptionId, asked: bool, limit: i64) -> u64;
 });
 
 passed_on!(NodeStore, false, {

@@ -49,7 +49,83 @@ pub(super) const ALL: [(&str, Scenario); 3] = [
     ),
 ];
 
+/// The name of the scenario that plays with the circuit breaker.
+pub(super) const BREAKER: &str = "Scenario breaker opens, probes, closes";
+/// So many failures open it, as they do where nothing else is said.
+const FAILURES: usize = 5;
+/// For how many seconds it is open: long enough to be seen, and no longer.
+const OPEN_SECONDS: i32 = 3;
+
 impl Smoke {
+    /// Five failures open the breaker, a probe closes it, and everything is delivered.
+    pub(super) async fn breaker_scenario(&mut self) -> Phase {
+        let played = self.play_breaker().await;
+        let reset = self.behave(&json!({})).await;
+        Phase::of(played.and(reset))
+    }
+
+    async fn play_breaker(&mut self) -> Checked<()> {
+        self.delivery_is_on().await?;
+        let event_type = format!("{}s.breaker", self.event_type);
+        let mut body = json!({
+            "url": self.args.webhook_sink,
+            "event_types": [event_type],
+            "description": "onering smoke",
+            "retry_schedule": {"preset": "BURST"},
+            "breaker": {"failures_to_open": FAILURES, "open_seconds": OPEN_SECONDS},
+        });
+        if let Some(secret) = &self.args.sink_secret {
+            body["secret"] = json!(secret);
+        }
+        let made = self
+            .admin(Method::POST, "/v1/external/webhooks", Some(&body), 201)
+            .await?;
+        self.made_subscription(&made)?;
+        let path = format!(
+            "/v1/external/webhooks/{}",
+            made["id"].as_str().unwrap_or_default()
+        );
+        self.behave(&json!({"status": 503, "fail_next": FAILURES}))
+            .await?;
+        let mut events = Vec::new();
+        for _ in 0..FAILURES {
+            let body = json!({"event_type": event_type, "data": {"test": true}});
+            let answer = self
+                .admin(Method::POST, "/v1/external/events", Some(&body), 202)
+                .await?;
+            events.push(answer["id"].as_str().unwrap_or_default().to_owned());
+        }
+        self.breaker_is(&path, "OPEN").await?;
+        self.breaker_is(&path, "CLOSED").await?;
+        for event in events {
+            let delivery = self.finished(&event).await?;
+            let how = (&delivery["status"], &delivery["attempt_count"]);
+            if how != (&json!("DELIVERED"), &json!(2)) {
+                return Err(format!(
+                    "{event} is {} after {} attempts, not DELIVERED after 2",
+                    how.0, how.1
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn breaker_is(&self, subscription: &str, state: &str) -> Checked<()> {
+        let until = tokio::time::Instant::now() + std::time::Duration::from_secs(self.args.timeout);
+        loop {
+            let shown = self.admin(Method::GET, subscription, None, 200).await?;
+            let found = &shown["breaker"]["state"];
+            if found == state {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > until {
+                return Err(format!("the breaker is {found}, not {state}").into());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
     pub(super) async fn scenario(&mut self, scenario: Scenario) -> Phase {
         let played = self.play(scenario).await;
         // The sink works again, whatever became of it.

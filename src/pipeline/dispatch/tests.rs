@@ -31,7 +31,17 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
     let ttl = Duration::from_secs(60);
     let node = Arc::new(Node::new(store, metrics.clone(), "n".into(), ttl));
     let (hints, _) = mpsc::unbounded_channel();
-    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, Some(10), hints);
+    let (changed, _) = mpsc::unbounded_channel();
+    let (dispatcher, _) = Dispatcher::new(
+        directory,
+        live,
+        node,
+        metrics,
+        poll,
+        Some(10),
+        changed,
+        hints,
+    );
     (dispatcher, folder)
 }
 
@@ -52,6 +62,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         replays: 0,
         by_hand: false,
         age: 0,
+        deferred: 0,
         ordering_key: None,
         since: Instant::now(),
         session: Session(1),

@@ -3,7 +3,7 @@ use bytes::Bytes;
 use super::*;
 use crate::domain::id::EventId;
 
-fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
+pub(super) fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
     let event = EventId::new(1_700_000_000_000_000, tenant.part());
     Job {
         id: DeliveryId::of(event),
@@ -18,6 +18,7 @@ fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
         replays: 0,
         by_hand: false,
         age: 0,
+        deferred: 0,
         ordering_key: None,
         since: Instant::now(),
         session: crate::store::Session(1),
@@ -25,14 +26,11 @@ fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
 }
 
 /// A lane of webhooks with that limit.
-fn http(in_flight: u32) -> Allowed {
-    Allowed {
-        in_flight,
-        class: Class::Webhook,
-    }
+fn http(in_flight: u32) -> Terms {
+    in_flight.into()
 }
 
-fn ids(part: u8) -> (TenantId, SubscriptionId) {
+pub(super) fn ids(part: u8) -> (TenantId, SubscriptionId) {
     let part = Part::new(part);
     (TenantId::new(1, part), SubscriptionId::new(1, part))
 }
@@ -208,10 +206,11 @@ fn timers_of_one_moment_are_one() {
     assert_eq!(lanes.fetches(1000, |_| true).len(), 1);
 }
 
-fn streamed(in_flight: u32) -> Allowed {
-    Allowed {
+fn streamed(in_flight: u32) -> Terms {
+    Terms {
         in_flight,
         class: Class::Stream,
+        ..Terms::default()
     }
 }
 
@@ -270,9 +269,10 @@ fn certificates_stay_on_the_node() {
     lanes.push(job(t, s), http(10), true);
     assert!(lanes.take(&relay, usize::MAX).is_some());
     lanes.adjust(|_| {
-        Some(Allowed {
+        Way::Send(Terms {
             in_flight: 10,
             class: Class::Certified,
+            ..Terms::default()
         })
     });
     assert!(lanes.take(&relay, usize::MAX).is_none());

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Names are listed in an error up to this many.
-const LISTED_NAMES: usize = 24;
+const LISTED_NAMES: usize = 40;
 
 /// Reads a message from JSON text.
 ///

@@ -16,8 +16,8 @@ use crate::{
         id::Micros,
         signature::Scheme,
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, Kind, Lifetime, Ordering,
-            PayloadFormat, Subscription, is_pattern,
+            BreakerChoice, DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, Kind, Lifetime,
+            Ordering, PayloadFormat, Subscription, is_pattern,
         },
         trace,
     },
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What can be changed of a subscription.
-pub(super) const CHANGEABLE: [&str; 15] = [
+pub(super) const CHANGEABLE: [&str; 17] = [
     "url",
     "event_types",
     "headers",
@@ -46,6 +46,8 @@ pub(super) const CHANGEABLE: [&str; 15] = [
     "payload_format",
     CLIENT_CERTIFICATE,
     "filter",
+    "breaker",
+    "rate_limit_per_second",
     "ordering",
 ];
 
@@ -134,6 +136,8 @@ pub(super) fn named(
         "payload_format" => given.payload_format != 0,
         CLIENT_CERTIFICATE => given.client_certificate.is_some(),
         "filter" => given.filter.is_some(),
+        "breaker" => given.breaker.is_some(),
+        "rate_limit_per_second" => given.rate_limit_per_second != 0,
         "ordering" => given.ordering != 0,
         _ => false,
     };
@@ -192,6 +196,11 @@ pub(super) fn apply(
             "payload_format" => s.format = format(given.payload_format, faults),
             "filter" => {
                 s.filter = super::filter::read(given.filter.as_deref().unwrap_or_default(), faults);
+            }
+            "breaker" => s.breaker = breaker(given.breaker.as_ref(), faults),
+            "rate_limit_per_second" => {
+                let n = given.rate_limit_per_second;
+                s.rate_limit = whole(faults.number("rate_limit_per_second", n, 0, 10_000, 0));
             }
             "ordering" => s.ordering = ordering(given.ordering, faults),
             CLIENT_CERTIFICATE if s.kind == Kind::Stream => {
@@ -375,6 +384,22 @@ fn enable(s: &mut Subscription, on: bool, now: Micros) {
             });
         }
         _ => {}
+    }
+}
+
+/// When its breaker opens. What the server says of it in answers is passed over, so
+/// that what was read can be written back.
+fn breaker(given: Option<&v1::BreakerSettings>, faults: &mut Faults) -> BreakerChoice {
+    let Some(given) = given else {
+        return BreakerChoice::default();
+    };
+    let mut number = |name: &str, n: i32, most: i32| {
+        u32::try_from(faults.number(name, n, 0, most, 0)).unwrap_or_default()
+    };
+    BreakerChoice {
+        failures_to_open: number("breaker.failures_to_open", given.failures_to_open, 1000),
+        open_seconds: number("breaker.open_seconds", given.open_seconds, 3600),
+        disabled: given.disabled,
     }
 }
 

@@ -5,12 +5,13 @@ use crate::{
     domain::{
         certificate::Facts,
         delivery::Schedule,
-        id::Micros,
+        id::{Micros, micros},
         signature::Scheme,
         subscription::{Headers, Kind, Ordering, PayloadFormat, Subscription},
     },
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
     rpc::convert::timestamp,
+    store::ReceiverState,
 };
 
 pub(super) const fn scheme(scheme: Scheme) -> SignatureScheme {
@@ -71,11 +72,36 @@ pub(super) fn certificate(facts: Facts) -> v1::ClientCertificateInfo {
     }
 }
 
+/// What a subscription says of its breaker, and how that is.
+fn breaker(s: &Subscription, state: Option<&ReceiverState>, now: Micros) -> v1::BreakerSettings {
+    let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let mut shown = v1::BreakerSettings {
+        failures_to_open: number(s.breaker.failures_to_open),
+        open_seconds: number(s.breaker.open_seconds),
+        disabled: s.breaker.disabled,
+        state: v1::BreakerState::Closed.into(),
+        ..v1::BreakerSettings::default()
+    };
+    let state = state.filter(|_| s.disabled.is_none());
+    if let Some((state, open)) = state.and_then(|state| Some((state, state.open?))) {
+        shown.failures_in_a_row = number(state.failures);
+        shown.open_time = Some(timestamp(now - micros(open.ago)));
+        if open.left.is_zero() {
+            shown.state = v1::BreakerState::HalfOpen.into();
+        } else {
+            shown.state = v1::BreakerState::Open.into();
+            shown.open_until = Some(timestamp(now + micros(open.left)));
+        }
+    }
+    shown
+}
+
 /// Shows a subscription with its headers, without its secret and private key.
 pub(super) fn view(
     s: &Subscription,
     headers: Headers,
     certificate: Option<v1::ClientCertificateInfo>,
+    state: Option<&ReceiverState>,
     directory: &Directory,
     now: Micros,
 ) -> v1::Subscription {
@@ -112,6 +138,8 @@ pub(super) fn view(
         client_certificate: None,
         client_certificate_info: certificate,
         filter: s.filter.clone().map(String::into_bytes),
+        breaker: Some(breaker(s, state, now)),
+        rate_limit_per_second: number(s.rate_limit),
         ordering: ordering(s.ordering).into(),
         kind: match s.kind {
             Kind::Webhook => v1::SubscriptionKind::Webhook,

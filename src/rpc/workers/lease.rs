@@ -102,6 +102,7 @@ pub(super) fn open(
         replays,
         by_hand,
         age: age + (wall_clock() - sealed_at).max(0),
+        deferred: 0,
         since: Instant::now(),
         session: Session(0),
     })
@@ -138,6 +139,7 @@ mod tests {
             replays: 1,
             by_hand: true,
             age: 1_000_000,
+            deferred: 0,
             since: Instant::now(),
             session: Session(1),
         };

@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 12] = [
+const MIGRATIONS: [(&str, &str); 13] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -59,6 +59,7 @@ const MIGRATIONS: [(&str, &str); 12] = [
     ),
     ("nodes", include_str!("migrations/0012_nodes.sql")),
     ("streams", include_str!("migrations/0011_streams.sql")),
+    ("breakers", include_str!("migrations/0008_breakers.sql")),
 ];
 
 /// The longest that a statement may take on which a caller, a delivery or the

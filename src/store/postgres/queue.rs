@@ -14,7 +14,7 @@ use crate::{
         subscription::Ordering,
     },
     store::{
-        Finish, Finished, Leased, Ordered, Publish, Published, QueueStore, Result, Session,
+        Buried, Finish, Finished, Leased, Ordered, Publish, Published, QueueStore, Result, Session,
         Waiting, Want, claim_share,
         rows::{FinishRow, trace},
     },
@@ -225,7 +225,35 @@ with late as (
 insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason,
                   okey, oseq)
 select part, id, tenant, sub, event, event_day, dead_at, age_from, token, 6, attempts, status, reason, okey, oseq
-from late order by part, sub, okey"
+from late order by part, sub, okey
+returning id, tenant, sub,
+  coalesce((select e.type from events e where e.part = dead.part and e.id = dead.event and e.day = dead.event_day),
+           (select k.type from kept_bodies k where k.part = dead.part and k.event = dead.event), ''),
+  reason"
+);
+
+/// What failed while its receiver was ill. What the receiver itself asked to come
+/// later does.
+const REVIVE: &str = concat!(
+    "
+with again as (
+  update queue q set due_at = now_us(), dead_at = 0, by_hand = q.by_hand or q.state = 5, state = 3
+  from (select ctid as place, state from queue
+        where part = $1 and sub = $2 and lease_sid = 0 and due_at > now_us()
+          and (state = 3 and (status = 0 or status >= 500) and (status <> 503 or not $3)
+               or state = 5 and dead_at > now_us())
+        order by due_at limit $4 for update skip locked) x
+  where q.ctid = x.place
+  returning q.part, q.tenant, x.state
+),
+",
+    counted!(
+        "0::bigint",
+        "again",
+        "(case x.state when 5 then 5 end, -1), (case x.state when 5 then 3 end, 1)"
+    ),
+    "
+select count(*) from again"
 );
 
 const CANCEL: &str = concat!(
@@ -438,9 +466,23 @@ impl QueueStore for Postgres {
         Ok(freed)
     }
 
-    async fn bury(&self, parts: &[Part], limit: i64) -> Result<u64> {
-        self.changed(sqlx::query(BURY).bind(numbers(parts)).bind(limit))
+    async fn bury(&self, parts: &[Part], limit: i64) -> Result<Vec<Buried>> {
+        let rows = sqlx::query(BURY)
+            .bind(numbers(parts))
+            .bind(limit)
+            .fetch_all(&self.pool)
             .await
+            .map_err(failed)?;
+        Ok(rows
+            .iter()
+            .map(|r| Buried {
+                id: DeliveryId(r.get(0)),
+                tenant: TenantId(r.get(1)),
+                subscription: SubscriptionId(r.get(2)),
+                event_type: r.get(3),
+                reason: r.get(4),
+            })
+            .collect())
     }
 
     async fn cancel(&self, part: Part, subscription: SubscriptionId, limit: i64) -> Result<u64> {
@@ -550,6 +592,24 @@ impl QueueStore for Postgres {
 type Query<'q> = sqlx::query::Query<'q, super::Db, sqlx::postgres::PgArguments>;
 
 impl Postgres {
+    pub(super) async fn revive_failed(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        asked: bool,
+        limit: i64,
+    ) -> Result<u64> {
+        let rows: i64 = sqlx::query_scalar(REVIVE)
+            .bind(part.get())
+            .bind(subscription.0)
+            .bind(asked)
+            .bind(limit)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(rows.unsigned_abs())
+    }
+
     /// Slices of the queue's table, the last with all that it grows by.
     async fn slices(&self) -> Result<Vec<(String, String)>> {
         let pages: i64 = sqlx::query_scalar(

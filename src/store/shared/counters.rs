@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Numbers as they are listed in a statement.
-fn listed<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+pub(super) fn listed<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|i| i.to_string()).collect();
     items.join(",")
 }

@@ -3,10 +3,11 @@
 //!
 //! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
 //! that writes), `snapshot()` (one that sees one state), `clock()`,
-//! `config_changed()`, `here()` (the server), `windows()`, `write_windows()`,
-//! `write_calls()` and `FOR_UPDATE`.
+//! `revive_failed()`, `config_changed()`, `here()` (the server), `windows()`,
+//! `write_windows()`, `write_calls()` and `FOR_UPDATE`.
 
 mod audit;
+mod breakers;
 mod calls;
 mod config;
 mod counters;

@@ -24,10 +24,11 @@ fn subscription(r: &Row) -> Result<Subscription> {
         updated_at: r.get(6),
         client_certificate: r.get(7),
         filter: r.get(8),
-        ordering: r.get(9),
-        kind: r.get(10),
-        lifetime: r.get(11),
-        ends_at: r.get(12),
+        limits: r.get(9),
+        ordering: r.get(10),
+        kind: r.get(11),
+        lifetime: r.get(12),
+        ends_at: r.get(13),
     }
     .into_subscription()
     .map_err(broken)
@@ -56,7 +57,7 @@ pub(super) async fn changed(
     }
     let rows = sqlx::query(
         "select s.id, s.tenant, s.doc, s.secret, s.previous_secret, s.previous_until, s.updated_at,
-                s.client_certificate, s.filter, s.ordering, s.kind, s.lifetime, s.ends_at
+                s.client_certificate, s.filter, s.limits, s.ordering, s.kind, s.lifetime, s.ends_at
          from subscriptions s join tenant_rev t on t.tenant = s.tenant
          where t.config_rev > $1 order by s.id",
     )
@@ -106,9 +107,9 @@ impl SubscriptionStore for Engine {
         let now = self.clock(&mut tx).await?;
         sqlx::query(
             "insert into subscriptions (id, tenant, doc, secret, previous_secret, previous_until,
-                                        updated_at, client_certificate, rev, filter, ordering, kind,
+                                        updated_at, client_certificate, rev, filter, limits, ordering, kind,
                                         lifetime, ends_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         )
         .bind(row.id)
         .bind(row.tenant)
@@ -120,6 +121,7 @@ impl SubscriptionStore for Engine {
         .bind(row.client_certificate)
         .bind(rev)
         .bind(row.filter)
+        .bind(row.limits)
         .bind(row.ordering)
         .bind(row.kind)
         .bind(row.lifetime)
@@ -135,7 +137,7 @@ impl SubscriptionStore for Engine {
     async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter, ordering, kind, lifetime, ends_at
+                    client_certificate, filter, limits, ordering, kind, lifetime, ends_at
              from subscriptions where id = $1",
         )
         .bind(id.0)
@@ -154,7 +156,7 @@ impl SubscriptionStore for Engine {
     ) -> Result<Vec<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter, ordering, kind, lifetime, ends_at
+                    client_certificate, filter, limits, ordering, kind, lifetime, ends_at
              from subscriptions where tenant = $1 and id < $2 order by id desc limit $3",
         )
         .bind(tenant.0)
@@ -175,7 +177,7 @@ impl SubscriptionStore for Engine {
         let done = sqlx::query(
             "update subscriptions set doc = $3, secret = $4, previous_secret = $5,
                     previous_until = $6, updated_at = $7, client_certificate = $8, rev = $9,
-                    filter = $10, ordering = $11
+                    filter = $10, limits = $11, ordering = $12
              where id = $1 and updated_at = $2",
         )
         .bind(row.id)
@@ -188,6 +190,7 @@ impl SubscriptionStore for Engine {
         .bind(row.client_certificate)
         .bind(rev)
         .bind(row.filter)
+        .bind(row.limits)
         .bind(row.ordering)
         .execute(&mut *tx)
         .await
@@ -213,6 +216,12 @@ impl SubscriptionStore for Engine {
         };
         bump_tenant(&mut tx, TenantId(tenant)).await?;
         let done = sqlx::query("delete from subscriptions where id = $1")
+            .bind(id.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sqlx::query("delete from subscription_state where part = $1 and sub = $2")
+            .bind(id.part().get())
             .bind(id.0)
             .execute(&mut *tx)
             .await

@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 12] = [
+const MIGRATIONS: [(&str, &str); 13] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -76,6 +76,7 @@ const MIGRATIONS: [(&str, &str); 12] = [
     ),
     ("nodes", include_str!("migrations/0012_nodes.sql")),
     ("streams", include_str!("migrations/0011_streams.sql")),
+    ("breakers", include_str!("migrations/0008_breakers.sql")),
 ];
 
 /// A SQLite database. One process at a time: its clock is the store's.

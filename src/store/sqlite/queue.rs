@@ -24,8 +24,8 @@ use crate::{
         subscription::Ordering,
     },
     store::{
-        Finish, Finished, HistoryStore as _, Leased, Ordered, Publish, Published, QueueStore,
-        Result, Session, Waiting, Want, claim_share, rows::trace,
+        Buried, Finish, Finished, HistoryStore as _, Leased, Ordered, Publish, Published,
+        QueueStore, Result, Session, Waiting, Want, claim_share, rows::trace,
     },
 };
 
@@ -236,19 +236,35 @@ impl QueueStore for Sqlite {
         Ok(freed)
     }
 
-    async fn bury(&self, parts: &[Part], limit: i64) -> Result<u64> {
+    async fn bury(&self, parts: &[Part], limit: i64) -> Result<Vec<Buried>> {
         let mut tx = self.begin().await?;
         let now = self.now();
+        let bind = |sql: String| {
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(numbers(parts.iter().copied()))
+                .bind(now)
+                .bind(limit)
+        };
         let copy = format!(
-            "{TO_DEAD}, dead_at, age_from, token, 6, attempts, status, reason from queue {LATE}"
+            "{TO_DEAD}, dead_at, age_from, token, 6, attempts, status, reason from queue {LATE} {BURIED}"
         );
-        let count = count_moved(LATE, &GIVEN_UP, now);
-        let moved = move_rows(&mut tx, count, copy, LATE, |q| {
-            q.bind(numbers(parts.iter().copied())).bind(now).bind(limit)
-        })
-        .await?;
+        let rows = bind(copy).fetch_all(&mut *tx).await.map_err(failed)?;
+        if !rows.is_empty() {
+            let count = count_moved(LATE, &GIVEN_UP, now);
+            changed(&mut tx, bind(count)).await?;
+            changed(&mut tx, bind(delete_moved(LATE))).await?;
+        }
         tx.commit().await.map_err(failed)?;
-        Ok(moved)
+        Ok(rows
+            .iter()
+            .map(|r| Buried {
+                id: DeliveryId(r.get(0)),
+                tenant: TenantId(r.get(1)),
+                subscription: SubscriptionId(r.get(2)),
+                event_type: r.get(3),
+                reason: r.get(4),
+            })
+            .collect())
     }
 
     async fn cancel(&self, part: Part, subscription: SubscriptionId, limit: i64) -> Result<u64> {
@@ -412,12 +428,73 @@ fn leased(r: &Row, own: &HashMap<i16, Own>) -> Leased {
 
 type Query = sqlx::query::Query<'static, Db, SqliteArguments>;
 
+/// What tells which rows were buried.
+const BURIED: &str = "
+returning id, tenant, sub,
+  coalesce((select type from events e where e.part = dead.part and e.id = dead.event and e.day = dead.event_day),
+           (select type from kept_bodies k where k.part = dead.part and k.event = dead.event), ''),
+  reason";
+
+/// What failed while its receiver was ill, chosen twice in one transaction. What the
+/// receiver itself asked to come later does.
+const ILL: &str = "where part = $1 and sub = $2 and lease_sid = 0 and due_at > $3
+  and (state = 3 and (status = 0 or status >= 500) and (status <> 503 or not $4) or state = 5 and dead_at > $3)
+  order by due_at, id limit $5";
+
 async fn changed(tx: &mut Transaction<'_>, query: Query) -> Result<u64> {
     Ok(query
         .execute(&mut **tx)
         .await
         .map_err(failed)?
         .rows_affected())
+}
+
+impl Sqlite {
+    pub(super) async fn revive_failed(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        asked: bool,
+        limit: i64,
+    ) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let bind = |sql: String| {
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(part.get())
+                .bind(subscription.0)
+                .bind(now)
+                .bind(asked)
+                .bind(limit)
+        };
+        let found = bind(format!("select tenant, state from queue {ILL}"))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+        if found.is_empty() {
+            return Ok(0);
+        }
+        let again = format!(
+            "update queue set due_at = $3, dead_at = 0, by_hand = by_hand or state = 5, state = 3
+             where (part, id) in (select part, id from queue {ILL})"
+        );
+        let revived = changed(&mut tx, bind(again)).await?;
+        let mut counts = Counts::default();
+        let failed_before = Status::Failed.to_i16();
+        for r in found.iter().filter(|r| r.get::<i16, _>(1) == failed_before) {
+            for (what, n) in [(failed_before, -1), (Status::Retrying.to_i16(), 1)] {
+                counts.add(part, TenantId(r.get(0)), Session(0), what, n);
+            }
+        }
+        counts.write(&mut tx, now).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(revived)
+    }
+}
+
+/// Deletes rows of the queue that were copied.
+fn delete_moved(condition: &str) -> String {
+    format!("delete from queue where (part, id) in (select part, id from queue {condition})")
 }
 
 /// Counts rows of the queue, copies them and then deletes the same ones.
@@ -431,9 +508,7 @@ async fn move_rows(
     let moved = changed(tx, bind(sqlx::query(sqlx::AssertSqlSafe(copy)))).await?;
     if moved > 0 {
         changed(tx, bind(sqlx::query(sqlx::AssertSqlSafe(count)))).await?;
-        let delete = format!(
-            "delete from queue where (part, id) in (select part, id from queue {condition})"
-        );
+        let delete = delete_moved(condition);
         changed(tx, bind(sqlx::query(sqlx::AssertSqlSafe(delete)))).await?;
     }
     Ok(moved)

@@ -63,6 +63,12 @@ fn bad_fields_are_named() {
         max_in_flight: -1,
         max_age_seconds: 2_592_001,
         payload_format: 4,
+        breaker: Some(v1::BreakerSettings {
+            failures_to_open: 1001,
+            open_seconds: -1,
+            ..v1::BreakerSettings::default()
+        }),
+        rate_limit_per_second: 10_001,
         ..v1::Subscription::default()
     };
     let error = run(&mut subscription(), &given, &CHANGEABLE).unwrap_err();
@@ -81,6 +87,9 @@ fn bad_fields_are_named() {
         "max_in_flight",
         "max_age_seconds",
         "payload_format",
+        "breaker.failures_to_open",
+        "breaker.open_seconds",
+        "rate_limit_per_second",
     ];
     assert_eq!(fields(&error), wrong);
 }
@@ -91,6 +100,8 @@ fn what_is_named_and_not_set_goes_back_to_its_default() {
     s.timeout = 5;
     s.max_in_flight = 3;
     s.max_age = 7;
+    s.rate_limit = 9;
+    s.breaker.disabled = true;
     s.format = PayloadFormat::CloudEventsBinary;
     s.event_types = vec!["a".into()];
     s.schedule = Some(Schedule::burst());
@@ -101,6 +112,7 @@ fn what_is_named_and_not_set_goes_back_to_its_default() {
     let names: Vec<&str> = CHANGEABLE.into_iter().filter(|n| *n != "url").collect();
     run(&mut s, &v1::Subscription::default(), &names).unwrap();
     assert_eq!((s.timeout, s.max_in_flight, s.max_age), (15, 100, 0));
+    assert_eq!((s.rate_limit, s.breaker), (0, BreakerChoice::default()));
     assert_eq!(s.event_types, ["*"]);
     assert_eq!(s.format, PayloadFormat::Standard);
     assert_eq!((s.schedule, s.disabled, s.held), (None, None, 10));

@@ -1,0 +1,287 @@
+//! What is known of receivers: found when a partition is taken over, stored when it
+//! changes, told to those who want to know, and followed: a receiver that works again
+//! gets what failed meanwhile, one that fails for days is switched off.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    announce::{Announcer, Why},
+    dispatch::Dispatcher,
+    lanes::{Bad, Changed},
+    node::Node,
+};
+use crate::{
+    domain::{
+        breaker::Turn,
+        event::{BREAKER_CLOSED, BREAKER_OPENED, SUBSCRIPTION_FAILING, rfc3339},
+        id::{Micros, SubscriptionId, micros, wall_clock},
+    },
+    metrics::Metrics,
+    settings::Live,
+    store::{Result, Store},
+};
+
+/// The most rows that a statement revives.
+const SLICE: i64 = 1000;
+/// How often it is looked how many nodes share the hosts.
+const EVERY: Duration = Duration::from_secs(5);
+/// The least time between two breakers of one subscription that are announced.
+const AGAIN: Duration = Duration::from_secs(600);
+/// How many subscriptions are remembered for that.
+const REMEMBERED: usize = 10_000;
+
+#[derive(Clone)]
+pub(super) struct Receivers {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) node: Arc<Node>,
+    pub(super) live: Arc<ArcSwap<Live>>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) announcer: Announcer,
+}
+
+/// Which breakers were announced.
+#[derive(Default)]
+struct Told(HashMap<SubscriptionId, (Instant, bool)>);
+
+impl Told {
+    /// Whether a breaker that turned is announced. One that flaps is not, each time.
+    fn announces(&mut self, subscription: SubscriptionId, turn: Turn, now: Instant) -> bool {
+        match turn {
+            Turn::Opened => {
+                if self.0.len() >= REMEMBERED {
+                    self.0
+                        .retain(|_, (at, _)| now.saturating_duration_since(*at) < AGAIN);
+                }
+                let known = self.0.get_mut(&subscription);
+                if let Some((at, announced)) = known
+                    && now.saturating_duration_since(*at) < AGAIN
+                {
+                    *announced = false;
+                    return false;
+                }
+                self.0.insert(subscription, (now, true));
+                true
+            }
+            Turn::Closed => self
+                .0
+                .get(&subscription)
+                .is_none_or(|(_, announced)| *announced),
+            Turn::Reopened => false,
+        }
+    }
+}
+
+impl Receivers {
+    /// Finds how the receivers are of partitions that are taken over, before anything
+    /// is sent to them.
+    pub(super) async fn find(self, cancel: CancellationToken) {
+        loop {
+            let found = self.load().await;
+            self.metrics.troubles.note(
+                "receivers found",
+                &found,
+                "how receivers are can't be read",
+                "how receivers are is read again",
+            );
+            let wait = if found.is_err() {
+                Duration::from_millis(500)
+            } else {
+                EVERY
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.dispatcher.taken() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn load(&self) -> Result<()> {
+        let most = self.live.load().host_max_in_flight;
+        if most > 0 {
+            let nodes = usize::try_from(self.store.live_sessions().await?).unwrap_or(1);
+            self.dispatcher.share_hosts((most / nodes.max(1)).max(1));
+        } else {
+            self.dispatcher.share_hosts(0);
+        }
+        let (session, parts) = self.dispatcher.unknown();
+        if session.0 != 0 && !parts.is_empty() {
+            let states = self.store.receivers_in(&parts).await?;
+            self.dispatcher.load(session, &parts, &states);
+        }
+        Ok(())
+    }
+
+    /// Stores what changes, in its order, until it is cancelled and all is stored.
+    pub(super) async fn keep(
+        self,
+        mut changed: mpsc::UnboundedReceiver<Changed>,
+        cancel: CancellationToken,
+    ) {
+        let mut told = Told::default();
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = changed.recv() => next,
+                () = cancel.cancelled() => return,
+            };
+            let Some(next) = next else { return };
+            if self.stored(&next, &cancel).await && !cancel.is_cancelled() {
+                self.announce(&next, &mut told, &cancel).await;
+            }
+        }
+    }
+
+    /// Stores it; whether it is this node's to store.
+    async fn stored(&self, changed: &Changed, cancel: &CancellationToken) -> bool {
+        let mut wait = Duration::from_millis(50);
+        while self.node.owns(changed.subscription.part()) {
+            let stored = self.store_once(changed).await;
+            self.metrics.troubles.note(
+                "receivers kept",
+                &stored,
+                "how receivers are can't be stored yet",
+                "how receivers are is stored again",
+            );
+            if let Ok(stored) = stored {
+                return stored;
+            }
+            if cancel.is_cancelled() {
+                return false;
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        }
+        false
+    }
+
+    /// A closed breaker is stored after what follows of it: whoever takes over in
+    /// between asks the receiver once more and does it again.
+    async fn store_once(&self, changed: &Changed) -> Result<bool> {
+        let subscription = changed.subscription;
+        let part = subscription.part();
+        if changed.turn == Some(Turn::Closed) {
+            let asked = changed.asked();
+            while self.store.revive(part, subscription, asked, SLICE).await? == SLICE as u64 {}
+            self.dispatcher.sign(part, subscription);
+        }
+        let state = changed.state(self.dispatcher.clock());
+        let opened = changed.turn == Some(Turn::Opened);
+        self.store
+            .save_receiver(self.node.session(), &state, opened)
+            .await
+    }
+
+    async fn announce(&self, changed: &Changed, told: &mut Told, cancel: &CancellationToken) {
+        let (tenant, id) = (changed.tenant, changed.subscription);
+        if let Some(turn) = changed.turn {
+            self.log(changed, turn);
+            let event = match turn {
+                Turn::Opened => Some((
+                    BREAKER_OPENED,
+                    json!({"failures_in_a_row": changed.failures()}),
+                )),
+                Turn::Closed => Some((
+                    BREAKER_CLOSED,
+                    json!({"open_seconds": changed.outage / 1_000_000}),
+                )),
+                Turn::Reopened => None,
+            };
+            if let Some((event_type, data)) = event
+                && told.announces(id, turn, Instant::now())
+            {
+                self.announcer
+                    .tell(tenant, id, event_type, data, true)
+                    .await;
+            }
+        }
+        match changed.bad {
+            Some(Bad::Failing(long)) => {
+                let limit = micros(self.live.load().endpoint_disable_after);
+                let now = wall_clock();
+                let time = |at: Micros| rfc3339(at);
+                let data = json!({
+                    "failing_since": time(now - long), "disable_time": time(now - long + limit),
+                });
+                self.announcer
+                    .tell(tenant, id, SUBSCRIPTION_FAILING, data, false)
+                    .await;
+            }
+            Some(Bad::Failed(_)) => self.disable(id, cancel).await,
+            None => {}
+        }
+    }
+
+    fn log(&self, changed: &Changed, turn: Turn) {
+        let (id, failures) = (changed.subscription, changed.failures());
+        match turn {
+            Turn::Opened => {
+                self.metrics.breakers_opened.increment(1);
+                tracing::warn!(
+                    subscription.id = %id, breaker.failures = failures,
+                    "breaker opened: the receiver is left alone"
+                );
+            }
+            Turn::Reopened => {
+                tracing::debug!(subscription.id = %id, breaker.failures = failures, "probe failed");
+            }
+            Turn::Closed => {
+                tracing::info!(
+                    subscription.id = %id, breaker.open_s = changed.outage / 1_000_000,
+                    "breaker closed: the receiver works again"
+                );
+            }
+        }
+    }
+
+    async fn disable(&self, id: SubscriptionId, cancel: &CancellationToken) {
+        let mut wait = Duration::from_millis(100);
+        loop {
+            let disabled = self.announcer.disable(id, Why::Failing).await;
+            self.metrics.troubles.note(
+                "failing receivers",
+                &disabled,
+                "failing receiver's subscription not disabled yet",
+                "failing receivers' subscriptions are disabled again",
+            );
+            if disabled.is_ok() || cancel.is_cancelled() || !self.node.owns(id.part()) {
+                return;
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(5));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::Part;
+
+    // A7: a breaker that flaps is not announced each time, and its closing only
+    // where its opening was.
+    #[test]
+    fn flapping_is_told_once() {
+        let id = SubscriptionId::new(1, Part::new(1));
+        let mut told = Told::default();
+        let start = Instant::now();
+        assert!(told.announces(id, Turn::Opened, start));
+        assert!(!told.announces(id, Turn::Reopened, start));
+        assert!(told.announces(id, Turn::Closed, start));
+        let soon = start + AGAIN / 2;
+        assert!(!told.announces(id, Turn::Opened, soon));
+        assert!(!told.announces(id, Turn::Closed, soon));
+        assert!(told.announces(id, Turn::Opened, start + AGAIN));
+        assert!(told.announces(id, Turn::Closed, start + AGAIN));
+    }
+}
