@@ -31,6 +31,8 @@ mod launch;
 mod libraries;
 #[path = "engine/publish.rs"]
 mod publish;
+#[path = "engine/redrives.rs"]
+mod redrives;
 #[path = "engine/replay.rs"]
 mod replay;
 #[path = "engine/scene.rs"]

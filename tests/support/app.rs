@@ -12,6 +12,7 @@ use onering::{
     app::{App, Outside},
     domain::switch::Switch,
     proto::v1::{
+        dead_letter_service_client::DeadLetterServiceClient,
         delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
         flag_service_client::FlagServiceClient, key_service_client::KeyServiceClient,
         metrics_service_client::MetricsServiceClient,
@@ -483,6 +484,7 @@ pub struct Grpc {
     pub subscriptions: SubscriptionServiceClient<Authorized>,
     pub events: EventServiceClient<Authorized>,
     pub deliveries: DeliveryServiceClient<Authorized>,
+    pub letters: DeadLetterServiceClient<Authorized>,
     pub flags: FlagServiceClient<Authorized>,
     pub metrics: MetricsServiceClient<Authorized>,
 }
@@ -497,6 +499,7 @@ impl Grpc {
             subscriptions: SubscriptionServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
             deliveries: DeliveryServiceClient::new(channel.clone()),
+            letters: DeadLetterServiceClient::new(channel.clone()),
             flags: FlagServiceClient::new(channel.clone()),
             metrics: MetricsServiceClient::new(channel),
         }
