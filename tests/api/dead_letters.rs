@@ -183,6 +183,18 @@ async fn letters_of_the_own_tenant(db: Db) {
     let path = format!("{ADMIN}?tenant=acme&subscription_id={sub}");
     let list = app.get(&path, &app.admin).await.ok();
     assert_eq!(ids(&list), [letter.clone()]);
+    let path = format!("{ADMIN}?subscription_id={sub}");
+    let list = app.get(&path, &app.admin).await.ok();
+    assert_eq!(ids(&list), [letter.clone()]);
+    let body = json!({"filter": {"subscription_id": sub}});
+    let redrive = app
+        .post(&format!("{ADMIN}/redrive"), &app.admin, body)
+        .await;
+    let detail = redrive.refused(404, "NOT_FOUND")["detail"].clone();
+    assert!(
+        detail.as_str().unwrap().contains("name the tenant"),
+        "{detail}"
+    );
     let retry = format!("{LETTERS}/{letter}/retry");
     let retry = app.post(&retry, &acme.key, json!({})).await;
     retry.refused(409, "FAILED_PRECONDITION");
