@@ -170,6 +170,7 @@ impl App {
         let tasks = Tasks::new();
         let (serving, background) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn("directory", directory.clone().run(background.clone()));
+        tasks.spawn("key uses", directory.clone().keep_uses(background.clone()));
         let pipeline = Pipeline::start(
             pipeline::Parts {
                 store: store.clone(),

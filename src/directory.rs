@@ -35,6 +35,8 @@ use crate::{
 
 /// How often the revision is read.
 const POLL: Duration = Duration::from_millis(200);
+/// How often it is noted when keys were used.
+const KEEP_USES: Duration = Duration::from_secs(60);
 /// Without news for this long everything is loaded again: the records of
 /// deletions are kept for a day only.
 const RELOAD: Duration = Duration::from_secs(3600);
@@ -282,7 +284,6 @@ impl Directory {
     /// that it is back.
     pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
         let mut away = false;
-        let mut flushed = Instant::now();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -306,9 +307,16 @@ impl Directory {
             away = failure.is_some();
             let stale = self.freshness() != Freshness::Fresh;
             self.metrics.config_stale.set(f64::from(u8::from(stale)));
-            if flushed.elapsed() > Duration::from_secs(60) {
-                flushed = Instant::now();
-                self.flush_uses().await;
+        }
+    }
+
+    /// Notes every minute when keys were used, until it is cancelled, and then once
+    /// more. Apart from the poll, which must not wait for it.
+    pub async fn keep_uses(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = tokio::time::sleep(KEEP_USES) => self.flush_uses().await,
             }
         }
         self.flush_uses().await;

@@ -56,6 +56,18 @@ pub struct MigrationHealth {
     pub expected: i64,
 }
 
+/// How Redis stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RedisHealth {
+    /// It is not configured: the store alone lends limits.
+    NotConfigured,
+    /// It answers.
+    Reachable,
+    /// It does not answer, or has only just come back.
+    Unreachable,
+}
+
 /// What decides on limits.
 #[derive(Debug, Clone, Serialize)]
 pub struct LimiterHealth {
@@ -63,6 +75,8 @@ pub struct LimiterHealth {
     pub status: Condition,
     /// Whether Redis, where it is configured, or the store can't be asked.
     pub degraded: bool,
+    /// Redis.
+    pub redis: RedisHealth,
 }
 
 /// The queue of deliveries.
@@ -197,6 +211,11 @@ impl Health {
                 Condition::Healthy
             },
             degraded,
+            redis: match self.limiter.redis_answers() {
+                None => RedisHealth::NotConfigured,
+                Some(true) => RedisHealth::Reachable,
+                Some(false) => RedisHealth::Unreachable,
+            },
         };
         let age = oldest.ok().and_then(std::result::Result::ok).map(|id| {
             let age = id.map_or(0, |id| (wall_clock() - id.time()).max(0));

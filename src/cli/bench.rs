@@ -6,6 +6,7 @@
 //! where it comes before the answer to the publish.
 
 mod args;
+mod backlog;
 mod body;
 mod callers;
 mod calls;
@@ -14,6 +15,7 @@ mod deployment;
 mod empty;
 mod error;
 mod gate;
+mod isolation;
 mod keys;
 mod latency;
 mod ledger;
@@ -38,7 +40,8 @@ use std::{io::Write as _, process::ExitCode};
 
 pub use args::BenchArgs;
 use args::{
-    Format, LatencyArgs, LoadArgs, Mode, OutputArgs, PublishArgs, RawArgs, SuiteArgs, TargetArgs,
+    BacklogArgs, Format, IsolationArgs, LatencyArgs, LoadArgs, Mode, OutputArgs, PublishArgs,
+    RawArgs, SuiteArgs, TargetArgs,
 };
 use deployment::Deployment;
 use error::{BenchError, Result};
@@ -54,6 +57,8 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Publish(args) => (publish_mode(&args).await, args.output),
         Mode::Latency(args) => (latency_mode(&args).await, args.output),
         Mode::Suite(args) => (suite_mode(&args).await, args.output),
+        Mode::Backlog(args) => (backlog_mode(&args).await, args.output),
+        Mode::Isolation(args) => (isolation_mode(&args).await, args.output),
         Mode::Switch(args) => (switch::measure(&args).await, args.output),
         Mode::Verify(args) => return decisions(What::Verify, &args).await,
         Mode::Me(args) => return decisions(What::Me, &args).await,
@@ -210,6 +215,37 @@ async fn suite_mode(args: &SuiteArgs) -> Result<Report> {
     let (bench, mut report) = begin(&args.load).await?;
     suite::measure(&bench, &args.load, &args.target, &mut report).await?;
     Ok(report)
+}
+
+async fn backlog_mode(args: &BacklogArgs) -> Result<Report> {
+    args.target.check(1)?;
+    let mut target = args.target.clone();
+    target.server_env.push(backlog::UNPINNED.into());
+    let (bench, mut report) = begin(&args.load).await?;
+    let mut deployment = Deployment::start(&bench, &target, database(&target)).await?;
+    let done = tokio::select! {
+        done = backlog::measure(&bench, args, &mut deployment, &mut report) => done,
+        stop = interrupted() => Err(stop),
+    };
+    deployment.stop().await?;
+    done.map(|()| report)
+}
+
+async fn isolation_mode(args: &IsolationArgs) -> Result<Report> {
+    args.target.check(1)?;
+    if args.hanging >= args.endpoints {
+        return Err(BenchError::Usage(
+            "--hanging: fewer than --endpoints".into(),
+        ));
+    }
+    let (bench, mut report) = begin(&args.load).await?;
+    let mut deployment = Deployment::start(&bench, &args.target, database(&args.target)).await?;
+    let done = tokio::select! {
+        done = isolation::measure(&bench, args, &mut deployment, &mut report) => done,
+        stop = interrupted() => Err(stop),
+    };
+    deployment.stop().await?;
+    done.map(|()| report)
 }
 
 /// The one database of a mode that takes no more.

@@ -267,11 +267,40 @@ impl Limiter {
         Ok(())
     }
 
+    /// Takes in what Redis knows, so that it can be told again what was lent to
+    /// nodes that have ended since.
+    async fn recall(&self, redis: &Redis) -> Result<(), RedisError> {
+        let now = (self.clock)();
+        for (id, copies) in redis.recall().await? {
+            let mut shard = self.shard(id);
+            let key = self.entry(&mut shard, id, now);
+            if key.copies.is_empty() {
+                key.copies = copies;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn follow_redis(self: Arc<Self>, cancel: CancellationToken) {
         let Some(redis) = &self.redis else { return };
         let mut pause = BACK_OFF[0];
         let mut well = self.is_usable(REDIS);
+        let mut recalled: Arc<str> = "".into();
         loop {
+            let generation = redis.generation();
+            if well && generation != recalled {
+                // However long it takes: limits are decided meanwhile.
+                let done = tokio::select! {
+                    () = cancel.cancelled() => return,
+                    done = self.recall(redis) => done,
+                };
+                match done {
+                    Ok(()) => recalled = generation,
+                    Err(e) => {
+                        tracing::debug!(error.message = %e, "what Redis lent is not known yet");
+                    }
+                }
+            }
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = redis.look.notified(), if well => {}

@@ -250,6 +250,11 @@ impl Limiter {
         redis || !self.is_usable(STORE)
     }
 
+    /// Whether Redis can be asked; none where it is not configured.
+    pub fn redis_answers(&self) -> Option<bool> {
+        self.redis.is_some().then(|| self.is_usable(REDIS))
+    }
+
     /// How many keys it remembers something of.
     pub fn keys(&self) -> usize {
         let count = |shard: &Mutex<HashMap<_, _>>| {

@@ -22,6 +22,8 @@ use crate::domain::{
 /// How long an answer may take before Redis counts as gone. Callers don't wait
 /// for so long.
 const TIMEOUT: Duration = Duration::from_millis(500);
+/// How many names Redis looks at in one step of [`Redis::recall`].
+const PAGE: usize = 1000;
 
 /// `KEYS`: the generation, the key's window: a hash of amounts by `end:holder`.
 /// `ARGV`: generation, holder, limit, need, want, grain, least life, time or
@@ -205,14 +207,7 @@ impl Redis {
         if known == 0 {
             return Err(RedisError::Forgotten);
         }
-        let copies: Copies = loans
-            .chunks(2)
-            .filter_map(|pair| {
-                let (ends, holder) = pair[0].split_once(':')?;
-                let amount = pair.get(1)?.parse().ok()?;
-                Some((ends.parse().ok()?, holder.parse().ok()?, amount))
-            })
-            .collect();
+        let copies = copies(&loans);
         let window = copies.iter().map(|(ends, _, amount)| (*ends, *amount));
         let answer = Answer {
             lent,
@@ -247,6 +242,42 @@ impl Redis {
         })
     }
 
+    /// Everything that it lent in the last hour, of every key.
+    pub(super) async fn recall(&self) -> Result<Vec<(KeyId, Copies)>, RedisError> {
+        let mut connection = self.connection.clone();
+        let begins = format!("{}:", self.prefix);
+        let mut known = Vec::new();
+        let mut cursor = 0u64;
+        loop {
+            let (next, names): (u64, Vec<String>) = ::redis::cmd("SCAN")
+                .arg(cursor)
+                .arg("MATCH")
+                .arg(pattern(&begins))
+                .arg("COUNT")
+                .arg(PAGE)
+                .query_async(&mut connection)
+                .await?;
+            // All but the generation are named by their key.
+            let keys: Vec<(KeyId, &String)> = names
+                .iter()
+                .filter_map(|name| Some((name.strip_prefix(&begins)?.parse().ok()?, name)))
+                .collect();
+            if !keys.is_empty() {
+                let mut pipe = ::redis::pipe();
+                for (_, name) in &keys {
+                    pipe.hgetall(*name);
+                }
+                let windows: Vec<Vec<String>> = pipe.query_async(&mut connection).await?;
+                let loans = windows.iter().map(|w| copies(w));
+                known.extend(keys.iter().map(|(id, _)| *id).zip(loans));
+            }
+            if next == 0 {
+                return Ok(known);
+            }
+            cursor = next;
+        }
+    }
+
     /// Tells what this node knows of what was lent in the last hour.
     pub(super) async fn seed(&self, copies: &[(KeyId, Copies)]) -> Result<(), RedisError> {
         for (key, loans) in copies {
@@ -258,6 +289,30 @@ impl Redis {
         }
         Ok(())
     }
+}
+
+/// Loans as a window's fields and values tell of them.
+fn copies(window: &[String]) -> Copies {
+    window
+        .chunks(2)
+        .filter_map(|pair| {
+            let (ends, holder) = pair[0].split_once(':')?;
+            let amount = pair.get(1)?.parse().ok()?;
+            Some((ends.parse().ok()?, holder.parse().ok()?, amount))
+        })
+        .collect()
+}
+
+/// A pattern that names which begin so fit.
+fn pattern(begins: &str) -> String {
+    let mut pattern = String::new();
+    for c in begins.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern + "*"
 }
 
 fn get(name: &Mutex<Arc<str>>) -> Arc<str> {

@@ -198,9 +198,14 @@ impl Gate {
         peer: IpAddr,
         passage: &mut Passage<'a>,
     ) -> Result<()> {
-        self.admit(&self.monitoring, headers, peer, passage)
-            .await
-            .map(drop)
+        let caller = self.admit(&self.monitoring, headers, peer, passage).await?;
+        match caller.and_then(|c| c.key().tenant) {
+            None => Ok(()),
+            Some(_) => Err(Error::new(
+                Reason::TenantMismatch,
+                "this key is bound to a tenant, and these figures are of all tenants",
+            )),
+        }
     }
 
     /// Decides on a call to the company's own API that `caller` asks about, as it

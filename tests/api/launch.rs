@@ -83,7 +83,7 @@ fn lines() -> Vec<(&'static str, Vec<Check<'static>>)> {
 }
 
 fn fill(text: &str, values: &BTreeMap<String, String>) -> String {
-    let mut filled = text.to_owned();
+    let mut filled = text.replace("\\n", "\n");
     for (name, value) in values {
         filled = filled.replace(name, value);
     }
@@ -253,6 +253,7 @@ async fn deep_health_looks_at_everything(db: Db) {
     assert_eq!(checks["worker"]["partitions"], 64, "{deep}");
     assert_eq!(checks["worker"]["sending"], true, "{deep}");
     assert_eq!(checks["limiter"]["degraded"], false, "{deep}");
+    assert_eq!(checks["limiter"]["redis"], "not_configured", "{deep}");
     assert_eq!(checks["queue"]["oldest_age_seconds"], 0.0, "{deep}");
     let sink = sink("whsec_test").await;
     let hook = json!({"url": sink.url(), "event_types": ["*"]});

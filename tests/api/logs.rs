@@ -97,6 +97,13 @@ async fn metrics_need_a_key(db: Db) {
     for key in [&other, &consumer] {
         app.get("/metrics", key).await.refused(403, "SCOPE_MISSING");
     }
+    // T1: they are of all tenants.
+    app.tenant("acme").await;
+    let bound = json!({"tenant": "acme", "kind": "ADMIN", "scopes": ["monitoring:read"]});
+    let (_, bound) = app.key(bound).await;
+    app.get("/metrics", &bound)
+        .await
+        .refused(403, "TENANT_MISMATCH");
     app.reload(&[("MONITORING_OPEN", "1")]);
     assert_eq!(app.get("/metrics", "").await.status, 200);
     app.stop().await;

@@ -15,6 +15,7 @@ contract![
     a_stop_gives_back_to_redis,
     without_redis_a_share_is_left,
     a_redis_that_forgot_is_told,
+    what_ended_nodes_were_lent_is_told_too,
     a_redis_that_went_back_in_time_is_not_trusted,
 ];
 
@@ -83,6 +84,35 @@ async fn nodes_share_a_limit_in_redis(db: Db) {
     for node in nodes {
         node.stop().await;
     }
+}
+
+// K6: after nodes were replaced in order, those that came know what those that
+// went were lent.
+async fn what_ended_nodes_were_lent_is_told_too(db: Db) {
+    let redis = OwnRedis::start().await;
+    let scene = Scene::new(db, Some(redis.url()));
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let policies = [12, 400, 4000].map(policy);
+    for policy in policies {
+        assert_eq!(scene.exhaust(&node, policy).await, policy.limit);
+    }
+    node.stop().await;
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let knows = async || (node.limiter.keys() >= policies.len()).then_some(());
+    until("the new node knows", knows).await;
+    redis.flush().await;
+    until("it is noticed, and told", async || {
+        redis.has_something().await.then_some(())
+    })
+    .await;
+    scene.until_well(&node).await;
+    for policy in policies {
+        assert_eq!(scene.exhaust(&node, policy).await, 0, "{}", policy.limit);
+    }
+    scene.check(&policies);
+    node.stop().await;
 }
 
 // K7, N2

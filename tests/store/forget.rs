@@ -28,6 +28,8 @@ contract![
     days_are_made_ahead,
 ];
 
+on_postgres_alone![what_came_late_into_a_day_keeps_its_body];
+
 /// Until nothing is left to forget.
 async fn forget(node: &Node, days: i32) {
     for _ in 0..1000 {
@@ -102,6 +104,24 @@ async fn what_is_young_is_kept(db: Db) {
         assert_eq!(node.attempts(lease.id).await.unwrap().len(), 2);
         assert!(node.get_event(lease.event).await.unwrap().is_some());
     }
+}
+
+// A4: what a node whose clock is far behind published into a day that is just being
+// dropped keeps its body, in whatever step the drop is.
+async fn what_came_late_into_a_day_keeps_its_body(db: Db) {
+    let node = db.node().await;
+    let sub = DEFAULT.sub();
+    let late = event(sub);
+    node.accept(&late).await;
+    let day = late.event.time() / 86_400_000_000;
+    // As between the steps of a drop: bodies were copied before this one came.
+    db.tamper(&format!("alter table events detach partition events_{day}"))
+        .await;
+    node.pass_days(32).await;
+    forget(&node, 30).await;
+    let lease = node.claim_one(sub).await;
+    assert_eq!(lease.body, late.body);
+    assert_eq!(lease.trace, Some(where_from()));
 }
 
 // A4: nothing that is still queued loses its body.

@@ -22,6 +22,9 @@ Examples:
   onering bench monitoring --database postgres://localhost/postgres --deliveries 10000000
   onering bench suite --database postgres://localhost/postgres --database sqlite
   onering bench switch --database postgres://localhost/postgres --nodes 3
+  onering bench backlog --database postgres://localhost/postgres --pending 1000000
+  onering bench isolation --database postgres://localhost/postgres
+  onering bench publish --stored 10000000 --database postgres://localhost/postgres
   onering bench verify --keys 100000 --callers 64
   onering bench me --output json
   onering bench publish --url http://127.0.0.1:8000 --admin-key sk_admin_...
@@ -58,6 +61,10 @@ pub enum Mode {
     Verify(GateArgs),
     /// `GET /v1/external/me` beside an empty HTTP handler.
     Me(GateArgs),
+    /// How soon a long backlog is delivered, and with how much memory.
+    Backlog(BacklogArgs),
+    /// What endpoints that hang cost the others.
+    Isolation(IsolationArgs),
     /// What `verify` and `me` are compared with.
     #[command(hide = true)]
     Empty(EmptyArgs),
@@ -193,6 +200,44 @@ impl SwitchArgs {
     }
 }
 
+/// Arguments of `bench backlog`.
+#[derive(Debug, Args)]
+pub struct BacklogArgs {
+    /// How many deliveries wait.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub pending: u64,
+    /// Subscriptions that they wait for, each with an endpoint of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub endpoints: u64,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `bench isolation`.
+#[derive(Debug, Args)]
+pub struct IsolationArgs {
+    /// Subscriptions, each with an endpoint of its own.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    pub endpoints: u64,
+    /// How many of them hang until an attempt's limit, 15 seconds.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=50_000))]
+    pub hanging: u64,
+    /// Events per second to all of them. Without it: half of what the server takes with
+    /// one endpoint, measured first.
+    #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate)]
+    pub rate: Option<f64>,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
 /// Arguments of `bench suite`.
 #[derive(Debug, Args)]
 pub struct SuiteArgs {
@@ -252,13 +297,18 @@ pub struct TargetArgs {
     /// databases. The suite takes it twice.
     #[arg(long, default_value = "sqlite", conflicts_with = "url")]
     pub database: Vec<String>,
-    /// More environment for a server of our own: NAME=VALUE.
+    /// More environment for a server of our own: NAME=VALUE; an empty value takes a
+    /// variable away.
     #[arg(long, value_name = "NAME=VALUE", conflicts_with = "url")]
     pub server_env: Vec<String>,
     /// Where the data of a server of our own is kept during the run. A folder in
     /// memory (tmpfs) would make durability look free.
     #[arg(long, value_name = "DIR", conflicts_with = "url")]
     pub data_dir: Option<PathBuf>,
+    /// Finished deliveries that the database of a server of our own has before it starts,
+    /// over the last 30 days: what is stored must not slow what is new.
+    #[arg(long, default_value_t = 0, conflicts_with = "url", value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    pub stored: u64,
     /// Whether each event has an `Idempotency-Key`, as SDKs send.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub idempotency: bool,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{
     args::{TargetArgs, is_postgres},
     error::{BenchError, Result},
+    monitoring::{self, History},
     postgres::Scratch,
     process,
     scenario::{Bench, Probes},
@@ -81,6 +82,15 @@ impl Deployment {
         let data = folder.path().display().to_string();
         let mut server =
             Server::prepare(scratch.map(|s| s.url.as_str()), &args.server_env, folder)?;
+        if args.stored > 0 {
+            let history = History {
+                deliveries: args.stored,
+                tenants: 1,
+                days: 30,
+            };
+            let (database, _) = server.store_settings()?;
+            monitoring::fill(&database, history, &bench.progress).await?;
+        }
         server.start().await?;
         let where_ = scratch.map_or(data, |_| "PostgreSQL".into());
         bench.progress.say(&format!(

@@ -71,16 +71,37 @@ async fn tenants(store: &dyn Store, count: u32) -> Result<Vec<TenantId>> {
     Ok(ids)
 }
 
-/// Writes that many finished deliveries, spread over the last days.
-async fn fill(database: &Database, args: &LoadHistoryArgs, progress: &Progress) -> Result<()> {
+/// Finished deliveries to be written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct History {
+    /// How many.
+    pub deliveries: u64,
+    /// Over how many tenants they are spread.
+    pub tenants: u32,
+    /// Over how many days they are spread.
+    pub days: u16,
+}
+
+impl LoadHistoryArgs {
+    fn history(&self) -> History {
+        History {
+            deliveries: self.deliveries,
+            tenants: self.tenants,
+            days: self.days,
+        }
+    }
+}
+
+/// Writes finished deliveries, spread over the last days.
+pub(super) async fn fill(database: &Database, history: History, progress: &Progress) -> Result<()> {
     let store = connect(database).await.map_err(broken("no database"))?;
-    let tenants = tenants(&*store, args.tenants).await?;
+    let tenants = tenants(&*store, history.tenants).await?;
     let subscriptions: Vec<_> = tenants
         .iter()
         .map(|t| SubscriptionId::new(wall_clock(), t.part()))
         .collect();
-    let total = args.deliveries.cast_signed();
-    let span = Micros::from(args.days) * DAY;
+    let total = history.deliveries.cast_signed();
+    let span = Micros::from(history.days) * DAY;
     let start = wall_clock() - span;
     let began = Instant::now();
     let mut written = 0;
@@ -126,7 +147,7 @@ pub(super) async fn load(args: &LoadHistoryArgs) -> Result<Report> {
         .database
         .parse()
         .map_err(|e| BenchError::Usage(format!("--database: {e}")))?;
-    fill(&database, args, &Progress::new()).await?;
+    fill(&database, args.history(), &Progress::new()).await?;
     Ok(Report::default())
 }
 
@@ -171,7 +192,7 @@ async fn on_a_server(
         Some(s) => ("PostgreSQL", Database::Postgres(s.url.as_str().to_owned())),
         None => ("SQLite", Database::Sqlite(folder.path().join("onering.db"))),
     };
-    fill(&database, &args.history, progress).await?;
+    fill(&database, args.history.history(), progress).await?;
     let mut server = Server::prepare(scratch.map(|s| s.url.as_str()), &[], folder)?;
     server.start().await?;
     let key = server.admin_key.clone();

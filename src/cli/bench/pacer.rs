@@ -78,6 +78,20 @@ impl Schedule {
         Ok(schedule)
     }
 
+    /// All events at once: as many as `total`, as fast as answers come.
+    pub(super) fn at_once(hub: &Hub, total: u64, publishers: usize) -> Self {
+        let permits = usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS);
+        let permits = permits
+            .saturating_add(publishers)
+            .min(Semaphore::MAX_PERMITS);
+        Self {
+            start: hub.now(),
+            rate: f64::INFINITY,
+            total,
+            permits: Arc::new(Semaphore::new(permits)),
+        }
+    }
+
     /// Waits until one more event is due.
     pub(super) async fn wait(&self) {
         if let Ok(permit) = self.permits.acquire().await {

@@ -1,4 +1,5 @@
-//! The endpoints that deliveries and raw posts arrive at: `POST /e/<endpoint>`.
+//! The endpoints that deliveries and raw posts arrive at: `POST /e/<endpoint>`, and
+//! those that can be made to hang: `POST /h/<endpoint>`.
 //!
 //! They run on threads of their own, named [`THREADS`], so that their CPU can be
 //! told from the publishers' in the same process.
@@ -8,10 +9,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
@@ -33,6 +34,9 @@ use super::{
 
 /// The name of the receivers' threads.
 pub(super) const THREADS: &str = "bench-recv";
+
+/// How often one that hangs looks whether it should go on.
+const HANG_STEP: Duration = Duration::from_millis(200);
 
 /// The run that is going on.
 #[derive(Debug)]
@@ -63,6 +67,8 @@ pub(super) struct Hub {
     pub strays: AtomicU64,
     /// Arrivals whose body or headers are not what was asked for.
     pub malformed: AtomicU64,
+    /// Whether endpoints under `/h/` answer nothing. Their arrivals are not counted.
+    pub hang: AtomicBool,
 }
 
 impl Hub {
@@ -75,6 +81,7 @@ impl Hub {
             hint: AtomicUsize::new(0),
             strays: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
+            hang: AtomicBool::new(false),
         }
     }
 
@@ -184,7 +191,7 @@ async fn accept(listener: TcpListener, hub: Arc<Hub>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of file descriptors, or a peer that went away: neither ends the benchmark.
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
         stream.set_nodelay(true).ok();
@@ -207,6 +214,13 @@ async fn answer(
 ) -> std::result::Result<Response<Empty<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let mut response = Response::new(Empty::new());
+    if head.uri.path().starts_with("/h/") {
+        body.collect().await.ok();
+        while hub.hang.load(Relaxed) {
+            tokio::time::sleep(HANG_STEP).await;
+        }
+        return Ok(response);
+    }
     match body.collect().await {
         Ok(body) => {
             let id = head

@@ -136,7 +136,7 @@ pub(super) async fn run(
 ) -> Result<Run> {
     let hub = &bench.receivers.hub;
     let number = bench.next_run.fetch_add(1, Relaxed);
-    let live = Arc::new(begin(hub, number, route, load)?);
+    let live = Arc::new(begin_live(hub, number, route, load)?);
     hub.begin(Arc::clone(&live));
     let odd_before = odd(hub);
 
@@ -191,7 +191,8 @@ fn odd(hub: &Hub) -> u64 {
     hub.malformed.load(Relaxed) + hub.strays.load(Relaxed)
 }
 
-fn begin(hub: &Hub, run: u64, route: &Route, load: &Load) -> Result<Live> {
+/// A run that begins now.
+pub(super) fn begin_live(hub: &Hub, run: u64, route: &Route, load: &Load) -> Result<Live> {
     let start = hub.now();
     let from = start + nanos(load.warm_up);
     let longest = load.warm_up + load.duration + load.drain;

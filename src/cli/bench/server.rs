@@ -108,7 +108,10 @@ impl Server {
             let (name, value) = pair.split_once('=').ok_or_else(|| {
                 BenchError::Usage(format!("--server-env {pair}: NAME=VALUE is needed"))
             })?;
-            environment.push((name.to_owned(), value.to_owned()));
+            environment.retain(|(known, _)| known != name);
+            if !value.is_empty() {
+                environment.push((name.to_owned(), value.to_owned()));
+            }
         }
         Ok(Self {
             authority,

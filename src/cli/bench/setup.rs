@@ -57,6 +57,24 @@ impl Route {
     }
 }
 
+/// Which endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Those whose arrivals are counted.
+    Counted,
+    /// Those that can be made to hang.
+    Hanging,
+}
+
+impl Place {
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Counted => "e",
+            Self::Hanging => "h",
+        }
+    }
+}
+
 /// A consumer's key on a server.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -139,6 +157,19 @@ impl Session {
         fan_out: u64,
         body_bytes: usize,
     ) -> Result<Route> {
+        self.route_to(Place::Counted, name, endpoints, fan_out, body_bytes)
+            .await
+    }
+
+    /// As [`route`](Self::route), to endpoints of that kind.
+    pub(super) async fn route_to(
+        &mut self,
+        place: Place,
+        name: &str,
+        endpoints: u64,
+        fan_out: u64,
+        body_bytes: usize,
+    ) -> Result<Route> {
         let types = (endpoints / fan_out).max(1);
         let event_type = |t: u64| format!("bench.{}.{name}.e{t}", self.tag);
         let key = self.key.clone();
@@ -147,12 +178,17 @@ impl Session {
             bodies.push(Template::publish(&event_type(t), body_bytes));
         }
         for endpoint in 0..endpoints {
-            let body = json!({
-                "url": format!("{}/e/{endpoint}", self.receivers),
+            let mut body = json!({
+                "url": format!("{}/{}/{endpoint}", self.receivers, place.path()),
                 "event_types": [format!("bench.{}.{name}.e{}", self.tag, endpoint / fan_out)],
-                "max_in_flight": 1000,
                 "description": "onering bench",
             });
+            if place == Place::Counted {
+                body["max_in_flight"] = json!(1000);
+            } else {
+                // As anybody's that nobody has tuned, but that it is not tried again.
+                body["retry_schedule"] = json!({"max_attempts": 1, "backoff_seconds": [1]});
+            }
             let made = self
                 .call(
                     Method::POST,
@@ -179,6 +215,17 @@ impl Session {
             types,
             fan_out,
         })
+    }
+
+    /// Sets a switch.
+    pub(super) async fn switch(&mut self, name: &str, enabled: bool) -> Result<()> {
+        let Some(admin) = self.admin_key.clone() else {
+            return Err(BenchError::Usage("this needs --admin-key".into()));
+        };
+        let body = json!({"name": name, "enabled": enabled, "reason": "onering bench"});
+        self.call(Method::POST, "/v1/admin/switches", &admin, Some(&body), 200)
+            .await
+            .map(drop)
     }
 
     /// Whether `GET /v1/external/me` answers 200 now.

@@ -16,14 +16,18 @@ pub(super) fn bucket_of_day(day: i32) -> i16 {
     1 + day.rem_euclid(BUCKETS) as i16
 }
 
-/// The bodies of a day's events that something queued or dead still needs.
-const KEEP: &str = "
-insert into kept_bodies (part, event, tenant, type, body, trace)
-select e.part, e.id, e.tenant, e.type, e.body, e.trace
-from (select part, event from queue where event_day = $1
-      union select part, event from dead where event_day = $1) x
-join events e on e.part = x.part and e.id = x.event and e.day = $1
-on conflict do nothing";
+/// The bodies of a day's events, in this table, that something queued or dead still
+/// needs.
+fn keep(table: &str) -> String {
+    format!(
+        "insert into kept_bodies (part, event, tenant, type, body, trace)
+         select e.part, e.id, e.tenant, e.type, e.body, e.trace
+         from (select part, event from queue where event_day = $1
+               union select part, event from dead where event_day = $1) x
+         join {table} e on e.part = x.part and e.id = x.event and e.day = $1
+         on conflict do nothing"
+    )
+}
 
 const DROP_BODIES: &str = "
 delete from kept_bodies k
@@ -174,27 +178,42 @@ impl Postgres {
     /// False where another node's sweep is at it.
     async fn drop_day(&self, table: &str, day: i32, stage: Stage) -> Result<bool> {
         let child = format!("{table}_{day}");
-        if table == "events" && stage == Stage::Attached {
-            sqlx::query(KEEP)
-                .bind(day)
-                .execute(&self.pool)
-                .await
-                .map_err(failed)?;
-        }
         let detach = match stage {
             Stage::Attached => Some("concurrently"),
             Stage::Detaching => Some("finalize"),
             Stage::Detached => None,
         }
         .map(|how| format!("alter table {table} detach partition {child} {how}"));
-        for sql in detach.into_iter().chain([format!("drop table {child}")]) {
-            let counted = (table == "done" && sql.starts_with("drop")).then_some(day);
-            match self.alter(sql, counted).await {
+        let drop = format!("drop table {child}");
+        for (sql, last) in detach.map(|s| (s, false)).into_iter().chain([(drop, true)]) {
+            // Once more when nothing can be added to it any longer: a node whose clock
+            // is days behind may have published into it after the first time.
+            let kept = match table {
+                "events" if last => self.keep_bodies(&child, day).await,
+                "events" if stage == Stage::Attached => self.keep_bodies(table, day).await,
+                _ => Ok(()),
+            };
+            let done = match kept {
+                Ok(()) => {
+                    self.alter(sql, (table == "done" && last).then_some(day))
+                        .await
+                }
+                failed => failed,
+            };
+            match done {
                 Err(e) if is_gone(&e) => return Ok(false),
                 other => other.map_err(failed)?,
             }
         }
         Ok(true)
+    }
+
+    async fn keep_bodies(&self, table: &str, day: i32) -> std::result::Result<(), sqlx::Error> {
+        sqlx::query(sqlx::AssertSqlSafe(keep(table)))
+            .bind(day)
+            .execute(&self.pool)
+            .await
+            .map(drop)
     }
 
     /// Carries out a statement about a table. What was counted into a day goes in

@@ -1,5 +1,5 @@
 use async_trait::async_trait;
-use sqlx::Row as _;
+use sqlx::{QueryBuilder, Row as _};
 use uuid::Uuid;
 
 use super::{Engine, Row, Transaction, broken, bump, failed};
@@ -12,6 +12,8 @@ use crate::{
 };
 
 const ADMIN: i16 = 2;
+/// How many keys' uses one statement writes.
+const USES: usize = 250;
 
 fn key(r: &Row) -> Result<Key> {
     KeyRow {
@@ -211,12 +213,24 @@ impl KeyStore for Engine {
     }
 
     async fn note_key_use(&self, used: &[KeyUse]) -> Result<()> {
+        // In one order, so that two nodes never wait for each other in a circle.
+        let mut used = used.to_vec();
+        used.sort_by_key(|u| u.id.0);
         let mut tx = self.begin().await?;
-        for u in used {
-            // Of several nodes the latest use counts, and the first of a secret.
-            sqlx::query(
+        for chunk in used.chunks(USES) {
+            let mut statement = QueryBuilder::new(
                 "insert into key_use as old (id, last_used, new_secret_first_used)
-                 select $1, $2, $3 where exists (select 1 from keys where id = $1)
+                 select v.column1, v.column2, v.column3 from (",
+            );
+            statement.push_values(chunk, |mut row, u| {
+                row.push_bind(u.id.0)
+                    .push_bind(u.last_used)
+                    .push_bind(u.new_secret_first_used);
+            });
+            // Of several nodes the latest use counts, and the first of a secret.
+            statement.push(
+                ") as v join keys on keys.id = v.column1
+                 where true
                  on conflict (id) do update set
                    last_used = case when excluded.last_used > old.last_used
                                     then excluded.last_used else old.last_used end,
@@ -226,13 +240,13 @@ impl KeyStore for Engine {
                      when old.new_secret_first_used between 1 and excluded.new_secret_first_used
                        then old.new_secret_first_used
                      else excluded.new_secret_first_used end",
-            )
-            .bind(u.id.0)
-            .bind(u.last_used)
-            .bind(u.new_secret_first_used)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
+            );
+            statement
+                .build()
+                .persistent(chunk.len() == USES)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
         }
         tx.commit().await.map_err(failed)
     }
