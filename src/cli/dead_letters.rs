@@ -187,20 +187,19 @@ enum Action {
 /// A time, or how long ago it was.
 fn moment(text: &str) -> Result<Timestamp, String> {
     let takes = || "takes a time such as 2026-11-22T08:00:00Z, or 30m, 2h, 7d ago".to_owned();
-    let micros = match text.parse::<jiff::Timestamp>() {
-        Ok(at) => at.as_microsecond(),
-        Err(_) => {
-            let unit = text.chars().last().ok_or_else(takes)?;
-            let seconds = match unit {
-                's' => 1,
-                'm' => 60,
-                'h' => 3600,
-                'd' => 86_400,
-                _ => return Err(takes()),
-            };
-            let count: u32 = text[..text.len() - 1].parse().map_err(|_| takes())?;
-            crate::domain::id::wall_clock() - i64::from(count) * seconds * 1_000_000
-        }
+    let micros = if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        at.as_microsecond()
+    } else {
+        let unit = text.chars().last().ok_or_else(takes)?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return Err(takes()),
+        };
+        let count: u32 = text[..text.len() - 1].parse().map_err(|_| takes())?;
+        crate::domain::id::wall_clock() - i64::from(count) * seconds * 1_000_000
     };
     Ok(Timestamp {
         seconds: micros.div_euclid(1_000_000),
@@ -244,7 +243,9 @@ impl Session {
                 let answer = self.client.get_dead_letter(request).await?.into_inner();
                 let found: Vec<DeadLetter> = answer.dead_letter.into_iter().collect();
                 if self.output == Output::Json {
-                    found.iter().for_each(|l| println!("{}", letter(l)));
+                    for l in &found {
+                        println!("{}", letter(l));
+                    }
                 } else {
                     letters(&found);
                 }
@@ -265,6 +266,48 @@ impl Session {
                 }
                 Ok(true)
             }
+            Action::Jobs {
+                id: Some(id),
+                watch,
+                ..
+            } => {
+                let found = self.redrive(id).await?;
+                self.begun(Some(found), watch).await
+            }
+            Action::Jobs { tenant, .. } => {
+                let request = self.connection.request(v1::ListRedrivesRequest {
+                    tenant,
+                    ..Default::default()
+                });
+                let answer = self.client.list_redrives(request).await?.into_inner();
+                self.show(&answer.redrives, true);
+                Ok(true)
+            }
+            Action::Pause { id } => {
+                let request = self.connection.request(v1::PauseRedriveRequest { id });
+                let answer = self.client.pause_redrive(request).await?.into_inner();
+                self.begun(answer.redrive, false).await
+            }
+            Action::Resume { id, rate } => {
+                let request = self.connection.request(v1::ResumeRedriveRequest {
+                    id,
+                    rate_per_second: rate,
+                });
+                let answer = self.client.resume_redrive(request).await?.into_inner();
+                self.begun(answer.redrive, false).await
+            }
+            Action::Cancel { id } => {
+                let request = self.connection.request(v1::CancelRedriveRequest { id });
+                let answer = self.client.cancel_redrive(request).await?.into_inner();
+                self.begun(answer.redrive, false).await
+            }
+            action => self.begin(action).await,
+        }
+    }
+
+    /// Begins a redrive.
+    async fn begin(&mut self, action: Action) -> Result<bool, CallError> {
+        match action {
             Action::Redrive {
                 filter,
                 rate,
@@ -314,41 +357,7 @@ impl Session {
                 let answer = self.client.replay_events(request).await?;
                 self.begun(answer.into_inner().redrive, watch).await
             }
-            Action::Jobs {
-                id: Some(id),
-                watch,
-                ..
-            } => {
-                let found = self.redrive(id).await?;
-                self.begun(Some(found), watch).await
-            }
-            Action::Jobs { tenant, .. } => {
-                let request = self.connection.request(v1::ListRedrivesRequest {
-                    tenant,
-                    ..Default::default()
-                });
-                let answer = self.client.list_redrives(request).await?.into_inner();
-                self.show(&answer.redrives, true);
-                Ok(true)
-            }
-            Action::Pause { id } => {
-                let request = self.connection.request(v1::PauseRedriveRequest { id });
-                let answer = self.client.pause_redrive(request).await?.into_inner();
-                self.begun(answer.redrive, false).await
-            }
-            Action::Resume { id, rate } => {
-                let request = self.connection.request(v1::ResumeRedriveRequest {
-                    id,
-                    rate_per_second: rate,
-                });
-                let answer = self.client.resume_redrive(request).await?.into_inner();
-                self.begun(answer.redrive, false).await
-            }
-            Action::Cancel { id } => {
-                let request = self.connection.request(v1::CancelRedriveRequest { id });
-                let answer = self.client.cancel_redrive(request).await?.into_inner();
-                self.begun(answer.redrive, false).await
-            }
+            _ => Ok(false),
         }
     }
 

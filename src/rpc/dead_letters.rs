@@ -536,8 +536,8 @@ impl DeadLetterService for DeadLetters {
 mod tests {
     use super::*;
 
-    fn at(seconds: i64) -> Option<Timestamp> {
-        Some(Timestamp { seconds, nanos: 0 })
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp { seconds, nanos: 0 }
     }
 
     // A5, E3: each field of a filter that is wrong is named.
@@ -556,8 +556,8 @@ mod tests {
             subscription_id: "sub_x".into(),
             event_type: "a b".into(),
             reason: "x".repeat(201),
-            start_time: at(-1),
-            end_time: at(i64::MAX),
+            start_time: Some(at(-1)),
+            end_time: Some(at(i64::MAX)),
         };
         let fields = [
             "filter.subscription_id",
@@ -568,8 +568,8 @@ mod tests {
         ];
         assert_eq!(wrong(all), fields);
         let turned = DeadLetterFilter {
-            start_time: at(5),
-            end_time: at(5),
+            start_time: Some(at(5)),
+            end_time: Some(at(5)),
             ..DeadLetterFilter::default()
         };
         assert_eq!(wrong(turned), ["filter.end_time"]);
