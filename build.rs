@@ -6,17 +6,19 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 10] = [
+const PROTOS: [&str; 12] = [
     "onering/v1/dead_letter.proto",
     "onering/v1/delivery.proto",
     "onering/v1/error_reason.proto",
     "onering/v1/event.proto",
+    "onering/v1/event_type.proto",
     "onering/v1/flag.proto",
     "onering/v1/key.proto",
     "onering/v1/metrics.proto",
     "onering/v1/options.proto",
     "onering/v1/subscription.proto",
     "onering/v1/tenant.proto",
+    "onering/v1/worker.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -39,6 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_transport(true)
         .bytes(".onering.v1.PublishEventRequest.data_json")
         .bytes(".onering.v1.Event.data_json")
+        .bytes(".onering.v1.ServerMessage.Delivery.body")
         .compile_well_known_types(false)
         .compile_fds(prost_types::FileDescriptorSet::decode(
             descriptors.as_slice(),

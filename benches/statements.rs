@@ -93,7 +93,9 @@ impl Bench {
                 subscription,
                 held: 0,
                 lease,
+                ordered: false,
             }],
+            ordering_key: None,
         }
     }
 
@@ -196,6 +198,7 @@ fn delivered(id: DeliveryId, token: i32) -> Finish {
             worker: "node-1".into(),
         }),
         held: 0,
+        ordered: false,
     }
 }
 
@@ -206,7 +209,8 @@ async fn run(database: &Database, engine: &str, args: &Args) {
         .begin_session("bench", Duration::from_secs(3600))
         .await
         .unwrap();
-    store.take_partitions(session).await.unwrap();
+    let parts: Vec<Part> = Part::all().collect();
+    store.take_partitions(session, &parts).await.unwrap();
     let part: Part = TenantId::DEFAULT.part();
     let bench = Bench {
         store,

@@ -25,11 +25,13 @@ use crate::{
         clients::Clients,
         node::Node,
         sender::{Clock, Sender},
+        timeline,
     },
     rest::Rest,
     rpc::{
         self, Context,
         gate::{self, Gate},
+        workers::{Peers, Roster},
     },
     seal::Keyring,
     server::{self, Front},
@@ -37,6 +39,7 @@ use crate::{
     store::{self, Database, Store, StoreError},
     tasks::Tasks,
     usage::Usage,
+    witness::Witness,
 };
 
 /// Why a node did not start.
@@ -88,8 +91,9 @@ pub struct App {
     pipeline: Pipeline,
     server: Tasks,
     tasks: Tasks,
-    serving: CancellationToken,
+    stop: server::Stop,
     background: CancellationToken,
+    drain: Duration,
     shutdown: Duration,
 }
 
@@ -115,6 +119,17 @@ pub fn data_dir(settings: &Settings) -> PathBuf {
             });
         base.unwrap_or_else(|| PathBuf::from(".")).join("onering")
     })
+}
+
+/// Where it is noted how far the database has come: beside SQLite's file, else in
+/// the data folder that is named, and in Redis.
+#[must_use]
+pub fn witness(settings: &Settings) -> Witness {
+    let folder = match database(settings) {
+        Database::Sqlite(path) => path.parent().map(PathBuf::from),
+        Database::Postgres(_) => settings.data_dir.clone(),
+    };
+    Witness::new(folder, settings.redis.as_deref())
 }
 
 impl App {
@@ -150,6 +165,7 @@ impl App {
             settings.egress_proxy.clone(),
         );
         let tls = connector::Tls::new(&settings, connector).map_err(StartError::Settings)?;
+        let clock = outside.clock.clone();
         let sender = Arc::new(Sender::new(Clients::new(tls), live.clone(), outside.clock));
         // The address is taken before the session is begun: of two nodes with
         // one address the second must not take partitions and die.
@@ -165,11 +181,20 @@ impl App {
             settings.node_name.clone(),
             settings.session,
         ));
+        let watch = timeline::Watch::begin(
+            store.clone(),
+            node.clone(),
+            witness(&settings),
+            metrics.clone(),
+        )
+        .await?;
+        let watch = Arc::new(watch);
         node.begin().await?;
 
         let tasks = Tasks::new();
-        let (serving, background) = (CancellationToken::new(), CancellationToken::new());
+        let (stop, background) = (server::Stop::default(), CancellationToken::new());
         tasks.spawn("directory", directory.clone().run(background.clone()));
+        tasks.spawn("timeline", watch.clone().run(background.clone()));
         tasks.spawn("key uses", directory.clone().keep_uses(background.clone()));
         let pipeline = Pipeline::start(
             pipeline::Parts {
@@ -177,10 +202,12 @@ impl App {
                 directory: directory.clone(),
                 live: live.clone(),
                 node: node.clone(),
+                watch,
                 metrics: metrics.clone(),
-                sender,
+                sender: sender.clone(),
                 poll: settings.delivery_loop,
                 concurrency: settings.concurrency,
+                embedded: settings.embedded_worker,
             },
             &tasks,
         );
@@ -198,7 +225,9 @@ impl App {
         let usage = Arc::new(Usage::load(&*store).await?);
         tasks.spawn(
             "usage",
-            usage.clone().run(store.clone(), background.clone()),
+            usage
+                .clone()
+                .run(store.clone(), metrics.clone(), background.clone()),
         );
         let rest = Rest::new().map_err(|e| StartError::Settings(e.to_string()))?;
         let parts = gate::Parts {
@@ -210,9 +239,20 @@ impl App {
         };
         let gate = Arc::new(Gate::new(parts, &rest).map_err(StartError::Settings)?);
         let rest = Arc::new(rest);
-        let monitor = Monitor::new(store.clone(), serving.clone());
-        tasks.spawn("monitor", monitor.clone().run(background.clone()));
+        let monitor = Monitor::new(store.clone(), stop.serving.clone());
+        tasks.spawn(
+            "monitor",
+            monitor.clone().run(metrics.clone(), background.clone()),
+        );
+        let peers = Peers::new(
+            store.clone(),
+            node.clone(),
+            metrics.clone(),
+            settings.advertise_url.clone(),
+        );
+        tasks.spawn("peers", peers.clone().run(background.clone()));
         let context = Context {
+            peers,
             store,
             directory: directory.clone(),
             keyring,
@@ -222,7 +262,9 @@ impl App {
             gate: gate.clone(),
             monitor,
             publisher: pipeline.publisher.clone(),
+            sender,
             dispatcher: pipeline.dispatcher.clone(),
+            workers: Roster::new(pipeline.dispatcher.clone(), settings.shutdown, clock),
             node: node.clone(),
             rest: rest.clone(),
         };
@@ -235,7 +277,7 @@ impl App {
                 directory.clone(),
                 node.clone(),
                 background.clone(),
-                serving.clone(),
+                stop.leaving.clone(),
             ),
         );
         let deep = Health::new(
@@ -243,6 +285,8 @@ impl App {
             directory.clone(),
             node.clone(),
             context.limiter.clone(),
+            metrics.clone(),
+            stop.leaving.clone(),
         );
         let front = Front::new(context.clone(), gate, rest, grpc, metrics, deep)
             .map_err(StartError::Settings)?;
@@ -254,7 +298,7 @@ impl App {
                 listener,
                 acceptor,
                 settings.shutdown,
-                serving.clone(),
+                stop.clone(),
             ),
         );
         tracing::info!(
@@ -267,8 +311,9 @@ impl App {
             pipeline,
             server,
             tasks,
-            serving,
+            stop,
             background,
+            drain: settings.drain,
             shutdown: settings.shutdown,
         })
     }
@@ -279,16 +324,25 @@ impl App {
         self.context.directory.settings_changed();
     }
 
+    /// Background tasks that have ended: none, while it runs.
+    #[must_use]
+    pub fn ended_tasks(&self) -> Vec<&'static str> {
+        [self.tasks.ended(), self.server.ended()].concat()
+    }
+
     /// Cancelled where a task of the node's broke: it must be stopped.
     #[must_use]
     pub fn broken(&self) -> CancellationToken {
         self.tasks.broken()
     }
 
-    /// Stops in order: no new calls; calls under way end; attempts under way
-    /// end or are given back; outcomes are recorded; the session ends.
+    /// Stops in order: health says so, connections are told, and partitions handed
+    /// over; no new calls; calls under way end; attempts under way end or are given
+    /// back; outcomes are recorded; the session ends.
     pub async fn stop(self) {
-        self.serving.cancel();
+        self.stop.leaving.cancel();
+        tokio::join!(tokio::time::sleep(self.drain), self.pipeline.leave());
+        self.stop.serving.cancel();
         self.server
             .join(self.shutdown + Duration::from_secs(1))
             .await;
@@ -374,12 +428,12 @@ async fn report_health(
     directory: Arc<Directory>,
     node: Arc<Node>,
     background: CancellationToken,
-    serving: CancellationToken,
+    leaving: CancellationToken,
 ) {
     let mut told = None;
     loop {
         let well =
-            !serving.is_cancelled() && directory.freshness() == Freshness::Fresh && node.is_alive();
+            !leaving.is_cancelled() && directory.freshness() == Freshness::Fresh && node.is_alive();
         if told != Some(well) {
             told = Some(well);
             let status = if well {

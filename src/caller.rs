@@ -17,13 +17,32 @@ use crate::{
 #[derive(Clone)]
 pub struct Caller {
     entry: Arc<KeyEntry>,
+    through_node: bool,
 }
 
 impl Caller {
     /// The holder of a proven key.
     #[must_use]
     pub const fn new(entry: Arc<KeyEntry>) -> Self {
-        Self { entry }
+        Self {
+            entry,
+            through_node: false,
+        }
+    }
+
+    /// The holder of a key that another node has proven, for which it calls.
+    #[must_use]
+    pub const fn through_node(entry: Arc<KeyEntry>) -> Self {
+        Self {
+            entry,
+            through_node: true,
+        }
+    }
+
+    /// Whether another node calls for it.
+    #[must_use]
+    pub const fn is_through_node(&self) -> bool {
+        self.through_node
     }
 
     /// Its key.

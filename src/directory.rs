@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        id::{KeyId, Micros, Part, SubscriptionId, TenantId},
+        event_type::{EventType, Schema},
+        id::{EventTypeId, KeyId, Micros, Part, SubscriptionId, TenantId},
         key::{self, Key, NotAKey, Status},
         subscription::Subscription,
         switch::{Stored, Switch},
@@ -132,6 +133,31 @@ pub struct InForce {
     pub revision: i64,
 }
 
+/// A registered event type, ready to be checked against.
+pub struct Registered {
+    /// As it is stored.
+    pub event_type: EventType,
+    /// What payloads must fit; none: any does.
+    pub schema: Option<Schema>,
+}
+
+impl Registered {
+    fn new(event_type: EventType) -> Self {
+        let text = event_type.schema.as_deref();
+        let schema = text.map(Schema::parse).transpose();
+        let schema = schema.unwrap_or_else(|wrong| {
+            // Of another version, which took it.
+            tracing::error!(
+                event_type.name = event_type.name,
+                error.message = wrong.message,
+                "schema can't be used: payloads are not checked against it"
+            );
+            None
+        });
+        Self { event_type, schema }
+    }
+}
+
 /// How old the configuration is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
@@ -155,6 +181,7 @@ pub struct Directory {
     tenant_names: RwLock<HashMap<String, TenantId>>,
     subscriptions: RwLock<HashMap<TenantId, Arc<Subscriptions>>>,
     targets: RwLock<HashMap<SubscriptionId, Arc<Target>>>,
+    event_types: RwLock<HashMap<TenantId, HashMap<String, Arc<Registered>>>>,
     stored_switches: RwLock<HashMap<String, Stored>>,
     in_force: ArcSwap<InForce>,
     started: Instant,
@@ -196,6 +223,7 @@ impl Directory {
             tenant_names: RwLock::default(),
             subscriptions: RwLock::default(),
             targets: RwLock::default(),
+            event_types: RwLock::default(),
             stored_switches: RwLock::default(),
             in_force: ArcSwap::default(),
             started: Instant::now(),
@@ -283,7 +311,6 @@ impl Directory {
     /// Polls until it is cancelled. Says once that the store is away, and once
     /// that it is back.
     pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
-        let mut away = false;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -291,20 +318,16 @@ impl Directory {
                 () = tokio::time::sleep(POLL) => {}
             }
             let done = tokio::time::timeout(Duration::from_secs(5), self.refresh()).await;
-            let failure = match done {
-                Ok(Ok(())) => None,
-                Ok(Err(e)) => Some(e.to_string()),
-                Err(_) => Some("no answer within 5 seconds".to_owned()),
+            let renewed = match done {
+                Ok(done) => done.map_err(|e| e.to_string()),
+                Err(_) => Err("no answer within 5 seconds".to_owned()),
             };
-            match (&failure, away) {
-                (Some(e), false) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "configuration can't be renewed");
-                }
-                (None, true) => tracing::info!("configuration is renewed again"),
-                _ => {}
-            }
-            away = failure.is_some();
+            self.metrics.troubles.note(
+                "directory",
+                &renewed,
+                "configuration can't be renewed",
+                "configuration is renewed again",
+            );
             let stale = self.freshness() != Freshness::Fresh;
             self.metrics.config_stale.set(f64::from(u8::from(stale)));
         }
@@ -328,6 +351,7 @@ impl Directory {
             write(&self.whole_texts).clear();
             write(&self.subscriptions).clear();
             write(&self.targets).clear();
+            write(&self.event_types).clear();
         }
         for tenant in changes.tenants {
             write(&self.tenant_names).insert(tenant.name.clone(), tenant.id);
@@ -346,8 +370,18 @@ impl Directory {
             }
             keys.insert(key.id, Arc::new(KeyEntry::new(key, uses)));
         }
-        for id in changes.deleted_keys {
-            write(&self.keys).remove(&id);
+        for id in changes.deleted {
+            write(&self.keys).remove(&KeyId(id));
+            for of_tenant in write(&self.event_types).values_mut() {
+                of_tenant.retain(|_, t| t.event_type.id != EventTypeId(id));
+            }
+        }
+        for event_type in changes.event_types {
+            let registered = Arc::new(Registered::new(event_type));
+            let (tenant, name) = (registered.event_type.tenant, &registered.event_type.name);
+            let mut event_types = write(&self.event_types);
+            let of_tenant = event_types.entry(tenant).or_default();
+            of_tenant.insert(name.clone(), registered.clone());
         }
         for list in changes.subscriptions {
             self.apply_subscriptions(list);
@@ -514,6 +548,12 @@ impl Directory {
         }
     }
 
+    /// The key for which another node calls, if that credential is a node's.
+    #[must_use]
+    pub fn key_through_node(&self, text: &str, now: Micros) -> Option<Arc<KeyEntry>> {
+        self.key(self.keyring.read_node_credential(text, now)?)
+    }
+
     /// A key by its id.
     #[must_use]
     pub fn key(&self, id: KeyId) -> Option<Arc<KeyEntry>> {
@@ -587,6 +627,12 @@ impl Directory {
             .get(&tenant)
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// A tenant's registered event type.
+    #[must_use]
+    pub fn event_type(&self, tenant: TenantId, name: &str) -> Option<Arc<Registered>> {
+        read(&self.event_types).get(&tenant)?.get(name).cloned()
     }
 
     /// Shows every key to `see`.

@@ -264,6 +264,12 @@ pub fn meaning(reason: Reason) -> Meaning {
             "Endpoint not allowed",
             "Use an https URL with a public address.",
         ),
+        Reason::EndpointNotVerified => (
+            422,
+            Code::InvalidArgument,
+            "Endpoint did not answer the challenge",
+            "Have the endpoint answer a POST that has the header `X-Webhook-Challenge` with 200 and the header's value as the body.",
+        ),
         Reason::RateLimited => (
             429,
             Code::ResourceExhausted,

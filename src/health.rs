@@ -8,11 +8,13 @@ use std::{
 
 use serde::Serialize;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     directory::{Directory, Freshness},
     domain::id::wall_clock,
     limiter::Limiter,
+    metrics::Metrics,
     pipeline::node::Node,
     store::Store,
 };
@@ -96,8 +98,20 @@ pub struct WorkerHealth {
     pub status: Condition,
     /// Partitions of the queue that this node sends from, of 64.
     pub partitions: usize,
-    /// Whether `webhooks.delivery.enabled` lets it send.
+    /// Whether it sends: `webhooks.delivery.enabled` is on, and nothing holds it.
     pub sending: bool,
+    /// Whether deliveries are held because the database went back in time
+    /// (`onering doctor restored`).
+    pub restored: bool,
+}
+
+/// The background tasks.
+#[derive(Debug, Clone, Serialize)]
+pub struct TaskHealth {
+    /// Degraded while one fails: it goes on trying.
+    pub status: Condition,
+    /// Those that fail.
+    pub failing: Vec<&'static str>,
 }
 
 /// Everything that was checked.
@@ -113,6 +127,8 @@ pub struct Checks {
     pub worker: WorkerHealth,
     /// The queue.
     pub queue: QueueHealth,
+    /// The background tasks.
+    pub tasks: TaskHealth,
 }
 
 /// What deep health answers.
@@ -120,6 +136,8 @@ pub struct Checks {
 pub struct Report {
     /// The worst of all.
     pub status: Condition,
+    /// Whether the node stops.
+    pub stopping: bool,
     /// Each one.
     pub checks: Checks,
 }
@@ -130,6 +148,8 @@ pub struct Health {
     directory: Arc<Directory>,
     node: Arc<Node>,
     limiter: Arc<Limiter>,
+    metrics: Arc<Metrics>,
+    leaving: CancellationToken,
     seen: Mutex<Option<(Instant, Report)>>,
 }
 
@@ -141,18 +161,32 @@ impl Health {
         directory: Arc<Directory>,
         node: Arc<Node>,
         limiter: Arc<Limiter>,
+        metrics: Arc<Metrics>,
+        leaving: CancellationToken,
     ) -> Self {
         Self {
             store,
             directory,
             node,
             limiter,
+            metrics,
+            leaving,
             seen: Mutex::new(None),
         }
     }
 
-    /// What it looks like now, or half a second ago.
+    /// What it looks like now, or half a second ago. Of a node that stops it is
+    /// known at once: no more calls are to be sent to it.
     pub async fn report(&self) -> Report {
+        let mut report = self.recent().await;
+        if self.leaving.is_cancelled() {
+            report.status = Condition::Unhealthy;
+            report.stopping = true;
+        }
+        report
+    }
+
+    async fn recent(&self) -> Report {
         let mut seen = self.seen.lock().await;
         if let Some((at, report)) = &*seen
             && at.elapsed() < KEEP
@@ -194,14 +228,17 @@ impl Health {
             applied,
             expected,
         };
+        let restored = self.node.is_restored();
         let worker = WorkerHealth {
-            status: if self.node.is_alive() {
-                Condition::Healthy
-            } else {
-                Condition::Unhealthy
+            status: match (self.node.is_alive(), restored) {
+                (false, _) => Condition::Unhealthy,
+                // Calls are answered: a balancer is to leave the node in.
+                (true, true) => Condition::Degraded,
+                (true, false) => Condition::Healthy,
             },
             partitions: self.node.owned().len(),
-            sending: self.directory.switches().delivery,
+            sending: self.directory.switches().delivery && !restored,
+            restored,
         };
         let degraded = self.limiter.is_degraded();
         let limiter = LimiterHealth {
@@ -229,7 +266,17 @@ impl Health {
             },
             oldest_age_seconds: age,
         };
+        let failing = self.metrics.troubles.failing();
+        let tasks = TaskHealth {
+            status: if failing.is_empty() {
+                Condition::Healthy
+            } else {
+                Condition::Degraded
+            },
+            failing,
+        };
         let status = [
+            tasks.status,
             database.status,
             migrations.status,
             limiter.status,
@@ -238,12 +285,14 @@ impl Health {
         ];
         Report {
             status: status.into_iter().max().unwrap_or(Condition::Healthy),
+            stopping: false,
             checks: Checks {
                 database,
                 migrations,
                 limiter,
                 worker,
                 queue,
+                tasks,
             },
         }
     }

@@ -18,6 +18,7 @@
 //!    the above call.
 //!
 //! [`app`] puts a node together from its [`settings`]; [`cli`] is the command.
+//! What a [`witness`] notes outside the store tells whether that went back in time.
 //! [`error`], [`health`], [`metrics`], [`tasks`] and [`telemetry`] serve all of them.
 
 pub mod app;
@@ -43,3 +44,4 @@ pub mod target;
 pub mod tasks;
 pub mod telemetry;
 pub mod usage;
+pub mod witness;

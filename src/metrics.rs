@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use crate::{domain::redrive::Kind, error::Reason};
+use crate::{domain::redrive::Kind, error::Reason, tasks::Troubles};
 
 /// Upper bounds of the histograms' buckets, in seconds.
 const BUCKETS: [f64; 14] = [
@@ -16,6 +16,9 @@ const BUCKETS: [f64; 14] = [
 
 /// Upper bounds of the batches' sizes.
 const SIZES: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 250.0, 500.0];
+
+const REDRIVEN: &str = "onering_redriven_total";
+const REDRIVEN_IS: &str = "Dead letters and events that redrives moved, by kind";
 
 /// Every metric.
 pub struct Metrics {
@@ -53,6 +56,10 @@ pub struct Metrics {
     pub jobs_in_flight: Gauge,
     /// Partitions that this node owns.
     pub partitions_owned: Gauge,
+    /// Which background tasks fail.
+    pub troubles: Troubles,
+    /// 1 while deliveries are held because the database went back in time.
+    pub restored: Gauge,
     /// 1 while this node decides with configuration that it can't renew.
     pub config_stale: Gauge,
     /// The configuration's revision.
@@ -89,6 +96,9 @@ impl Metrics {
                 outcome,
             )
         };
+        // Shown from the start, whatever is moved first.
+        r.counter(REDRIVEN, REDRIVEN_IS, Some(("kind", "redrive")))
+            .increment(0);
         let events = |outcome| {
             r.counter(
                 "onering_events_total",
@@ -125,6 +135,17 @@ impl Metrics {
             partitions_owned: r.gauge(
                 "onering_partitions_owned",
                 "Partitions that this node owns, of 64",
+            ),
+            troubles: Troubles::new(
+                r.gauge(
+                    "onering_tasks_failing",
+                    "Background tasks that fail and go on trying",
+                ),
+                r.counter("onering_store_errors_total", "Statements that failed", None),
+            ),
+            restored: r.gauge(
+                "onering_restored",
+                "1 while deliveries are held because the database went back in time",
             ),
             config_stale: r.gauge(
                 "onering_config_stale",
@@ -168,11 +189,7 @@ impl Metrics {
             Kind::Missing => "replay_missing",
         };
         Register(&self.recorder)
-            .counter(
-                "onering_redriven_total",
-                "Dead letters and events that redrives moved, by kind",
-                Some(("kind", label)),
-            )
+            .counter(REDRIVEN, REDRIVEN_IS, Some(("kind", label)))
             .increment(count.unsigned_abs());
     }
 

@@ -20,6 +20,7 @@ use crate::{
         counter::{Tally, WINDOW, minute_of},
         id::{Micros, Part, TenantId, wall_clock},
     },
+    metrics::Metrics,
     store::{Count, Store, StoreError},
 };
 
@@ -133,22 +134,19 @@ impl Monitor {
 
     /// Reads until it is cancelled. Says once that it can't, and once that it can
     /// again; what it has stays in use.
-    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+    pub async fn run(self: Arc<Self>, metrics: Arc<Metrics>, cancel: CancellationToken) {
         let mut memory = None;
-        let mut away = false;
         loop {
             let read = tokio::select! {
                 () = cancel.cancelled() => return,
                 read = self.read(&mut memory) => read,
             };
-            match (&read, away) {
-                (Err(e), false) => {
-                    tracing::warn!(error.message = %e, "counters can't be read");
-                }
-                (Ok(()), true) => tracing::info!("counters are read again"),
-                _ => {}
-            }
-            away = read.is_err();
+            metrics.troubles.note(
+                "monitor",
+                &read,
+                "counters can't be read",
+                "counters are read again",
+            );
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(EVERY) => {}

@@ -18,7 +18,7 @@ use crate::{
     domain::{
         audit::Chain,
         certificate::Pem,
-        id::SubscriptionId,
+        id::{KeyId, Micros, SubscriptionId},
         key::Hashed,
         subscription::{Headers, Sealed},
     },
@@ -30,6 +30,11 @@ const NONCE: usize = 24;
 const PEPPER: &str = "pepper";
 const DATA: &str = "data";
 const AUDIT: &str = "audit";
+/// How a node's credential begins. Leases' seals are over texts that begin
+/// otherwise.
+const NODE_PREFIX: &str = "node_";
+/// What the key of leases' seals is derived for.
+const LEASES: &[u8] = b"onering lease tokens";
 
 /// A sealed text that can't be opened.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -99,6 +104,7 @@ pub struct Keyring {
     pepper: i32,
     newest_data: i32,
     audit: Chain,
+    leases: Hmac<Sha256>,
 }
 
 fn place(purpose: &str, version: i32) -> String {
@@ -150,13 +156,50 @@ impl Keyring {
                 _ => {}
             }
         }
+        // Of the first data key: every node has it, also while a newer is made.
+        let first = data.iter().min_by_key(|(version, _)| **version);
+        let (_, first) = first.ok_or_else(|| SealError::WrongKey(place(DATA, 1)))?;
+        let mac = |key: &[u8]| {
+            Hmac::<Sha256>::new_from_slice(key).map_err(|_| SealError::WrongKey(place(DATA, 1)))
+        };
+        let derived = mac(first.as_slice())?.chain_update(LEASES).finalize();
         Ok(Self {
+            leases: mac(&derived.into_bytes())?,
             pepper: peppers.keys().copied().max().unwrap_or_default(),
             newest_data: data.keys().copied().max().unwrap_or_default(),
             audit: audit.ok_or_else(|| SealError::WrongKey(place(AUDIT, 1)))?,
             peppers,
             data,
         })
+    }
+
+    /// What proves that this text is of some node with these keys, for leases.
+    #[must_use]
+    pub fn lease_mac(&self) -> Hmac<Sha256> {
+        self.leases.clone()
+    }
+
+    /// What a node of these keys calls another one with for a worker that has come
+    /// to it with that key. Good for a minute.
+    #[must_use]
+    pub fn node_credential(&self, key: KeyId, now: Micros) -> String {
+        let text = format!("{NODE_PREFIX}{}_{key}", now.div_euclid(1_000_000));
+        let seal = self.lease_mac().chain_update(&text).finalize();
+        format!("{text}_{}", hex::encode(seal.into_bytes()))
+    }
+
+    /// The key that such a credential names; none where it is not one.
+    #[must_use]
+    pub fn read_node_credential(&self, text: &str, now: Micros) -> Option<KeyId> {
+        let (text, seal) = text.rsplit_once('_')?;
+        let (seconds, key) = text.strip_prefix(NODE_PREFIX)?.split_once('_')?;
+        let seal = hex::decode(seal).ok()?;
+        self.lease_mac()
+            .chain_update(text)
+            .verify_slice(&seal)
+            .ok()?;
+        let age = now.div_euclid(1_000_000) - seconds.parse::<i64>().ok()?;
+        (-60..=60).contains(&age).then(|| key.parse().ok())?
     }
 
     /// What the audit log's records are chained with.
@@ -349,10 +392,38 @@ mod tests {
         assert!(open(&key, "sub_1", &sealed[..10]).is_err());
     }
 
+    // W8: a node's credential is good for its key and its time alone.
+    #[test]
+    fn node_credentials() {
+        let ring = Keyring {
+            leases: Hmac::new_from_slice(&[1]).unwrap(),
+            peppers: HashMap::new(),
+            data: HashMap::new(),
+            pepper: 0,
+            newest_data: 1,
+            audit: Chain::new(&[0; 32]).unwrap(),
+        };
+        let part = crate::domain::id::Part::new(0);
+        let (key, now) = (KeyId::new(1, part), 1_700_000_000_000_000);
+        let text = ring.node_credential(key, now);
+        let read = |text: &str, at| ring.read_node_credential(text, at);
+        assert_eq!(read(&text, now), Some(key));
+        assert_eq!(read(&text, now + 60_000_000), Some(key));
+        assert_eq!(read(&text, now + 61_000_000), None);
+        assert_eq!(read(&text, now - 61_000_000), None);
+        let other = KeyId::new(2, part).to_string();
+        assert_eq!(read(&text.replace(&key.to_string(), &other), now), None);
+        for at in 0..text.len() {
+            assert_eq!(read(&text[..at], now), None);
+        }
+        assert_eq!(read("sk_admin_x", now), None);
+    }
+
     // Z1: a client certificate opens for its subscription only.
     #[test]
     fn client_certificates_are_sealed() {
         let ring = Keyring {
+            leases: Hmac::new_from_slice(&[1]).unwrap(),
             peppers: HashMap::new(),
             data: HashMap::from([(1, random_key().unwrap())]),
             pepper: 0,
@@ -377,6 +448,7 @@ mod tests {
     #[test]
     fn headers_are_sealed() {
         let ring = Keyring {
+            leases: Hmac::new_from_slice(&[1]).unwrap(),
             peppers: HashMap::new(),
             data: HashMap::from([(1, random_key().unwrap())]),
             pepper: 0,

@@ -3,22 +3,28 @@
 use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
     service::TowerToHyperService,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{body::Body, service::Routes};
 use tower::{Layer as _, ServiceExt as _};
 
@@ -327,6 +333,7 @@ impl Front {
             tenant: new.tenant.unwrap_or_default(),
             event_type: new.event_type,
             idempotency_key: new.idempotency_key.unwrap_or_default(),
+            ordering_key: new.ordering_key.unwrap_or_default(),
             payload: new
                 .data
                 .map(crate::proto::v1::publish_event_request::Payload::DataJson),
@@ -429,19 +436,29 @@ fn request_id(headers: &HeaderMap) -> String {
         )
 }
 
-/// Serves until it is cancelled; then no new calls are taken, and those under
-/// way have until the deadline.
+/// How a node stops.
+#[derive(Clone, Default)]
+pub struct Stop {
+    /// Calls are still taken, and connections told to go elsewhere: HTTP/2 with
+    /// `GOAWAY`, HTTP/1 with `Connection: close` in their next answer. Nothing is
+    /// closed of which a client does not know yet.
+    pub leaving: CancellationToken,
+    /// No more calls are taken.
+    pub serving: CancellationToken,
+}
+
+/// Serves until it is stopped; calls under way then have until the deadline.
 pub async fn serve(
     front: Arc<Front>,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     deadline: Duration,
-    cancel: CancellationToken,
+    stop: Stop,
 ) {
-    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            () = cancel.cancelled() => break,
+            () = stop.serving.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let (stream, address) = match accepted {
@@ -456,21 +473,21 @@ pub async fn serve(
         if let Err(e) = stream.set_nodelay(true) {
             tracing::debug!(error.message = %e, "no TCP_NODELAY");
         }
-        let watcher = graceful.watcher();
-        let (front, tls) = (front.clone(), tls.clone());
-        tokio::spawn(async move {
+        let (front, tls, stop) = (front.clone(), tls.clone(), stop.clone());
+        connections.spawn(async move {
             match tls {
-                None => connection(front, TokioIo::new(stream), address, watcher).await,
+                None => connection(front, TokioIo::new(stream), address, stop).await,
                 Some(tls) => {
                     if let Some(stream) = handshake(&tls, stream).await {
-                        connection(front, TokioIo::new(stream), address, watcher).await;
+                        connection(front, TokioIo::new(stream), address, stop).await;
                     }
                 }
             }
         });
     }
     drop(listener);
-    if tokio::time::timeout(deadline, graceful.shutdown())
+    connections.close();
+    if tokio::time::timeout(deadline, connections.wait())
         .await
         .is_err()
     {
@@ -492,18 +509,25 @@ async fn handshake(
     }
 }
 
-async fn connection<I>(
-    front: Arc<Front>,
-    io: I,
-    address: SocketAddr,
-    watcher: hyper_util::server::graceful::Watcher,
-) where
+async fn connection<I>(front: Arc<Front>, io: I, address: SocketAddr, stop: Stop)
+where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
+    let multiplexed = Arc::new(AtomicBool::new(false));
+    let (noted, leaving) = (multiplexed.clone(), stop.leaving.clone());
     let service = tower::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(address.ip()));
-        let front = front.clone();
-        async move { Ok::<_, Infallible>(front.answer(request).await) }
+        let alone = request.version() < Version::HTTP_2;
+        noted.store(!alone, Ordering::Relaxed);
+        let (front, leaving) = (front.clone(), leaving.clone());
+        async move {
+            let mut response = front.answer(request).await;
+            if alone && leaving.is_cancelled() {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     // A panic is a bug; its caller still gets an answer.
     let service = tower_http::catch_panic::CatchPanicLayer::custom(panicked).layer(service);
@@ -522,7 +546,25 @@ async fn connection<I>(
         .keep_alive_timeout(Duration::from_secs(10))
         .adaptive_window(true);
     let served = builder.serve_connection_with_upgrades(io, TowerToHyperService::new(service));
-    if let Err(e) = watcher.watch(served.into_owned()).await {
+    let mut served = pin!(served.into_owned());
+    let (mut told, mut closing) = (false, false);
+    let ended = loop {
+        tokio::select! {
+            ended = served.as_mut() => break ended,
+            () = stop.serving.cancelled(), if !closing => {
+                closing = true;
+                served.as_mut().graceful_shutdown();
+            }
+            // An idle connection of HTTP/1 stays: its next call may be on its way.
+            () = stop.leaving.cancelled(), if !told && !closing => {
+                told = true;
+                if multiplexed.load(Ordering::Relaxed) {
+                    served.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    };
+    if let Err(e) = ended {
         tracing::debug!(error.message = %e, "connection ended");
     }
 }

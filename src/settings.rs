@@ -151,6 +151,8 @@ pub struct Live {
     pub allowed_endpoints: Vec<IpNet>,
     /// Whether receivers may be http.
     pub allow_http: bool,
+    /// Whether receivers must prove that they want webhooks.
+    pub endpoint_challenge: bool,
 }
 
 impl Live {
@@ -188,12 +190,19 @@ pub struct Settings {
     pub delivery_loop: Duration,
     /// Attempts under way on this node.
     pub concurrency: usize,
+    /// Where other nodes reach this one, for their workers.
+    pub advertise_url: Option<String>,
+    /// Whether this process sends what goes over HTTP itself, or leaves it to
+    /// workers that connect.
+    pub embedded_worker: bool,
     /// Extra authorities for receivers.
     pub endpoint_ca: Option<PathBuf>,
     /// The proxy that deliveries go through.
     pub egress_proxy: Option<url::Url>,
     /// A node's life without the database.
     pub session: Duration,
+    /// How long a stop still takes calls, while health says that the node leaves.
+    pub drain: Duration,
     /// How long a stop waits.
     pub shutdown: Duration,
     /// This node's name.
@@ -300,6 +309,7 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
             )?
             .unwrap_or_default(),
         allow_http: source.flag("ALLOW_HTTP_ENDPOINTS")?.unwrap_or(false),
+        endpoint_challenge: source.flag("ENDPOINT_CHALLENGE")?.unwrap_or(false),
     })
 }
 
@@ -401,6 +411,16 @@ impl Settings {
                 3600,
             )?),
             concurrency: source.number("WEBHOOKS_CONCURRENCY", 512, 1, 65_536)?,
+            advertise_url: source.get(
+                "ADVERTISE_URL",
+                "http://HOST:PORT or https://HOST",
+                |v| {
+                    let url = url::Url::parse(v).ok()?;
+                    let right = matches!(url.scheme(), "http" | "https") && url.host().is_some();
+                    right.then(|| v.trim_end_matches('/').to_owned())
+                },
+            )?,
+            embedded_worker: source.flag("EMBEDDED_WORKER")?.unwrap_or(true),
             endpoint_ca: source.path("ENDPOINT_CA_FILE"),
             egress_proxy: source.get("EGRESS_PROXY", "http://HOST:PORT", |v| {
                 url::Url::parse(v)
@@ -408,6 +428,7 @@ impl Settings {
                     .filter(|u| u.scheme() == "http" && u.host().is_some())
             })?,
             session: Duration::from_secs(source.number("SESSION_SECONDS", 10, 2, 20)?),
+            drain: Duration::from_secs(source.number("DRAIN_SECONDS", 2, 0, 600)?),
             shutdown: Duration::from_secs(source.number("SHUTDOWN_SECONDS", 10, 0, 600)?),
             node_name: source
                 .text("NODE_NAME")

@@ -11,7 +11,7 @@ use crate::{
         id::Micros,
         jsonlogic::Rule,
         signature::{Secret, Signed, Signer},
-        subscription::Subscription,
+        subscription::{Kind, Subscription},
     },
     seal::Keyring,
 };
@@ -20,7 +20,7 @@ use crate::{
 pub struct Target {
     /// The subscription.
     pub subscription: Subscription,
-    /// Where its attempts go.
+    /// Where its attempts go; means nothing for a stream.
     pub uri: Uri,
     /// Its own headers.
     pub headers: HeaderMap,
@@ -73,7 +73,10 @@ impl Target {
         }
         Ok(Self {
             filter: filter(&s),
-            uri: s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
+            uri: match s.kind {
+                Kind::Webhook => s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
+                Kind::Stream => Uri::default(),
+            },
             headers,
             client_certificate,
             alone: Signer::new(s.scheme, &secret, None),

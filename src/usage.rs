@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::id::{KeyId, Micros, TenantId, wall_clock},
+    metrics::Metrics,
     store::{self, CallCount, Calls, Counted, Session, Store},
 };
 
@@ -387,8 +388,12 @@ impl Usage {
 
     /// Writes and reads each second until it is cancelled, and writes once more
     /// then. Says once that it fails, and once that it works again.
-    pub async fn run(self: Arc<Self>, store: Arc<dyn Store>, cancel: CancellationToken) {
-        let mut failing = false;
+    pub async fn run(
+        self: Arc<Self>,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        cancel: CancellationToken,
+    ) {
         let mut minute = 0;
         loop {
             tokio::select! {
@@ -399,17 +404,12 @@ impl Usage {
                 Ok(()) => self.read(&*store).await,
                 failed => failed,
             };
-            match (done, failing) {
-                (Err(e), false) => {
-                    failing = true;
-                    tracing::warn!(error.message = %e, "calls' counts can't be stored");
-                }
-                (Ok(()), true) => {
-                    failing = false;
-                    tracing::info!("calls' counts are stored again");
-                }
-                _ => {}
-            }
+            metrics.troubles.note(
+                "usage",
+                &done,
+                "calls' counts can't be stored",
+                "calls' counts are stored again",
+            );
             let now = wall_clock();
             if now.div_euclid(MINUTE) != minute {
                 minute = now.div_euclid(MINUTE);

@@ -21,6 +21,8 @@ mod commands;
 mod dead_letters;
 #[path = "api/docs.rs"]
 mod docs;
+#[path = "api/event_types.rs"]
+mod event_types;
 #[path = "api/keys.rs"]
 mod keys;
 #[path = "api/launch.rs"]

@@ -9,6 +9,8 @@ mod support;
 mod attempts;
 #[path = "engine/body.rs"]
 mod body;
+#[path = "engine/challenge.rs"]
+mod challenge;
 #[path = "engine/client_certificates.rs"]
 mod client_certificates;
 #[path = "engine/connect.rs"]
@@ -29,6 +31,10 @@ mod isolation;
 mod launch;
 #[path = "engine/libraries.rs"]
 mod libraries;
+#[path = "engine/ordering.rs"]
+mod ordering;
+#[path = "engine/partitions.rs"]
+mod partitions;
 #[path = "engine/publish.rs"]
 mod publish;
 #[path = "engine/redrives.rs"]
@@ -45,5 +51,7 @@ mod sessions;
 mod signatures;
 #[path = "engine/subscriptions.rs"]
 mod subscriptions;
+#[path = "engine/tasks.rs"]
+mod tasks;
 #[path = "engine/traces.rs"]
 mod traces;

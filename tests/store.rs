@@ -15,6 +15,8 @@ mod claim;
 mod configuration;
 #[path = "store/counters.rs"]
 mod counters;
+#[path = "store/event_types.rs"]
+mod event_types;
 #[path = "store/finish.rs"]
 mod finish;
 #[path = "store/forget.rs"]
@@ -29,6 +31,10 @@ mod keys;
 mod limits;
 #[path = "store/model.rs"]
 mod model;
+#[path = "store/ordering.rs"]
+mod ordering;
+#[path = "store/partitions.rs"]
+mod partitions;
 #[path = "store/publish.rs"]
 mod publish;
 #[path = "store/redrives.rs"]
@@ -43,3 +49,5 @@ mod sessions;
 mod sweeps;
 #[path = "store/switches.rs"]
 mod switches;
+#[path = "store/timeline.rs"]
+mod timeline;

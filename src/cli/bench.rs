@@ -20,6 +20,7 @@ mod keys;
 mod latency;
 mod ledger;
 mod monitoring;
+mod overload;
 mod pacer;
 mod plot;
 mod postgres;
@@ -35,6 +36,7 @@ mod setup;
 mod stats;
 mod suite;
 mod switch;
+mod workers;
 
 use std::{io::Write as _, process::ExitCode};
 
@@ -57,11 +59,13 @@ pub async fn run(args: BenchArgs) -> ExitCode {
         Mode::Publish(args) => (publish_mode(&args).await, args.output),
         Mode::Latency(args) => (latency_mode(&args).await, args.output),
         Mode::Suite(args) => (suite_mode(&args).await, args.output),
+        Mode::Overload(args) => (overload::measure(&args).await, args.output),
         Mode::Backlog(args) => (backlog_mode(&args).await, args.output),
         Mode::Isolation(args) => (isolation_mode(&args).await, args.output),
         Mode::Switch(args) => (switch::measure(&args).await, args.output),
         Mode::Verify(args) => return decisions(What::Verify, &args).await,
         Mode::Me(args) => return decisions(What::Me, &args).await,
+        Mode::Workers(args) => return streams(&args).await,
         Mode::Empty(args) => return ended(empty::serve(&args).await.map(|()| None)),
         Mode::Load(args) => (monitoring::load(&args).await, args.output),
         Mode::Monitoring(args) => (monitoring::measure(&args).await, args.history.output),
@@ -82,6 +86,19 @@ async fn decisions(what: What, args: &gate::GateArgs) -> ExitCode {
             ));
         }
         write(&calls, &calls.markdown(), None, &args.output).map(|()| None)
+    }))
+}
+
+/// `bench workers`.
+async fn streams(args: &workers::WorkersArgs) -> ExitCode {
+    let outcome = workers::measure(args).await;
+    ended(outcome.and_then(|measured| {
+        if args.output.svg.is_some() {
+            return Err(BenchError::Usage(
+                "there is nothing to draw here: no --svg".into(),
+            ));
+        }
+        write(&measured, &measured.markdown(), None, &args.output).map(|()| None)
     }))
 }
 

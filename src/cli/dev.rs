@@ -139,6 +139,7 @@ async fn start(args: &DevArgs) -> Result<(App, RunningSink), Stop> {
         .clone()
         .unwrap_or_else(|| PathBuf::from("onering-data"));
     settings.data_dir = Some(dir.clone());
+    settings.drain = Duration::ZERO;
     if args.fresh {
         clear(&dir)?;
     }

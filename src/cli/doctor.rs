@@ -11,6 +11,7 @@ use crate::{
         audit::{Record, Verifier},
         certificate::ClientCertificate,
         signature::Secret,
+        timeline,
     },
     seal::{self, Keyring},
     settings::Settings,
@@ -29,6 +30,15 @@ enum Check {
     /// Proves that every stored secret is sealed and opens with this master key
     /// (on the server's machine, with its environment)
     Secrets,
+    /// Says whether the database is a backup that was restored, for which deliveries
+    /// are held, and lets them go out (on the server's machine, with its environment;
+    /// with SQLite while the server is stopped)
+    Restored {
+        /// Lets deliveries go out: what is queued is sent, also what was delivered
+        /// since the backup was made
+        #[arg(long)]
+        accept: bool,
+    },
     /// Proves that no record of the audit log was changed, moved or taken out, and
     /// that switches are as it tells (on the server's machine, with its environment)
     Audit {
@@ -67,6 +77,7 @@ pub(super) async fn run(args: DoctorArgs) -> ExitCode {
     };
     let checked = match args.check {
         Check::Secrets => secrets(&*store, &keyring).await,
+        Check::Restored { accept } => restored(&*store, &settings, accept).await,
         Check::Audit { noted } => audit(&*store, &keyring, noted).await,
     };
     let code = match checked {
@@ -148,6 +159,33 @@ async fn secrets(store: &dyn Store, keyring: &Keyring) -> store::Result<Vec<Stri
         changes.keys.len()
     );
     Ok(faults)
+}
+
+/// Says, or accepts, that the database went back in time.
+async fn restored(
+    store: &dyn Store,
+    settings: &Settings,
+    accept: bool,
+) -> store::Result<Vec<String>> {
+    let found = store.timeline().await?;
+    let seen = app::witness(settings).seen(found.id).await;
+    let now = timeline::restored(&found, &store.server().await?, seen);
+    let why = Some(found.restored).filter(|why| !why.is_empty()).or(now);
+    let Some(why) = why else {
+        println!("✅ the database is where it was left; nothing is held");
+        return Ok(Vec::new());
+    };
+    if accept {
+        store.accept_restored().await?;
+        println!("✅ accepted ({why}): nodes send again within 5 seconds");
+        return Ok(Vec::new());
+    }
+    Ok(vec![format!(
+        "deliveries are held: {why}\n   \
+         What is queued is as it was when the backup was made: most of it was delivered since, and\n   \
+         would be sent again, with the same event ids. Disable or delete the subscriptions whose\n   \
+         receivers can't cope with that, then: onering doctor restored --accept"
+    )])
 }
 
 /// Verifies the audit log's chain; the first thing that is wrong.

@@ -13,10 +13,13 @@ mod doctor;
 mod flags;
 mod http;
 mod keys;
+mod link;
+mod listen;
 mod serve;
 pub mod sink;
 mod smoke;
 pub mod verify;
+mod worker;
 
 /// Wrong use or configuration.
 const WRONG: u8 = 2;
@@ -47,6 +50,12 @@ enum Command {
     /// Runs a node; nothing is open until it is switched on
     #[command(after_help = serve::help())]
     Serve,
+    /// Sends webhooks for a server, from another network or region
+    #[command(after_help = worker::EXAMPLES)]
+    Worker(worker::WorkerArgs),
+    /// Forwards webhooks to a local URL while it runs
+    #[command(after_help = listen::EXAMPLES)]
+    Listen(listen::ListenArgs),
     /// Receives webhooks, verifies and keeps them, to test with
     Sink(sink::SinkArgs),
     /// Checks a running server from key to delivered webhook
@@ -86,6 +95,8 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Dev(args) => dev::run(args).await,
             Command::Serve => serve::run().await,
+            Command::Worker(args) => worker::run(args).await,
+            Command::Listen(args) => listen::run(args).await,
             Command::Sink(args) => sink::run(&args).await,
             Command::Smoke(args) => smoke::run(args).await,
             Command::Verify(args) => verify::run(&args),

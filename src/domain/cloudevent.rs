@@ -4,7 +4,7 @@
 //!
 //! What comes in becomes an event like any other: `type` and `data` are taken
 //! over, `id` and `source` tell a repetition, `traceparent` and `tracestate` tell where it
-//! happened; other attributes are not kept.
+//! happened, `partitionkey` what it goes in order with; other attributes are not kept.
 
 mod incoming;
 mod outgoing;
@@ -35,6 +35,8 @@ pub mod header {
     pub const TIME: &str = "ce-time";
     /// The trace in which it happened (distributed tracing extension).
     pub const TRACEPARENT: &str = "ce-traceparent";
+    /// Whose events belong together (partitioning extension).
+    pub const PARTITIONKEY: &str = "ce-partitionkey";
     /// What vendors added to that.
     pub const TRACESTATE: &str = "ce-tracestate";
 }

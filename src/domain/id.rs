@@ -235,6 +235,7 @@ typed_id!(TenantId, "tnt", "a tenant");
 typed_id!(KeyId, "key", "an API key");
 typed_id!(SubscriptionId, "sub", "a webhook subscription");
 typed_id!(EventId, "evt", "an event");
+typed_id!(EventTypeId, "ety", "a registered event type");
 typed_id!(DeliveryId, "dlv", "a delivery");
 typed_id!(RedriveId, "rdv", "a redrive");
 

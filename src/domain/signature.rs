@@ -37,6 +37,8 @@ pub const X_WEBHOOK_EVENT: &str = "x-webhook-event";
 pub const X_WEBHOOK_ID: &str = "x-webhook-id";
 /// `X-Webhook-Attempt`: 1 for the first attempt.
 pub const X_WEBHOOK_ATTEMPT: &str = "x-webhook-attempt";
+/// What an endpoint must answer with, to prove that it wants webhooks.
+pub const X_WEBHOOK_CHALLENGE: &str = "x-webhook-challenge";
 /// Standard Webhooks: the event's id.
 pub const WEBHOOK_ID: &str = "webhook-id";
 /// Standard Webhooks: when the attempt was signed, Unix seconds.

@@ -13,6 +13,26 @@ pub const DEFAULT_IN_FLIGHT: u32 = 100;
 /// How long a delivery waits for a disabled subscription before it is dead.
 pub const PARKED_LIFETIME: Micros = 30 * super::id::DAY;
 
+/// How its deliveries reach their receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// They are POSTed to its URL.
+    #[default]
+    Webhook,
+    /// Whoever opens a stream for them takes them.
+    Stream,
+}
+
+/// For how long a subscription lives while nobody takes its deliveries, and until
+/// when that is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// In seconds.
+    pub seconds: i64,
+    /// By the store's clock, which sets it. What is given here is not written.
+    pub ends_at: Micros,
+}
+
 /// A sealed secret: only the master key's holder can read it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sealed(pub Vec<u8>);
@@ -53,6 +73,45 @@ pub enum PayloadFormat {
     CloudEventsBinary,
 }
 
+/// Whether deliveries with the same ordering key go one at a time, and what follows
+/// when one of them dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ordering {
+    /// They go as they come.
+    #[default]
+    Off,
+    /// Those behind it wait until it is retried, skipped or gone.
+    Block,
+    /// Those behind it go on.
+    Skip,
+    /// Those behind it are parked, and die like those of a subscription that is off.
+    Park,
+}
+
+impl Ordering {
+    /// The number that it is stored as.
+    #[must_use]
+    pub const fn to_i16(self) -> i16 {
+        match self {
+            Self::Off => 0,
+            Self::Block => 1,
+            Self::Skip => 2,
+            Self::Park => 3,
+        }
+    }
+
+    /// The inverse of [`to_i16`](Self::to_i16).
+    #[must_use]
+    pub const fn from_i16(n: i16) -> Self {
+        match n {
+            1 => Self::Block,
+            2 => Self::Skip,
+            3 => Self::Park,
+            _ => Self::Off,
+        }
+    }
+}
+
 /// Names and values of headers.
 pub type Headers = Vec<(String, String)>;
 
@@ -63,7 +122,12 @@ pub struct Subscription {
     pub id: SubscriptionId,
     /// Its tenant.
     pub tenant: TenantId,
-    /// Where deliveries go.
+    /// How deliveries reach their receiver. Never changes.
+    pub kind: Kind,
+    /// Set where it is removed when nobody has taken its deliveries for long.
+    /// Never changes.
+    pub lifetime: Option<Lifetime>,
+    /// Where deliveries go; empty for a stream.
     pub url: String,
     /// Which events it wants.
     pub event_types: Vec<String>,
@@ -79,6 +143,8 @@ pub struct Subscription {
     pub held: Micros,
     /// Which payloads it wants, as JSONLogic; every one where there is none.
     pub filter: Option<String>,
+    /// Whether deliveries with the same key go one at a time.
+    pub ordering: Ordering,
     /// In which form events are sent.
     pub format: PayloadFormat,
     /// How deliveries are signed.

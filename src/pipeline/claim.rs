@@ -14,10 +14,12 @@ use tokio_util::sync::CancellationToken;
 use super::{dispatch::Dispatcher, node::Node};
 use crate::{
     directory::Directory,
-    domain::id::{Micros, SubscriptionId, wall_clock},
-    domain::subscription::PARKED_LIFETIME,
+    domain::{
+        id::{Micros, Part, SubscriptionId, wall_clock},
+        subscription::{Ordering, PARKED_LIFETIME},
+    },
     metrics::Metrics,
-    store::{Leased, Store, Waiting, Want, claim_share},
+    store::{Leased, Ordered, Store, Waiting, Want, claim_share},
 };
 
 /// The most rows of one statement.
@@ -37,7 +39,6 @@ pub(super) struct Claimer {
 impl Claimer {
     pub(super) async fn run(self, cancel: CancellationToken) {
         let mut looked: Option<Instant> = None;
-        let mut failing = false;
         while !cancel.is_cancelled() {
             let overdue = looked.is_none_or(|at| at.elapsed() >= self.poll);
             let result = if self.dispatcher.wants_discovery() || overdue {
@@ -48,15 +49,13 @@ impl Claimer {
             };
             // What is known to be due does not wait for a look that failed.
             let result = self.claim().await.and(result);
-            match (&result, failing) {
-                (Err(e), false) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "due deliveries can't be fetched");
-                }
-                (Ok(()), true) => tracing::info!("due deliveries are fetched again"),
-                _ => {}
-            }
-            failing = result.is_err();
+            self.metrics.troubles.note(
+                "claim",
+                &result,
+                "due deliveries can't be fetched",
+                "due deliveries are fetched again",
+            );
+            let failing = result.is_err();
             let most = if failing {
                 looked = None;
                 Duration::from_millis(500)
@@ -122,8 +121,49 @@ impl Claimer {
                     None => self.dispatcher.wake_at(now + w.due_in, w.subscription),
                     Some(off) => self.give_up(w, off.at).await?,
                 },
-                None => self.without_subscription(w).await?,
+                None => self.without_subscription(w.part, w.subscription).await?,
             }
+        }
+        for o in self.store.ordered(&self.node.owned()).await? {
+            self.keep_order(o).await?;
+        }
+        Ok(())
+    }
+
+    /// What waits for its turn follows its subscription's ordering, which may have
+    /// changed since; that of a key without a head is found by no other look.
+    async fn keep_order(&self, o: Ordered) -> crate::store::Result<()> {
+        let Some(target) = self.directory.target(o.subscription) else {
+            return self.without_subscription(o.part, o.subscription).await;
+        };
+        let ordering = target.subscription.ordering;
+        let differs = match ordering {
+            Ordering::Off => true,
+            Ordering::Skip => o.blocks || o.parks,
+            Ordering::Block => o.parks,
+            Ordering::Park => o.blocks,
+        };
+        let mut changed = 0;
+        if differs {
+            let store = &self.store;
+            changed = store
+                .reorder(o.part, o.subscription, ordering, SLICE)
+                .await?;
+            if changed > 0 && target.subscription.disabled.is_none() {
+                self.dispatcher.sign(o.part, o.subscription);
+            }
+        }
+        if ordering == Ordering::Park && o.parks {
+            let age = Duration::from_micros(PARKED_LIFETIME as u64);
+            let dead = self
+                .store
+                .give_up_parked(o.part, o.subscription, age, SLICE)
+                .await?;
+            self.metrics.deliveries_dead.increment(dead);
+            changed = changed.max(dead);
+        }
+        if changed == SLICE as u64 {
+            self.dispatcher.look_around();
         }
         Ok(())
     }
@@ -146,13 +186,17 @@ impl Claimer {
     }
 
     /// Deleted, unless this node's configuration is behind: the store knows.
-    async fn without_subscription(&self, w: Waiting) -> crate::store::Result<()> {
-        if self.store.get_subscription(w.subscription).await?.is_some() {
+    async fn without_subscription(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+    ) -> crate::store::Result<()> {
+        if self.store.get_subscription(subscription).await?.is_some() {
             self.directory.nudge();
             return Ok(());
         }
         // One slice a look: others are not to wait for a million rows.
-        if self.store.cancel(w.part, w.subscription, SLICE).await? == SLICE as u64 {
+        if self.store.cancel(part, subscription, SLICE).await? == SLICE as u64 {
             self.dispatcher.look_around();
         }
         Ok(())

@@ -3,7 +3,7 @@
 
 use std::{
     cell::Cell,
-    collections::HashSet,
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,10 +12,15 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::job::Job;
-use super::{job::Fetch, lanes::Lanes, node::Node};
+use super::{
+    answer::Answer,
+    job::Fetch,
+    lanes::{Allowed, Class, Lanes, Served, Taker},
+    node::Node,
+};
 use crate::{
     directory::Directory,
     domain::{
@@ -47,6 +52,8 @@ pub(super) struct Ended {
     pub(super) job: Job,
     pub(super) outcome: Outcome,
     pub(super) at: Instant,
+    /// Who waits to hear that it is recorded.
+    pub(super) answer: Option<Answer>,
     /// When it was last given to the store.
     given: Cell<Instant>,
 }
@@ -81,6 +88,14 @@ pub struct Dispatcher {
     metrics: Arc<Metrics>,
     delivering: AtomicBool,
     work: Notify,
+    /// Tells streams that there may be a job.
+    streams: watch::Sender<()>,
+    /// Whether this process sends what goes over HTTP itself.
+    embedded: bool,
+    /// Those at the other ends of streams, each with the most that it can have at
+    /// once.
+    takers: Mutex<HashMap<u64, (Taker, usize)>>,
+    served: ArcSwap<Served>,
     fetch: Notify,
     discover: AtomicBool,
     suspect: AtomicBool,
@@ -89,6 +104,8 @@ pub struct Dispatcher {
     concurrency: usize,
     completed: AtomicU64,
     ended: mpsc::UnboundedSender<Ended>,
+    /// Told of subscriptions with something due in another node's partition.
+    hints: mpsc::UnboundedSender<SubscriptionId>,
 }
 
 impl Dispatcher {
@@ -100,9 +117,13 @@ impl Dispatcher {
         metrics: Arc<Metrics>,
         poll: Duration,
         concurrency: usize,
+        embedded: bool,
+        hints: mpsc::UnboundedSender<SubscriptionId>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
+        let concurrency = if embedded { concurrency } else { 0 };
         let (ended, receiver) = mpsc::unbounded_channel();
-        let delivering = AtomicBool::new(directory.switches().delivery);
+        let delivering = directory.switches().delivery && !node.is_restored();
+        let delivering = AtomicBool::new(delivering);
         let dispatcher = Arc::new(Self {
             lanes: Mutex::new(Lanes::new(concurrency)),
             directory,
@@ -111,6 +132,10 @@ impl Dispatcher {
             metrics,
             delivering,
             work: Notify::new(),
+            streams: watch::Sender::new(()),
+            embedded,
+            takers: Mutex::default(),
+            served: ArcSwap::default(),
             fetch: Notify::new(),
             discover: AtomicBool::new(true),
             suspect: AtomicBool::new(false),
@@ -118,6 +143,7 @@ impl Dispatcher {
             concurrency,
             completed: AtomicU64::new(0),
             ended,
+            hints,
         });
         (dispatcher, receiver)
     }
@@ -126,10 +152,26 @@ impl Dispatcher {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn limit(&self, subscription: SubscriptionId) -> Option<u32> {
+    /// What a lane may do; none where nobody may send what is in it.
+    fn limit(&self, subscription: SubscriptionId) -> Option<Allowed> {
         let target = self.directory.target(subscription)?;
         let s = &target.subscription;
-        (s.disabled.is_none() && self.delivering.load(Ordering::Acquire)).then_some(s.max_in_flight)
+        let class = Class::of(&target);
+        let on = s.disabled.is_none() && self.delivering.load(Ordering::Acquire);
+        let taken =
+            || (self.embedded && class != Class::Stream) || self.served.load().reaches(&target);
+        (on && taken()).then_some(Allowed {
+            in_flight: s.max_in_flight,
+            class,
+        })
+    }
+
+    /// Tells whoever takes that there may be a job.
+    fn wake_takers(&self) {
+        self.work.notify_one();
+        if self.streams.receiver_count() > 0 {
+            self.streams.send_replace(());
+        }
     }
 
     /// Whether this node hands out jobs at all.
@@ -140,7 +182,8 @@ impl Dispatcher {
 
     /// Chooses which rows a publish should lease to this node: those of
     /// partitions that it owns, of subscriptions that are on, as far as there is
-    /// room in memory.
+    /// room in memory. What goes in order is fetched: whether it is its key's turn
+    /// only the store knows.
     pub(super) fn plan(&self, batch: &mut [crate::store::Publish]) {
         if !self.is_delivering() || !self.node.is_alive() {
             return;
@@ -151,7 +194,9 @@ impl Dispatcher {
                 continue;
             }
             for d in &mut p.deliveries {
-                d.lease = self.limit(d.subscription).is_some() && lanes.plan(d.subscription);
+                d.lease = !d.ordered
+                    && self.limit(d.subscription).is_some()
+                    && lanes.plan(d.subscription);
             }
         }
     }
@@ -191,13 +236,17 @@ impl Dispatcher {
                             replays: 0,
                             by_hand: false,
                             age: 0,
+                            ordering_key: None,
                             since: Instant::now(),
                             session,
                         };
                         match self.limit(d.subscription) {
-                            Some(limit) => lanes.push(job, limit, true),
-                            // Switched off while the publish was under way.
-                            None => back.push(job),
+                            Some(limit) if self.node.owns(p.event.part()) => {
+                                lanes.push(job, limit, true);
+                            }
+                            // Switched off while the publish was under way, or the
+                            // partition is another node's by now.
+                            _ => back.push(lanes.hold(job)),
                         }
                     }
                     Some(_) if self.node.owns(p.event.part()) => {
@@ -210,7 +259,7 @@ impl Dispatcher {
         }
         drop(lanes);
         self.release(back);
-        self.work.notify_one();
+        self.wake_takers();
         if fetch {
             self.fetch.notify_one();
         }
@@ -228,15 +277,16 @@ impl Dispatcher {
         }
     }
 
-    /// The next job with its subscription. What can't be sent is given back.
-    pub fn take(&self) -> Option<(Job, Arc<Target>)> {
+    /// The next job with its subscription, of those that the taker may take, with
+    /// a body of at most so many bytes. What can't be sent is given back.
+    pub fn take(&self, taker: &Taker, most: usize) -> Option<(Job, Arc<Target>)> {
         loop {
             // What waits stays where it is: the session may yet be renewed.
             if !self.node.is_alive() {
                 return None;
             }
             let mut lanes = self.lanes();
-            let job = lanes.take()?;
+            let job = lanes.take(taker, most)?;
             if job.session != self.node.session() {
                 // Leased to a session that has ended: the row is free, or leased
                 // again under another token.
@@ -272,12 +322,24 @@ impl Dispatcher {
 
     /// Ends a job: decides what follows and passes it on to be recorded.
     pub fn complete(&self, completion: Completion) {
+        self.complete_for(completion, None);
+    }
+
+    /// Ends a job as [`complete`](Self::complete) does, and answers whoever waits
+    /// for it to be recorded.
+    pub fn complete_for(&self, completion: Completion, answer: Option<Answer>) {
         self.lanes().landed(completion.job.subscription);
         self.completed.fetch_add(1, Ordering::Relaxed);
-        self.end(completion);
+        self.record(completion, answer);
     }
 
     fn end(&self, completion: Completion) {
+        self.record(completion, None);
+    }
+
+    /// Passes on to be recorded how a job ended that this node need not have: its
+    /// token alone says whether it still counts.
+    pub fn record(&self, completion: Completion, answer: Option<Answer>) {
         let Completion {
             job,
             outcome,
@@ -324,6 +386,7 @@ impl Dispatcher {
             reason,
             attempt,
             held: subscription.map_or(0, |s| s.held),
+            ordered: job.ordering_key.is_some(),
         };
         let now = Instant::now();
         // Fails once the finisher has stopped: then the process is about to end
@@ -333,9 +396,10 @@ impl Dispatcher {
             job,
             outcome,
             at: now,
+            answer,
             given: Cell::new(now),
         });
-        self.work.notify_one();
+        self.wake_takers();
     }
 
     /// Outcomes were recorded, or their leases are another's.
@@ -345,6 +409,10 @@ impl Dispatcher {
         for e in ended {
             lanes.let_go(e.job.id, e.job.token);
             match e.finish.settle {
+                // Its owner would find it with its next poll all the same.
+                Settle::Retry { .. } | Settle::Release if !self.node.owns(e.job.id.part()) => {
+                    let _ = self.hints.send(e.job.subscription);
+                }
                 Settle::Retry { after, .. } => {
                     let at = e.due_by(after, now);
                     if at.saturating_duration_since(now) < self.horizon {
@@ -352,6 +420,8 @@ impl Dispatcher {
                     }
                 }
                 Settle::Release => lanes.wake_at(e.at + Duration::from_secs(1), e.job.subscription),
+                // The next one of its key may be due.
+                _ if e.finish.ordered => lanes.sign(e.job.subscription),
                 _ => {}
             }
         }
@@ -366,7 +436,59 @@ impl Dispatcher {
 
     /// Wakes one more worker.
     pub fn more_work(&self) {
-        self.work.notify_one();
+        self.wake_takers();
+    }
+
+    /// Told when there may be a job for a stream.
+    #[must_use]
+    pub fn stream_work(&self) -> watch::Receiver<()> {
+        self.streams.subscribe()
+    }
+
+    /// Lets a taker at the other end of a stream, by its number, have at most so
+    /// many deliveries at once from now on; none: it is gone.
+    pub fn serve(&self, number: u64, taker: Option<(Taker, usize)>) {
+        let mut takers = self.takers.lock().unwrap_or_else(PoisonError::into_inner);
+        match taker {
+            Some(taker) => {
+                takers.insert(number, taker);
+            }
+            None => {
+                takers.remove(&number);
+            }
+        }
+        let served = Served::by(&takers);
+        let before = self.served.load();
+        if **before == served {
+            return;
+        }
+        let relayed = served.relayed;
+        self.served.store(Arc::new(served));
+        drop(takers);
+        let mut lanes = self.lanes();
+        lanes.set_capacity(self.concurrency.saturating_add(relayed));
+        // What waits for somebody who is gone is free for another node.
+        let back = lanes.adjust(|s| self.limit(s));
+        drop(lanes);
+        self.release(back);
+        self.look_around();
+        self.wake_takers();
+    }
+
+    /// Which subscriptions live for a while only, and those of them that an open
+    /// stream takes from.
+    pub(super) fn mortal(&self) -> (usize, Vec<SubscriptionId>) {
+        let (mut all, mut open) = (0, Vec::new());
+        let served = self.served.load();
+        self.directory.each_target(|target| {
+            if target.subscription.lifetime.is_some() {
+                all += 1;
+                if served.reaches(target) {
+                    open.push(target.subscription.id);
+                }
+            }
+        });
+        (all, open)
     }
 
     /// A subscription has or may have something due in the store.
@@ -447,8 +569,10 @@ impl Dispatcher {
                     let job = Job::of(row, held, session);
                     match self.limit(job.subscription) {
                         _ if job.body.is_empty() => missing.push(job),
-                        Some(limit) => lanes.push(job, limit, false),
-                        None => back.push(job),
+                        Some(limit) if self.node.owns(job.id.part()) => {
+                            lanes.push(job, limit, false);
+                        }
+                        _ => back.push(lanes.hold(job)),
                     }
                 }
                 for f in fetches {
@@ -467,7 +591,7 @@ impl Dispatcher {
                 attempt: None,
             });
         }
-        self.work.notify_one();
+        self.wake_takers();
     }
 
     /// Looks at a subscription again at that time. What is far away is left to
@@ -481,21 +605,38 @@ impl Dispatcher {
     /// Follows a change of switches and subscriptions: what may not be sent any
     /// more is given back to the store. True where delivery was switched.
     pub(super) fn reconfigured(&self) -> bool {
-        let delivering = self.directory.switches().delivery;
+        let delivering = self.directory.switches().delivery && !self.node.is_restored();
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
         let back = self.lanes().adjust(|s| self.limit(s));
         self.release(back);
         self.look_around();
-        self.work.notify_one();
+        self.wake_takers();
         switched
     }
 
-    /// Forgets what belongs to partitions that are no longer this node's.
+    /// Follows a change of the session or of its partitions.
     pub(super) fn repartitioned(&self) {
-        let owned: HashSet<Part> = self.node.owned().into_iter().collect();
-        self.lanes().forget(|part| !owned.contains(&part));
-        self.suspect();
+        self.withdraw();
         self.look_around();
+    }
+
+    /// Gives back what waits here in partitions that are no longer this node's, and
+    /// drops what was leased to a session that has ended: its rows are free.
+    pub(super) fn withdraw(&self) {
+        let session = self.node.session();
+        let mut lanes = self.lanes();
+        let out = lanes.withdraw(|job| job.session == session && self.node.owns(job.id.part()));
+        let (back, gone): (Vec<_>, Vec<_>) = out.into_iter().partition(|j| j.session == session);
+        for job in gone {
+            lanes.let_go(job.id, job.token);
+        }
+        drop(lanes);
+        self.release(back);
+    }
+
+    /// Whether anything in these partitions is leased to this node that it knows of.
+    pub(super) fn holds_any(&self, of: impl Fn(Part) -> bool) -> bool {
+        self.lanes().holds_any(of)
     }
 
     pub(super) fn tidy(&self) {
@@ -511,7 +652,7 @@ impl Dispatcher {
     #[must_use]
     pub fn is_crowded(&self, most: usize) -> bool {
         let lanes = self.lanes();
-        lanes.waiting() >= most && lanes.in_flight() * 2 >= self.concurrency
+        lanes.waiting() >= most && lanes.is_half_busy()
     }
 
     /// Jobs that wait for a worker.

@@ -2,7 +2,7 @@
 //! recorded, or until this node's session is over: then its row is somebody
 //! else's to send, and is sent again.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     domain::{
         delivery::Outcome,
-        id::{SubscriptionId, wall_clock},
+        id::{DeliveryId, SubscriptionId, wall_clock},
     },
     metrics::Metrics,
     store::{Finish, Finished, Settle, Store, StoreError},
@@ -30,6 +30,19 @@ const FULL: usize = 128;
 
 /// The HTTP status by which a receiver says that it is gone for good.
 const GONE: u16 = 410;
+
+/// What of a batch was given back, where somebody waits for an answer.
+fn released(batch: &[Ended]) -> HashSet<(DeliveryId, i32)> {
+    if batch.iter().all(|ended| ended.answer.is_none()) {
+        return HashSet::new();
+    }
+    let given_back = batch
+        .iter()
+        .filter(|ended| ended.finish.settle == Settle::Release);
+    given_back
+        .map(|ended| (ended.job.id, ended.job.token))
+        .collect()
+}
 
 pub(super) struct Finisher {
     pub(super) store: Arc<dyn Store>,
@@ -73,10 +86,30 @@ impl Finisher {
         let mut wait = Duration::from_millis(50);
         loop {
             let finishes: Vec<Finish> = batch.iter().map(Ended::as_of_now).collect();
-            match self.store.finish(&finishes).await {
+            let result = self.store.finish(&finishes).await;
+            let recorded = result.as_ref().map(drop).or_else(|e| match e {
+                StoreError::Data(_) => Ok(()),
+                e => Err(e),
+            });
+            self.metrics.troubles.note(
+                "finish",
+                &recorded,
+                "outcomes not recorded yet",
+                "outcomes are recorded again",
+            );
+            match result {
                 Ok(results) => {
-                    for (ended, result) in batch.iter().zip(results) {
+                    let released = released(batch);
+                    for (ended, result) in batch.iter_mut().zip(results) {
+                        // What was given back just before is as another's.
+                        let late = result == Finished::Before
+                            && ended.finish.settle != Settle::Release
+                            && released.contains(&(ended.job.id, ended.job.token));
+                        let result = if late { Finished::Stale } else { result };
                         self.account(ended, result);
+                        if let Some(answer) = ended.answer.take() {
+                            answer.tell(result);
+                        }
                     }
                     return;
                 }
@@ -85,11 +118,9 @@ impl Finisher {
                     return;
                 }
                 Err(e) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(
-                        error.message = %e, batch.size = batch.len(),
-                        retry_in = ?wait, "outcomes not recorded yet"
-                    );
+                    tracing::debug!(error.message = %e, batch.size = batch.len(), retry_in = ?wait);
+                    // It is tried again; who asked may ask again too.
+                    batch.iter_mut().for_each(|ended| drop(ended.answer.take()));
                     if !self.node.is_alive() && self.node.session().0 == 0 {
                         // The rows are another's by now, or free.
                         return;
@@ -126,6 +157,8 @@ impl Finisher {
     fn account(&self, ended: &Ended, result: Finished) {
         match result {
             Finished::Stale => return self.metrics.leases_stale.increment(1),
+            // Said again by a worker whose job this was: it is accounted for.
+            Finished::Before if ended.job.session.0 == 0 => return,
             // Recorded by the statement whose answer was lost: what follows of it
             // was not done yet.
             Finished::Before | Finished::Now => {}

@@ -18,6 +18,7 @@ use crate::{
         id::{SubscriptionId, wall_clock},
         subscription::Disabled,
     },
+    metrics::Metrics,
     settings::Live,
     store::{Hint, Store, StoreError},
     tasks::Tasks,
@@ -40,6 +41,7 @@ pub(super) struct Follower {
     pub(super) node: Arc<Node>,
     pub(super) live: Arc<ArcSwap<Live>>,
     pub(super) publisher: Arc<Publisher>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Follower {
@@ -89,9 +91,12 @@ impl Follower {
             }
             let distinct: HashSet<SubscriptionId> = batch.drain(..).collect();
             let hints: Vec<_> = distinct.into_iter().map(|s| (s.part(), s)).collect();
-            if let Err(e) = self.store.hint(&hints).await {
-                tracing::debug!(error.message = %e, "hints not sent; the owners' polls find the rows");
-            }
+            self.metrics.troubles.note(
+                "hints out",
+                &self.store.hint(&hints).await,
+                "hints not sent; the owners' polls find the rows",
+                "hints are sent again",
+            );
         }
     }
 
@@ -99,11 +104,12 @@ impl Follower {
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
-                result = self.listen() => {
-                    if let Err(e) = result {
-                        tracing::debug!(error.message = %e, "not listening; polls go on");
-                    }
-                }
+                result = self.listen() => self.metrics.troubles.note(
+                    "hints in",
+                    &result,
+                    "hints are not heard; polls go on",
+                    "hints are heard again",
+                ),
             }
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -114,6 +120,12 @@ impl Follower {
 
     async fn listen(&self) -> Result<(), StoreError> {
         let mut hints = self.store.listen().await?;
+        self.metrics.troubles.note(
+            "hints in",
+            &Ok::<(), StoreError>(()),
+            "",
+            "hints are heard again",
+        );
         // What was said before this is found by looking.
         self.directory.nudge();
         self.dispatcher.look_around();
@@ -121,7 +133,9 @@ impl Follower {
             match hints.next().await? {
                 Hint::Due(part, subscription) => self.dispatcher.sign(part, subscription),
                 Hint::Config => self.directory.nudge(),
+                Hint::Partitions => self.node.nudge(),
                 Hint::Reconnected => {
+                    self.node.nudge();
                     self.directory.nudge();
                     self.dispatcher.look_around();
                 }
@@ -171,12 +185,16 @@ impl Follower {
             });
             let mut wait = session.0 == 0;
             if !known && !wait {
-                match self.store.confirm(session, revision, &pins.names()).await {
+                let confirmed = self.store.confirm(session, revision, &pins.names()).await;
+                self.metrics.troubles.note(
+                    "confirmations",
+                    &confirmed,
+                    "configuration not confirmed yet",
+                    "configuration is confirmed again",
+                );
+                match confirmed {
                     Ok(()) => told = Some((session, revision, pins)),
-                    Err(e) => {
-                        tracing::debug!(error.message = %e, "configuration not confirmed yet");
-                        wait = true;
-                    }
+                    Err(_) => wait = true,
                 }
             }
             tokio::select! {
@@ -207,13 +225,14 @@ impl Follower {
         if parts.is_empty() {
             return true;
         }
-        match self.store.hold(self.node.session(), &parts, held).await {
-            Ok(()) => true,
-            Err(e) => {
-                tracing::warn!(error.message = %e, delivery.held = held, "held time not noted yet");
-                false
-            }
-        }
+        let noted = self.store.hold(self.node.session(), &parts, held).await;
+        self.metrics.troubles.note(
+            "held time",
+            &noted,
+            "held time not noted yet",
+            "held time is noted again",
+        );
+        noted.is_ok()
     }
 
     /// A receiver that answered 410 wants no more: its subscription is switched
@@ -229,11 +248,17 @@ impl Follower {
                 s = gone.recv() => match s { Some(s) => s, None => return },
             };
             let mut wait = Duration::from_millis(100);
-            while let Err(e) = self.disable(subscription).await {
-                tracing::warn!(
-                    subscription.id = %subscription, error.message = %e,
-                    "gone receiver's subscription not disabled yet"
+            loop {
+                let disabled = self.disable(subscription).await;
+                self.metrics.troubles.note(
+                    "gone receivers",
+                    &disabled,
+                    "gone receiver's subscription not disabled yet",
+                    "gone receivers' subscriptions are disabled again",
                 );
+                if disabled.is_ok() {
+                    break;
+                }
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
@@ -274,6 +299,7 @@ impl Follower {
                 event_type: "subscription.disabled".into(),
                 data: data.to_string().into(),
                 idempotency_key: None,
+                ordering_key: None,
                 only: None,
                 trace: None,
             });

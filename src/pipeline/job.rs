@@ -39,6 +39,8 @@ pub struct Job {
     pub by_hand: bool,
     /// Its age when it was leased, without what it was held.
     pub age: Micros,
+    /// The key whose deliveries go in order.
+    pub ordering_key: Option<Arc<str>>,
     /// When it was leased.
     pub since: Instant,
     /// The session that it is leased to: with that its token ends.
@@ -63,6 +65,7 @@ impl Job {
             replays: row.replays,
             by_hand: row.by_hand,
             age: row.age - held,
+            ordering_key: row.ordering_key,
             since: Instant::now(),
             session,
         }

@@ -4,12 +4,19 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
+use self::ring::Ring;
 use super::job::{Fetch, Job};
 use crate::domain::id::{DeliveryId, Part, SubscriptionId, TenantId};
+
+mod ring;
+mod taker;
+
+pub(super) use taker::Served;
+pub use taker::{Class, Taker, Whose};
 
 /// The most jobs in memory.
 const MOST_JOBS: usize = 16_384;
@@ -23,9 +30,19 @@ const FETCH: usize = 256;
 /// Looks at one lane within this time are one.
 const TICK: Duration = Duration::from_millis(20);
 
+/// What a lane may do at the moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowed {
+    /// How many may be under way.
+    pub(super) in_flight: u32,
+    /// By what way they leave.
+    pub(super) class: Class,
+}
+
 #[derive(Default)]
 struct Lane {
     tenant: Option<TenantId>,
+    class: Class,
     /// Published just now.
     fresh: VecDeque<Job>,
     /// Fetched from the store.
@@ -66,6 +83,17 @@ impl Lane {
         first.pop_front().or_else(|| second.pop_front())
     }
 
+    /// The size of what [`next`](Self::next) would give.
+    fn next_bytes(&self) -> usize {
+        let (first, second) = if self.fresh_turn {
+            (&self.stored, &self.fresh)
+        } else {
+            (&self.fresh, &self.stored)
+        };
+        let next = first.front().or_else(|| second.front());
+        next.map_or(0, |job| job.body.len())
+    }
+
     fn is_idle(&self) -> bool {
         self.waiting() == 0
             && self.in_flight == 0
@@ -78,19 +106,24 @@ impl Lane {
 
 /// All lanes.
 pub(super) struct Lanes {
-    /// Attempts that this node makes at once.
+    /// Attempts that the embedded worker and relays make at once.
     capacity: usize,
     /// Lanes that had their share of the capacity when their turn came.
     sated: VecDeque<SubscriptionId>,
     by_id: HashMap<SubscriptionId, Lane>,
-    tenants: VecDeque<TenantId>,
-    turns: HashMap<TenantId, VecDeque<SubscriptionId>>,
+    /// Those that may send, by class.
+    rings: [Ring; Class::COUNT],
+    /// Where the next take begins, among the classes or subscriptions of its taker.
+    turn: usize,
     /// Every row that this node has leased, with its token.
     held: HashMap<DeliveryId, i32>,
     bytes: usize,
     waiting: usize,
     planned: usize,
+    /// Of the attempts that share the capacity.
     in_flight: usize,
+    /// Of the others.
+    streamed: usize,
     fetches: VecDeque<SubscriptionId>,
     timers: BinaryHeap<Reverse<(u64, SubscriptionId)>>,
     started: Instant,
@@ -103,13 +136,14 @@ impl Lanes {
             capacity,
             sated: VecDeque::new(),
             by_id: HashMap::new(),
-            tenants: VecDeque::new(),
-            turns: HashMap::new(),
+            rings: Default::default(),
+            turn: 0,
             held: HashMap::new(),
             bytes: 0,
             waiting: 0,
             planned: 0,
             in_flight: 0,
+            streamed: 0,
             fetches: VecDeque::new(),
             timers: BinaryHeap::new(),
             started: Instant::now(),
@@ -150,20 +184,27 @@ impl Lanes {
     }
 
     /// Takes a leased job in.
-    pub(super) fn push(&mut self, job: Job, limit: u32, fresh: bool) {
+    pub(super) fn push(&mut self, job: Job, allowed: Allowed, fresh: bool) {
         self.held.insert(job.id, job.token);
         self.bytes += job.body.len();
         self.waiting += 1;
         let (tenant, subscription) = (job.tenant, job.subscription);
         let lane = self.by_id.entry(subscription).or_default();
         lane.tenant = Some(tenant);
-        lane.limit = limit;
+        lane.limit = allowed.in_flight;
+        lane.class = allowed.class;
         if fresh {
             lane.fresh.push_back(job);
         } else {
             lane.stored.push_back(job);
         }
         self.enter_ring(subscription);
+    }
+
+    /// Notes the lease of a job that does not wait here: it is given back.
+    pub(super) fn hold(&mut self, job: Job) -> Job {
+        self.held.insert(job.id, job.token);
+        job
     }
 
     fn enter_ring(&mut self, subscription: SubscriptionId) {
@@ -174,30 +215,42 @@ impl Lanes {
             return;
         };
         lane.in_ring = true;
-        match self.turns.entry(tenant) {
-            Entry::Occupied(mut turns) => turns.get_mut().push_back(subscription),
-            Entry::Vacant(turns) => {
-                turns.insert(VecDeque::from([subscription]));
-                self.tenants.push_back(tenant);
-            }
-        }
+        self.rings[lane.class.index()].enter(tenant, subscription);
     }
 
-    /// The next job, which is in flight from now on.
-    pub(super) fn take(&mut self) -> Option<Job> {
-        loop {
-            let tenant = self.tenants.pop_front()?;
-            let Some(turns) = self.turns.get_mut(&tenant) else {
-                continue;
-            };
-            let subscription = turns.pop_front();
-            if turns.is_empty() {
-                self.turns.remove(&tenant);
-            } else {
-                self.tenants.push_back(tenant);
+    /// The next job of the lanes that the taker may take from, with a body of at
+    /// most so many bytes. It is in flight from now on.
+    pub(super) fn take(&mut self, taker: &Taker, most: usize) -> Option<Job> {
+        self.turn = self.turn.wrapping_add(1);
+        let first = self.turn;
+        if let Whose::Only(only) = &taker.whose {
+            let turns = (0..only.len()).map(|n| only[(first + n) % only.len()]);
+            for subscription in turns {
+                let wanted = self.by_id.get(&subscription).is_some_and(|lane| {
+                    taker.classes.contains(&lane.class)
+                        && lane.may_send()
+                        && lane.next_bytes() <= most
+                });
+                // It stays in its ring: whoever comes to it there looks again.
+                if wanted {
+                    return self.take_from(subscription);
+                }
             }
-            let Some(subscription) = subscription else {
-                continue;
+            return None;
+        }
+        let classes = taker.classes.len();
+        (0..classes).find_map(|n| {
+            let class = taker.classes[(first + n) % classes];
+            self.take_turn(class, &taker.whose, most)
+        })
+    }
+
+    fn take_turn(&mut self, class: Class, whose: &Whose, most: usize) -> Option<Job> {
+        loop {
+            let ring = &mut self.rings[class.index()];
+            let subscription = match whose {
+                Whose::Tenant(tenant) => ring.next_of(*tenant)?,
+                Whose::All | Whose::Only(_) => ring.next()?,
             };
             let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
@@ -206,24 +259,64 @@ impl Lanes {
                 lane.in_ring = false;
                 continue;
             }
+            if lane.class != class {
+                lane.in_ring = false;
+                self.enter_ring(subscription);
+                continue;
+            }
             // A lane never has more than is left over for all others: with ten
             // receivers that hang, each holds an eleventh of the capacity at
             // most, and an eleventh stays free.
             let free = self.capacity.saturating_sub(self.in_flight);
-            if lane.in_flight > 0 && lane.in_flight as usize >= free {
+            if class.shares_capacity() && lane.in_flight > 0 && lane.in_flight as usize >= free {
                 self.sated.push_back(subscription);
                 continue;
             }
             lane.in_ring = false;
-            let Some(job) = lane.next() else { continue };
-            lane.in_flight += 1;
-            self.in_flight += 1;
-            self.waiting -= 1;
-            self.bytes = self.bytes.saturating_sub(job.body.len());
-            self.enter_ring(subscription);
-            self.want_fetch(subscription);
-            return Some(job);
+            if lane.next_bytes() > most {
+                self.enter_ring(subscription);
+                return None;
+            }
+            if let Some(job) = self.take_from(subscription) {
+                return Some(job);
+            }
         }
+    }
+
+    fn take_from(&mut self, subscription: SubscriptionId) -> Option<Job> {
+        let lane = self.by_id.get_mut(&subscription)?;
+        let job = lane.next()?;
+        lane.in_flight += 1;
+        if lane.class.shares_capacity() {
+            self.in_flight += 1;
+        } else {
+            self.streamed += 1;
+        }
+        self.waiting -= 1;
+        self.bytes = self.bytes.saturating_sub(job.body.len());
+        self.enter_ring(subscription);
+        self.want_fetch(subscription);
+        Some(job)
+    }
+
+    /// Changes how many attempts can be made at once.
+    pub(super) fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity;
+        for subscription in std::mem::take(&mut self.sated) {
+            self.desate(subscription);
+        }
+    }
+
+    /// Whether half of the attempts that can be made at once are under way.
+    pub(super) const fn is_half_busy(&self) -> bool {
+        self.in_flight * 2 >= self.capacity
+    }
+
+    fn desate(&mut self, subscription: SubscriptionId) {
+        if let Some(lane) = self.by_id.get_mut(&subscription) {
+            lane.in_ring = false;
+        }
+        self.enter_ring(subscription);
     }
 
     /// A job is no longer in flight; its row stays held until its outcome is
@@ -231,7 +324,12 @@ impl Lanes {
     pub(super) fn landed(&mut self, subscription: SubscriptionId) {
         if let Some(lane) = self.by_id.get_mut(&subscription) {
             lane.in_flight = lane.in_flight.saturating_sub(1);
-            self.in_flight = self.in_flight.saturating_sub(1);
+            let all = if lane.class.shares_capacity() {
+                &mut self.in_flight
+            } else {
+                &mut self.streamed
+            };
+            *all = all.saturating_sub(1);
             self.enter_ring(subscription);
         }
         // Two for each that ends, and all with the last: they come to their turns
@@ -243,10 +341,7 @@ impl Lanes {
         };
         for _ in 0..most {
             if let Some(subscription) = self.sated.pop_front() {
-                if let Some(lane) = self.by_id.get_mut(&subscription) {
-                    lane.in_ring = false;
-                }
-                self.enter_ring(subscription);
+                self.desate(subscription);
             }
         }
     }
@@ -364,17 +459,21 @@ impl Lanes {
     }
 
     /// Takes back what waits in the lanes that are to be stopped, and brings
-    /// the others to their limits. `limit` gives none for a lane to stop.
-    pub(super) fn adjust(&mut self, limit: impl Fn(SubscriptionId) -> Option<u32>) -> Vec<Job> {
+    /// the others to their limits. `allowed` gives none for a lane to stop.
+    pub(super) fn adjust(
+        &mut self,
+        allowed: impl Fn(SubscriptionId) -> Option<Allowed>,
+    ) -> Vec<Job> {
         let mut out = Vec::new();
         let all: Vec<SubscriptionId> = self.by_id.keys().copied().collect();
         for subscription in all {
-            let limit = limit(subscription);
+            let allowed = allowed(subscription);
             let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
-            if let Some(limit) = limit {
-                lane.limit = limit;
+            if let Some(allowed) = allowed {
+                lane.limit = allowed.in_flight;
+                lane.class = allowed.class;
                 self.enter_ring(subscription);
             } else {
                 let jobs = lane.fresh.drain(..).chain(lane.stored.drain(..));
@@ -388,22 +487,33 @@ impl Lanes {
         out
     }
 
-    /// Forgets every lease in a partition that is no longer this node's.
-    pub(super) fn forget(&mut self, lost: impl Fn(Part) -> bool) {
+    /// Takes the jobs out that wait and are not to stay. What is under way goes on:
+    /// its lease is this node's until its outcome is recorded.
+    pub(super) fn withdraw(&mut self, stays: impl Fn(&Job) -> bool) -> Vec<Job> {
+        let mut out = Vec::new();
         for lane in self.by_id.values_mut() {
             for jobs in [&mut lane.fresh, &mut lane.stored] {
-                jobs.retain(|job| {
-                    let gone = lost(job.id.part());
-                    if gone {
+                if jobs.iter().all(&stays) {
+                    continue;
+                }
+                for job in std::mem::take(jobs) {
+                    if stays(&job) {
+                        jobs.push_back(job);
+                    } else {
                         self.waiting -= 1;
                         self.bytes = self.bytes.saturating_sub(job.body.len());
+                        out.push(job);
                     }
-                    !gone
-                });
+                }
             }
         }
-        self.held.retain(|id, _| !lost(id.part()));
         self.by_id.retain(|_, lane| !lane.is_idle() || lane.in_ring);
+        out
+    }
+
+    /// Whether this node has leases in any of these partitions.
+    pub(super) fn holds_any(&self, of: impl Fn(Part) -> bool) -> bool {
+        self.held.keys().any(|id| of(id.part()))
     }
 
     /// Jobs that wait.
@@ -413,7 +523,7 @@ impl Lanes {
 
     /// Attempts under way.
     pub(super) const fn in_flight(&self) -> usize {
-        self.in_flight
+        self.in_flight + self.streamed
     }
 
     /// Drops lanes with nothing in them.

@@ -2,8 +2,11 @@
 //!
 //! [`publish`] commits events with their deliveries and hands what it leased to
 //! [`dispatch`], which decides whose turn it is; `worker` takes jobs from it
-//! and sends them with [`sender`]; `finish` records how that went. [`node`]
-//! keeps this node's session and partitions, `claim` fetches from the store
+//! and sends them with [`sender`], or a worker at the other end of a stream does;
+//! `finish` records how that went. [`node`]
+//! keeps this node's session and partitions, `balance` brings partitions to where
+//! they belong, [`timeline`] watches that the database does not go back in
+//! time, `claim` fetches from the store
 //! what is due and not in memory, `follow` passes on what other nodes and the
 //! configuration say, `redrive` works redrives and replays, `upkeep` sweeps.
 
@@ -13,6 +16,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+mod answer;
+mod balance;
 mod claim;
 pub mod clients;
 pub mod dispatch;
@@ -25,8 +30,14 @@ pub mod node;
 pub mod publish;
 mod redrive;
 pub mod sender;
+pub mod timeline;
 mod upkeep;
 mod worker;
+
+pub use answer::{Answer, Told};
+pub use job::Job;
+pub use lanes::{Class, Taker, Whose};
+pub use worker::is_too_old;
 
 use crate::{directory::Directory, metrics::Metrics, settings::Live, store::Store, tasks::Tasks};
 
@@ -40,6 +51,8 @@ pub struct Parts {
     pub live: Arc<ArcSwap<Live>>,
     /// This node, with its session begun.
     pub node: Arc<node::Node>,
+    /// Watches that the store does not go back in time.
+    pub watch: Arc<timeline::Watch>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The HTTP client of attempts.
@@ -48,6 +61,8 @@ pub struct Parts {
     pub poll: Duration,
     /// Attempts under way at once.
     pub concurrency: usize,
+    /// Whether this process sends what goes over HTTP itself.
+    pub embedded: bool,
 }
 
 /// The running pipeline.
@@ -57,6 +72,7 @@ pub struct Pipeline {
     /// What is under way.
     pub dispatcher: Arc<dispatch::Dispatcher>,
     node: Arc<node::Node>,
+    balancer: Arc<balance::Balancer>,
     /// Stops what brings work: claims, sends, sweeps.
     sending: CancellationToken,
     /// Stops what records it.
@@ -73,10 +89,12 @@ impl Pipeline {
             directory,
             live,
             node,
+            watch,
             metrics,
             sender,
             poll,
             concurrency,
+            embedded,
         } = parts;
         let (sending, recording) = (CancellationToken::new(), CancellationToken::new());
         let ledger = Arc::new(publish::Ledger::default());
@@ -89,6 +107,8 @@ impl Pipeline {
             metrics.clone(),
             poll,
             concurrency,
+            embedded,
+            hints.clone(),
         );
         let writer = publish::Writer {
             store: store.clone(),
@@ -134,7 +154,9 @@ impl Pipeline {
             name: node.name().to_owned(),
             concurrency,
         };
-        tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+        if embedded {
+            tasks.spawn("worker", worker.run(attempts.clone(), sending.clone()));
+        }
 
         let redriver = redrive::Redriver {
             store: store.clone(),
@@ -153,8 +175,18 @@ impl Pipeline {
             node: node.clone(),
             live: live.clone(),
             publisher: publisher.clone(),
+            metrics: metrics.clone(),
         };
         follower.spawn(tasks, hinted, gone_subscriptions, &sending);
+
+        let balancer = Arc::new(balance::Balancer {
+            store: store.clone(),
+            dispatcher: dispatcher.clone(),
+            node: node.clone(),
+            metrics: metrics.clone(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        tasks.spawn("partitions", balancer.clone().run(sending.clone()));
 
         let upkeep = upkeep::Upkeep {
             store,
@@ -165,11 +197,12 @@ impl Pipeline {
             ledger,
         };
         tasks.spawn("upkeep", upkeep.run(sending.clone()));
-        tasks.spawn("session", node.clone().run(recording.clone()));
+        tasks.spawn("session", node.clone().run(watch, recording.clone()));
         Self {
             publisher,
             dispatcher,
             node,
+            balancer,
             sending,
             recording,
             attempts,
@@ -192,6 +225,16 @@ impl Pipeline {
             );
         }
         self.recording.cancel();
+    }
+
+    /// Hands the partitions over while what is under way ends: nothing is to wait
+    /// for that.
+    pub async fn leave(&self) {
+        match tokio::time::timeout(balance::LEAVE, self.balancer.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::debug!(error.message = %e, "partitions not handed over"),
+            Err(_) => tracing::debug!("partitions not handed over in time"),
+        }
     }
 
     /// Ends the session: what it still leases is free at once.

@@ -8,22 +8,25 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::timeline::Watch;
 use crate::{
-    domain::id::Part,
+    domain::{id::Part, partition},
     metrics::Metrics,
     store::{Session, Store},
 };
 
 /// The part of a session's life that is kept as a margin for scheduling.
 const MARGIN: u32 = 5;
+/// How often a session is renewed, and looked around, in its life.
+const BEATS: u32 = 6;
 
 /// This node, as the others see it.
 pub struct Node {
@@ -36,7 +39,22 @@ pub struct Node {
     /// Microseconds after `started` until which the session surely lives.
     valid_until: AtomicU64,
     owned: AtomicU64,
+    /// Partitions that it owns and is about to hand over: nothing of them is leased
+    /// any more.
+    giving: AtomicU64,
+    /// Whether it hands all of them over, and takes none.
+    leaving: AtomicBool,
+    /// Whether nothing is sent because the database went back in time.
+    restored: AtomicBool,
+    /// The partitions that had no owner at the last look.
+    stranded: Mutex<u64>,
+    look_again: Notify,
     changed: watch::Sender<u64>,
+}
+
+/// Partitions as bits.
+fn mask(parts: impl IntoIterator<Item = Part>) -> u64 {
+    parts.into_iter().fold(0, |m, p| m | 1 << p.get())
 }
 
 impl Node {
@@ -52,6 +70,11 @@ impl Node {
             session: AtomicI64::new(0),
             valid_until: AtomicU64::new(0),
             owned: AtomicU64::new(0),
+            giving: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            restored: AtomicBool::new(false),
+            stranded: Mutex::new(0),
+            look_again: Notify::new(),
             changed: watch::Sender::new(0),
         }
     }
@@ -75,6 +98,19 @@ impl Node {
         now < self.valid_until.load(Ordering::Acquire)
     }
 
+    /// Whether nothing is sent because the database went back in time.
+    #[must_use]
+    pub fn is_restored(&self) -> bool {
+        self.restored.load(Ordering::Acquire)
+    }
+
+    /// Whether it did; follows from the next look at it.
+    pub(crate) fn set_restored(&self, restored: bool) {
+        if self.restored.swap(restored, Ordering::AcqRel) != restored {
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
     /// Whether this node owns a partition, as far as it knows.
     #[must_use]
     pub fn owns(&self, part: Part) -> bool {
@@ -93,7 +129,7 @@ impl Node {
         self.changed.subscribe()
     }
 
-    /// Begins a session and takes what is free.
+    /// Begins a session and takes what is free and its own.
     ///
     /// # Errors
     /// Where the store can't be reached.
@@ -102,7 +138,7 @@ impl Node {
         let session = self.store.begin_session(&self.name, self.ttl).await?;
         self.session.store(session.0, Ordering::Release);
         self.lives_from(sent);
-        self.take().await?;
+        self.look().await?;
         tracing::info!(node.session = %session, node.partitions = self.owned().len(), "session begun");
         Ok(())
     }
@@ -115,9 +151,49 @@ impl Node {
         );
     }
 
-    async fn take(&self) -> crate::store::Result<()> {
-        let parts = self.store.take_partitions(self.session()).await?;
-        let mask = parts.iter().fold(0u64, |m, p| m | 1 << p.get());
+    /// Looks who lives and who owns what, and takes what is this node's to take.
+    /// Answers what it is to hand over, each with the session that it belongs to.
+    pub(super) async fn look(&self) -> crate::store::Result<Vec<(Part, Session)>> {
+        let mut stranded = self.stranded.lock().await;
+        let session = self.session();
+        let nodes = self.store.nodes().await?;
+        if !nodes.iter().any(|n| n.session == session) {
+            // It has ended, which the heartbeat will find.
+            return Ok(Vec::new());
+        }
+        let leaving = self.leaving.load(Ordering::Acquire);
+        let sessions: Vec<i64> = nodes
+            .iter()
+            .filter(|n| match n.session == session {
+                true => !leaving,
+                false => n.ready,
+            })
+            .map(|n| n.session.0)
+            .collect();
+        let owners = self.store.partitions().await?;
+        let owners: Vec<(Part, i64)> = owners.into_iter().map(|(p, s)| (p, s.0)).collect();
+        let before = *stranded;
+        let plan = partition::plan(session.0, &owners, &sessions, |p| before & mask([p]) != 0);
+        let of = |owner: i64| {
+            owners
+                .iter()
+                .filter(move |(_, o)| *o == owner)
+                .map(|(p, _)| *p)
+        };
+        let owned = if plan.take.is_empty() {
+            mask(of(session.0))
+        } else {
+            mask(self.store.take_partitions(session, &plan.take).await?)
+        };
+        *stranded = mask(of(0)) & !owned;
+        if session == self.session() {
+            self.owns_now(owned & !self.giving.load(Ordering::Acquire));
+        }
+        let give = plan.give.into_iter();
+        Ok(give.map(|(part, to)| (part, Session(to))).collect())
+    }
+
+    fn owns_now(&self, mask: u64) {
         if self.owned.swap(mask, Ordering::AcqRel) != mask {
             self.metrics
                 .partitions_owned
@@ -125,59 +201,88 @@ impl Node {
             tracing::info!(node.partitions = mask.count_ones(), "partitions owned");
             self.changed.send_modify(|n| *n += 1);
         }
-        Ok(())
+    }
+
+    /// From now on nothing of these partitions is leased to this node.
+    pub(super) fn begin_giving(&self, parts: &[Part]) {
+        let giving = mask(parts.iter().copied());
+        self.giving.store(giving, Ordering::Release);
+        self.owns_now(self.owned.load(Ordering::Acquire) & !giving);
+    }
+
+    /// They are another's, or were kept: the next look tells.
+    pub(super) fn end_giving(&self) {
+        self.giving.store(0, Ordering::Release);
+    }
+
+    /// From now on it takes no partitions, and is to hand over all that it has.
+    pub(super) fn begin_leaving(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Has it look who lives and who owns what.
+    pub(super) fn nudge(&self) {
+        self.look_again.notify_one();
+    }
+
+    /// Waits for the time of the next look.
+    pub(super) async fn wait_to_look(&self) {
+        tokio::select! {
+            () = self.look_again.notified() => {}
+            () = tokio::time::sleep(self.ttl / BEATS) => {}
+        }
     }
 
     fn lost(&self) {
         self.session.store(0, Ordering::Release);
+        self.giving.store(0, Ordering::Release);
         self.owned.store(0, Ordering::Release);
         self.valid_until.store(0, Ordering::Release);
         self.metrics.partitions_owned.set(0.0);
         self.changed.send_modify(|n| *n += 1);
     }
 
-    async fn beat(&self) -> crate::store::Result<()> {
+    async fn beat(&self, watch: &Watch) -> crate::store::Result<()> {
         if self.session().0 == 0 {
-            return self.begin().await;
+            return self.begin_again(watch).await;
         }
         let sent = self.started.elapsed();
         if self.store.renew_session(self.session(), self.ttl).await? {
             self.lives_from(sent);
-            self.take().await
+            Ok(())
         } else {
             tracing::warn!(node.session = %self.session(), "session has ended; beginning another");
             self.lost();
-            self.begin().await
+            self.begin_again(watch).await
         }
+    }
+
+    /// A session may have ended because the database is another by now.
+    async fn begin_again(&self, watch: &Watch) -> crate::store::Result<()> {
+        watch.look().await?;
+        self.begin().await
     }
 
     /// Renews the session until it is cancelled. Says once that it fails, and
     /// once that it works again.
-    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
-        let every = self.ttl / 6;
-        let mut failing = false;
+    pub async fn run(self: Arc<Self>, watch: Arc<Watch>, cancel: CancellationToken) {
+        let every = self.ttl / BEATS;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(every) => {}
             }
-            let result = match tokio::time::timeout(self.ttl / 2, self.beat()).await {
+            let result = match tokio::time::timeout(self.ttl / 2, self.beat(&watch)).await {
                 Ok(result) => result.map_err(|e| e.to_string()),
                 Err(_) => Err("no answer in time".to_owned()),
             };
-            match (result, failing) {
-                (Err(e), false) => {
-                    failing = true;
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "session can't be renewed");
-                }
-                (Ok(()), true) => {
-                    failing = false;
-                    tracing::info!("session is renewed again");
-                }
-                _ => {}
-            }
-            if failing && !self.is_alive() && self.session().0 != 0 {
+            self.metrics.troubles.note(
+                "session",
+                &result,
+                "session can't be renewed",
+                "session is renewed again",
+            );
+            if result.is_err() && !self.is_alive() && self.session().0 != 0 {
                 tracing::warn!("session is over on this node's own clock: deliveries stop");
                 self.lost();
             }

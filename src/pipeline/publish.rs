@@ -19,6 +19,7 @@ use crate::{
     domain::{
         event::{self, Idempotency},
         id::{DeliveryId, EventId, KeyId, Micros, SubscriptionId, TenantId, day_of, wall_clock},
+        subscription::Ordering,
         trace::Trace,
     },
     error::{Error, Reason, Result},
@@ -56,6 +57,8 @@ pub struct NewEvent {
     pub data: Bytes,
     /// The caller's own name for this publish, checked.
     pub idempotency_key: Option<String>,
+    /// Whose deliveries go one at a time, where a subscription asks for that.
+    pub ordering_key: Option<Arc<str>>,
     /// Deliver to this subscription alone, whatever it wants.
     pub only: Option<SubscriptionId>,
     /// Where it comes from.
@@ -164,6 +167,7 @@ impl Publisher {
                 idempotency,
                 trace: new.trace.clone(),
                 deliveries,
+                ordering_key: new.ordering_key.clone(),
             };
             match self.commit(publish).await? {
                 Published::Accepted { .. } => {
@@ -234,6 +238,7 @@ impl Publisher {
                 subscription: s.id,
                 held: s.held + s.disabled.as_ref().map_or(0, |d| (now - d.at).max(0)),
                 lease: false,
+                ordered: new.ordering_key.is_some() && s.ordering != Ordering::Off,
             })
             .collect();
         if deliveries.len() > most {

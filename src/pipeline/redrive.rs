@@ -58,7 +58,6 @@ impl Redriver {
     pub(super) async fn run(self, cancel: CancellationToken) {
         let mut running: HashMap<RedriveId, Running> = HashMap::new();
         let mut look = Instant::now();
-        let mut failing = false;
         loop {
             let next = running
                 .values()
@@ -94,15 +93,14 @@ impl Redriver {
                     }
                 }
             }
-            match (&failure, failing) {
-                (Some(e), false) => {
-                    self.metrics.store_errors.increment(1);
-                    tracing::warn!(error.message = %e, "redrives can't go on");
-                }
-                (None, true) if tried => tracing::info!("redrives go on"),
-                _ => {}
+            if tried {
+                self.metrics.troubles.note(
+                    "redrives",
+                    &failure.map_or(Ok(()), Err),
+                    "redrives can't go on",
+                    "redrives go on",
+                );
             }
-            failing = failure.is_some() || (failing && !tried);
         }
     }
 
@@ -269,5 +267,7 @@ fn delivery(event: EventId, target: &Target) -> NewDelivery {
         subscription: s.id,
         held: s.held + off.map_or(0, |d| (wall_clock() - d.at).max(0)),
         lease: false,
+        // What is replayed was published before: it has no place among what is new.
+        ordered: false,
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     error::Error as StdError,
-    io,
+    fmt, io,
     pin::Pin,
     sync::{
         Arc,
@@ -15,7 +15,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -24,14 +24,20 @@ use super::{clients::Clients, job::Job};
 use crate::{
     connector::RefusedEndpoint,
     domain::{
+        certificate::ClientCertificate,
         cloudevent::{self, Message},
         delivery::{Outcome, outcome_of_status},
         id::Micros,
+        signature::Signed,
         trace::Trace,
     },
     settings::Live,
     target::Target,
 };
+
+mod challenge;
+
+pub use challenge::Unproven;
 
 /// The names of our headers, made once.
 mod name {
@@ -81,6 +87,121 @@ pub struct Sent {
     pub response: Vec<u8>,
     /// How long it took.
     pub took: Duration,
+}
+
+impl Sent {
+    fn without_answer(error: &str, outcome: Outcome, began: Instant) -> Self {
+        Self {
+            outcome,
+            status: 0,
+            error: error.to_owned(),
+            response: Vec::new(),
+            took: began.elapsed(),
+        }
+    }
+}
+
+/// What an attempt sends: its headers, signatures among them, and its body.
+pub struct Envelope {
+    /// The headers, but for those that the connection adds.
+    pub headers: HeaderMap,
+    /// The body, which the signatures are over.
+    pub body: Bytes,
+    /// The signatures.
+    pub signed: Signed,
+}
+
+impl Envelope {
+    /// Signs an attempt at that time.
+    ///
+    /// # Errors
+    /// Where what is stored is not an event's, which is never so unless rows were
+    /// changed by hand.
+    pub fn seal(job: &Job, target: &Target, signed_at: Micros) -> Result<Self, String> {
+        let message = cloudevent::message(
+            target.subscription.format,
+            job.tenant,
+            &job.body,
+            job.trace.as_deref(),
+        );
+        let message = message.ok_or("what is stored is not an event's body")?;
+        let signed = target.sign(signed_at, &job.event.to_string(), &message.body);
+        let headers = headers(job, target, signed_at, &message, &signed);
+        Ok(Self {
+            headers: headers.map_err(|e| e.to_string())?,
+            body: message.body,
+            signed,
+        })
+    }
+}
+
+fn headers(
+    job: &Job,
+    target: &Target,
+    signed_at: Micros,
+    message: &Message,
+    signed: &Signed,
+) -> Result<HeaderMap, http::Error> {
+    let mut headers = HeaderMap::with_capacity(16 + target.headers.len());
+    headers.extend(target.headers.clone());
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(message.content_type),
+    );
+    for (name, value) in &message.headers {
+        headers.insert(*name, HeaderValue::try_from(value)?);
+    }
+    let seconds: HeaderValue = signed_at.div_euclid(1_000_000).into();
+    let id = HeaderValue::try_from(job.event.to_string())?;
+    headers.insert(name::WEBHOOK_ID, id.clone());
+    headers.insert(name::WEBHOOK_TIMESTAMP, seconds.clone());
+    headers.insert(
+        name::WEBHOOK_SIGNATURE,
+        HeaderValue::try_from(&signed.webhook_signature)?,
+    );
+    headers.insert(
+        name::SIGNATURE,
+        HeaderValue::try_from(&signed.x_webhook_signature)?,
+    );
+    headers.insert(name::TIMESTAMP, seconds);
+    headers.insert(name::EVENT_ID, id);
+    headers.insert(name::EVENT, HeaderValue::try_from(&*job.event_type)?);
+    headers.insert(name::ID, HeaderValue::try_from(job.id.to_string())?);
+    headers.insert(
+        name::ATTEMPT,
+        HeaderValue::from(u32::from(job.attempts) + 1),
+    );
+    if let Some(trace) = &job.trace {
+        carry(&mut headers, job, trace)?;
+    }
+    Ok(headers)
+}
+
+/// A request that is ready to leave.
+pub struct Post<'a> {
+    /// For the log.
+    pub delivery: &'a (dyn fmt::Display + Sync),
+    /// Where it goes.
+    pub uri: &'a Uri,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    /// When it was signed, by the clock that the sender reads.
+    pub signed_at: Micros,
+    /// The greatest age of a signature that leaves.
+    pub window: Duration,
+    /// How long the attempt may take.
+    pub patience: Duration,
+    /// What it shows to its receiver.
+    pub certificate: Option<&'a Arc<ClientCertificate>>,
+}
+
+/// How fresh a signature is when it leaves.
+struct Fresh {
+    signed_at: Micros,
+    window: Duration,
+    expired: Arc<AtomicBool>,
 }
 
 /// The HTTP client of this node's attempts.
@@ -149,114 +270,82 @@ impl Sender {
 
     /// Sends one attempt.
     pub async fn send(&self, job: &Job, target: &Target) -> Sent {
-        let began = Instant::now();
         let signed_at = (self.clock)();
-        let expired = Arc::new(AtomicBool::new(false));
-        let patience = Duration::from_secs(target.subscription.timeout.into());
-        let failed = |error: &str, outcome| Sent {
-            outcome,
-            status: 0,
-            error: error.to_owned(),
-            response: Vec::new(),
-            took: began.elapsed(),
-        };
-        let retryable = Outcome::Retryable { retry_after: None };
         let certificate = target.client_certificate.as_ref();
         if certificate.is_some_and(|c| c.has_expired(signed_at)) {
             // Its owner may yet give the subscription another one.
-            return failed("client_certificate_expired", retryable);
+            let retryable = Outcome::Retryable { retry_after: None };
+            return Sent::without_answer("client_certificate_expired", retryable, Instant::now());
         }
-        let message = cloudevent::message(
-            target.subscription.format,
-            job.tenant,
-            &job.body,
-            job.trace.as_deref(),
-        );
-        let request = match message {
-            Some(message) => self
-                .request(job, target, signed_at, message, expired.clone())
-                .map_err(|e| e.to_string()),
-            None => Err("what is stored is not an event's body".to_owned()),
-        };
-        let request = match request {
-            Ok(request) => request,
+        let envelope = match Envelope::seal(job, target, signed_at) {
+            Ok(envelope) => envelope,
             Err(e) => {
                 tracing::error!(delivery.id = %job.id, error.message = e, "request can't be built");
-                return failed("bad_request", Outcome::Permanent);
+                return Sent::without_answer("bad_request", Outcome::Permanent, Instant::now());
             }
         };
-        let client = self.clients.of(certificate);
-        match tokio::time::timeout(patience, client.request(request)).await {
-            Ok(Ok(response)) => self.answered(response, began, patience).await,
+        self.post(Post {
+            delivery: &job.id,
+            uri: &target.uri,
+            headers: envelope.headers,
+            body: envelope.body,
+            signed_at,
+            window: self.live.load().replay_window,
+            patience: Duration::from_secs(target.subscription.timeout.into()),
+            certificate,
+        })
+        .await
+    }
+
+    /// Sends what is signed already.
+    pub async fn post(&self, post: Post<'_>) -> Sent {
+        let began = Instant::now();
+        let expired = Arc::new(AtomicBool::new(false));
+        let retryable = Outcome::Retryable { retry_after: None };
+        let fresh = Fresh {
+            signed_at: post.signed_at,
+            window: post.window,
+            expired: expired.clone(),
+        };
+        let mut headers = post.headers;
+        headers.insert(header::USER_AGENT, self.agent.clone());
+        let request = self.request(post.uri.clone(), headers, post.body, fresh);
+        let client = self.clients.of(post.certificate);
+        match tokio::time::timeout(post.patience, client.request(request)).await {
+            Ok(Ok(response)) => self.answered(response, began, post.patience).await,
             Ok(Err(_)) if expired.load(Ordering::Acquire) => {
-                failed("replay_expired", Outcome::ReplayExpired)
+                Sent::without_answer("replay_expired", Outcome::ReplayExpired, began)
             }
             Ok(Err(e)) => {
-                let ended = || client.tls_ended_since(&target.uri, began);
+                let ended = || client.tls_ended_since(post.uri, began);
                 let failure = Failure::of(&e).or_tls(ended);
                 // For the operator: it may say what an internal name resolves to.
-                tracing::debug!(delivery.id = %job.id, error.message = failure.detail, "attempt failed");
-                failed(failure.error, retryable)
+                tracing::debug!(delivery.id = %post.delivery, error.message = failure.detail, "attempt failed");
+                Sent::without_answer(failure.error, retryable, began)
             }
-            Err(_) => failed("timeout", retryable),
+            Err(_) => Sent::without_answer("timeout", retryable, began),
         }
     }
 
     fn request(
         &self,
-        job: &Job,
-        target: &Target,
-        signed_at: Micros,
-        message: Message,
-        expired: Arc<AtomicBool>,
-    ) -> Result<Request<SignedBody>, http::Error> {
-        let event = job.event.to_string();
-        let signed = target.sign(signed_at, &event, &message.body);
+        uri: Uri,
+        headers: HeaderMap,
+        body: Bytes,
+        fresh: Fresh,
+    ) -> Request<SignedBody> {
         let mut request = Request::new(SignedBody {
-            data: Some(message.body),
-            signed_at,
-            window: self.live.load().replay_window,
+            data: Some(body),
+            signed_at: fresh.signed_at,
+            window: fresh.window,
             clock: self.clock.clone(),
-            expired,
+            expired: fresh.expired,
         });
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = target.uri.clone();
-        let headers = request.headers_mut();
-        headers.reserve(16);
-        headers.extend(target.headers.clone());
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static(message.content_type),
-        );
-        for (name, value) in message.headers {
-            headers.insert(name, HeaderValue::try_from(value)?);
-        }
-        headers.insert(header::USER_AGENT, self.agent.clone());
-        let seconds: HeaderValue = signed_at.div_euclid(1_000_000).into();
-        let id = HeaderValue::try_from(event)?;
-        headers.insert(name::WEBHOOK_ID, id.clone());
-        headers.insert(name::WEBHOOK_TIMESTAMP, seconds.clone());
-        headers.insert(
-            name::WEBHOOK_SIGNATURE,
-            HeaderValue::try_from(signed.webhook_signature)?,
-        );
-        headers.insert(
-            name::SIGNATURE,
-            HeaderValue::try_from(signed.x_webhook_signature)?,
-        );
-        headers.insert(name::TIMESTAMP, seconds);
-        headers.insert(name::EVENT_ID, id);
-        headers.insert(name::EVENT, HeaderValue::try_from(&*job.event_type)?);
-        headers.insert(name::ID, HeaderValue::try_from(job.id.to_string())?);
-        headers.insert(
-            name::ATTEMPT,
-            HeaderValue::from(u32::from(job.attempts) + 1),
-        );
-        if let Some(trace) = &job.trace {
-            carry(headers, job, trace)?;
-        }
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
         *request.version_mut() = Version::HTTP_11;
-        Ok(request)
+        request
     }
 
     /// The status decides; what follows it, or does not follow in time, can't

@@ -89,6 +89,7 @@ impl Upkeep {
                         self.dispatcher.suspect();
                     }
                 }
+                self.told("lifetimes", self.end_lifetimes().await);
                 self.metrics.settle();
             }
             if minutely.is_due() {
@@ -109,13 +110,14 @@ impl Upkeep {
         self.told("usage", self.count(session).await);
     }
 
-    fn told<T>(&self, what: &str, result: crate::store::Result<T>) -> Option<T> {
-        result
-            .inspect_err(|e| {
-                self.metrics.store_errors.increment(1);
-                tracing::debug!(upkeep.task = what, error.message = %e, "upkeep failed; it is tried again");
-            })
-            .ok()
+    fn told<T>(&self, what: &'static str, result: crate::store::Result<T>) -> Option<T> {
+        self.metrics.troubles.note(
+            what,
+            &result,
+            "upkeep fails; it is tried again",
+            "upkeep works again",
+        );
+        result.ok()
     }
 
     async fn count(&self, session: Session) -> crate::store::Result<()> {
@@ -138,9 +140,33 @@ impl Upkeep {
         while !owned.is_empty() {
             let dead = self.store.bury(&owned, SLICE).await?;
             self.metrics.deliveries_dead.increment(dead);
+            if dead > 0 {
+                // What waited behind one of them may be due.
+                self.dispatcher.look_around();
+            }
             if dead < SLICE as u64 {
                 break;
             }
+        }
+        Ok(())
+    }
+
+    /// Deletes subscriptions that nobody has taken from for as long as they live
+    /// then. Whoever takes from one on this node keeps it.
+    async fn end_lifetimes(&self) -> crate::store::Result<()> {
+        let (all, open) = self.dispatcher.mortal();
+        if all == 0 {
+            return Ok(());
+        }
+        for some in open.chunks(500) {
+            self.store.prolong_subscriptions(some).await?;
+        }
+        let ended = self.store.end_subscriptions(SLICE).await?;
+        for id in &ended {
+            tracing::info!(subscription.id = %id, "subscription deleted: nobody takes from it");
+        }
+        if !ended.is_empty() {
+            self.dispatcher.look_around();
         }
         Ok(())
     }
@@ -167,8 +193,7 @@ impl Upkeep {
         session: Session,
         unknown: &mut HashMap<DeliveryId, i32>,
     ) -> crate::store::Result<()> {
-        if self.node.owned().is_empty() {
-            // Then nothing is leased to it, and the whole queue is read to see it.
+        if session.0 == 0 {
             unknown.clear();
             return Ok(());
         }
@@ -189,6 +214,7 @@ impl Upkeep {
                 reason: String::new(),
                 attempt: None,
                 held: 0,
+                ordered: false,
             })
             .collect();
         *unknown = now;

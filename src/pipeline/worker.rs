@@ -10,6 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     dispatch::{Completion, Dispatcher},
     job::Job,
+    lanes::Taker,
     sender::{Sender, Sent},
 };
 use crate::{
@@ -43,7 +44,7 @@ impl Worker {
             };
             let Ok(slot) = slot else { return };
             let (job, target) = loop {
-                if let Some(taken) = worker.dispatcher.take() {
+                if let Some(taken) = worker.dispatcher.take(&Taker::EMBEDDED, usize::MAX) {
                     break taken;
                 }
                 // Now and then without being told: a session that was renewed late
@@ -63,7 +64,7 @@ impl Worker {
                     next = if cancel.is_cancelled() {
                         None
                     } else {
-                        worker.dispatcher.take()
+                        worker.dispatcher.take(&Taker::EMBEDDED, usize::MAX)
                     };
                 }
             });
@@ -133,7 +134,8 @@ impl Worker {
 
 /// Whether a delivery is older than its subscription wants, not counting the
 /// time in which it was held.
-fn is_too_old(job: &Job, target: &Target) -> bool {
+#[must_use]
+pub fn is_too_old(job: &Job, target: &Target) -> bool {
     let most = target.subscription.max_age;
     most > 0 && job.age + micros(job.since.elapsed()) > most.saturating_mul(1_000_000)
 }

@@ -80,6 +80,7 @@ pub fn parse_publish(
         event_type: event.event_type,
         data: Some(event.data),
         idempotency_key: Some(explicit.map_or(event.idempotency_key, str::to_owned)),
+        ordering_key: event.partition_key,
         context: event.context,
         state: event.state,
     })

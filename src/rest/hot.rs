@@ -36,6 +36,8 @@ pub struct PublishBody {
     pub data: Option<Bytes>,
     /// From the body, else from the header `Idempotency-Key`.
     pub idempotency_key: Option<String>,
+    /// Whose deliveries go in order.
+    pub ordering_key: Option<String>,
     /// Of a CloudEvent: the trace in which it happened.
     pub context: Option<Context>,
     /// What vendors added to that.
@@ -53,6 +55,8 @@ struct Fast<'a> {
     data: Option<&'a RawValue>,
     #[serde(borrow, default)]
     idempotency_key: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    ordering_key: Option<Text<'a>>,
 }
 
 /// A raw value, `null` too, which an `Option` would swallow.
@@ -115,6 +119,7 @@ fn fast(headers: &HeaderMap, body: &Bytes) -> Option<PublishBody> {
         // The text was borrowed from this very body.
         data: read.data.map(|raw| body.slice_ref(raw.get().as_bytes())),
         idempotency_key,
+        ordering_key: set(read.ordering_key),
         ..PublishBody::default()
     })
 }
@@ -135,6 +140,7 @@ fn from_message(message: &DynamicMessage) -> PublishBody {
         event_type: text("event_type").unwrap_or_default(),
         data: data.and_then(|v| v.as_bytes().cloned()),
         idempotency_key: text("idempotency_key"),
+        ordering_key: text("ordering_key"),
         ..PublishBody::default()
     }
 }

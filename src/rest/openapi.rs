@@ -189,7 +189,7 @@ fn operation_id(rest: &Rest, route: &Route) -> String {
 fn access(route: &Route) -> String {
     let who = match Audience::try_from(route.access.audience) {
         Ok(Audience::Consumer) => "a consumer's key or an admin key",
-        Ok(Audience::Admin | Audience::Monitoring) => "an admin key",
+        Ok(Audience::Admin | Audience::Monitoring | Audience::Worker) => "an admin key",
         Ok(Audience::Public | Audience::Unspecified) | Err(_) => return String::new(),
     };
     match route.access.scope.as_str() {

@@ -15,7 +15,8 @@ use crate::{
     proto::v1::{
         self, AttemptOutcome, DeliveryStatus, GetDeliveryRequest, GetDeliveryResponse,
         ListAttemptsRequest, ListAttemptsResponse, ListDeliveriesRequest, ListDeliveriesResponse,
-        RetryDeliveryRequest, RetryDeliveryResponse, delivery_service_server::DeliveryService,
+        RetryDeliveryRequest, RetryDeliveryResponse, SkipDeliveryRequest, SkipDeliveryResponse,
+        delivery_service_server::DeliveryService,
     },
     store::{self, Page},
 };
@@ -47,7 +48,8 @@ impl Of {
     }
 }
 
-/// What a delivery is shown as: what waits for a disabled subscription is parked.
+/// What a delivery is shown as: what waits for a disabled subscription is parked, as
+/// is, by the store's word, what is parked with its ordering key.
 const fn shown(status: Status, disabled: bool) -> Status {
     match status {
         Status::Pending | Status::Retrying if disabled => Status::Parked,
@@ -58,7 +60,11 @@ const fn shown(status: Status, disabled: bool) -> Status {
 /// What is stored of deliveries that are shown with that status; none: anything.
 fn stored_as(status: Option<Status>) -> Vec<Option<Status>> {
     match status {
-        Some(Status::Parked) => vec![Some(Status::Pending), Some(Status::Retrying)],
+        Some(Status::Parked) => vec![
+            Some(Status::Pending),
+            Some(Status::Retrying),
+            Some(Status::Parked),
+        ],
         other => vec![other],
     }
 }
@@ -341,6 +347,26 @@ impl DeliveryService for Deliveries {
             delivery: Some(now),
         }))
     }
+
+    async fn skip_delivery(
+        &self,
+        request: Request<SkipDeliveryRequest>,
+    ) -> Answer<SkipDeliveryResponse> {
+        let caller = caller(&request)?;
+        let id = check::id("id", &request.get_ref().id)?;
+        let found = self.load(&caller, id).await?;
+        if !self.0.store.skip(id).await.map_err(unavailable)? {
+            return Err(Error::new(
+                Reason::FailedPrecondition,
+                "no delivery waits for it: it is not a dead one that blocks its ordering key",
+            )
+            .into());
+        }
+        self.tell_owner(id.part(), found.subscription).await;
+        Ok(Response::new(SkipDeliveryResponse {
+            delivery: Some(self.view(found)),
+        }))
+    }
 }
 
 #[cfg(test)]
@@ -354,6 +380,7 @@ mod tests {
             (Status::Pending, true, Status::Parked),
             (Status::Retrying, true, Status::Parked),
             (Status::Pending, false, Status::Pending),
+            (Status::Parked, false, Status::Parked),
             (Status::Sending, true, Status::Sending),
             (Status::Dead, true, Status::Dead),
         ] {
@@ -362,7 +389,7 @@ mod tests {
         for (wanted, disabled, can) in [
             (None, true, true),
             (Some(Status::Parked), true, true),
-            (Some(Status::Parked), false, false),
+            (Some(Status::Parked), false, true),
             (Some(Status::Pending), true, false),
             (Some(Status::Retrying), false, true),
             (Some(Status::Dead), true, true),

@@ -1,6 +1,6 @@
 //! `EventService`.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::join_all;
 use tonic::{Request, Response, metadata::MetadataValue};
@@ -9,7 +9,7 @@ use super::{
     Answer, Context, caller,
     check::{self, Faults},
     convert::timestamp,
-    trace,
+    event_types, trace,
 };
 use crate::{
     caller::Caller,
@@ -58,10 +58,17 @@ pub async fn publish(
             "has at most 255 printable ASCII characters",
         );
     }
+    let ordering_key = faults.text("ordering_key", &given.ordering_key, 128, false);
     let data = payload::text(given.payload, &mut faults);
     faults.done()?;
     let tenant = context.tenant(caller, &given.tenant).await?;
+    let most = context.live.load().event_max_bytes;
     let event_type = given.event_type;
+    // Small payloads cost little to compare, and one that is too large is refused.
+    let registered = context.directory.event_type(tenant.id, &event_type);
+    if let Some(registered) = registered.filter(|_| data.len() <= most) {
+        event_types::check(&registered, &data)?;
+    }
     let receipt = context
         .publisher
         .publish(NewEvent {
@@ -70,6 +77,7 @@ pub async fn publish(
             event_type: event_type.clone(),
             data,
             idempotency_key: Some(key).filter(|k| !k.is_empty()),
+            ordering_key: Some(ordering_key).filter(|k| !k.is_empty()).map(Into::into),
             only: None,
             trace,
         })
@@ -94,6 +102,26 @@ fn result(outcome: Result<(PublishEventResponse, bool)>) -> PublishEventResult {
     PublishEventResult {
         result: Some(result),
     }
+}
+
+/// Events with their places in a batch. Those with one ordering key are a chain, to
+/// be published one after another: one that has to be matched again would else be
+/// overtaken by those behind it.
+fn chains(events: Vec<PublishEventRequest>) -> Vec<Vec<(usize, PublishEventRequest)>> {
+    let mut chains: Vec<Vec<_>> = Vec::with_capacity(events.len());
+    let mut of_key: HashMap<(String, String), usize> = HashMap::new();
+    for (at, event) in events.into_iter().enumerate() {
+        let mut chain = chains.len();
+        if !event.ordering_key.is_empty() {
+            let key = (event.tenant.clone(), event.ordering_key.clone());
+            chain = *of_key.entry(key).or_insert(chain);
+        }
+        if chain == chains.len() {
+            chains.push(Vec::new());
+        }
+        chains[chain].push((at, event));
+    }
+    chains
 }
 
 #[tonic::async_trait]
@@ -123,10 +151,17 @@ impl EventService for Events {
         if !(1..=BATCH).contains(&events.len()) {
             return Err(Error::field("events", format!("has 1 to {BATCH} entries")).into());
         }
-        let each = events
-            .into_iter()
-            .map(|e| publish(&self.0, &caller, e, trace.clone()));
-        let results = join_all(each).await.into_iter().map(result).collect();
+        let chains = chains(events).into_iter().map(async |chain| {
+            let mut results = Vec::with_capacity(chain.len());
+            for (at, event) in chain {
+                let published = publish(&self.0, &caller, event, trace.clone()).await;
+                results.push((at, result(published)));
+            }
+            results
+        });
+        let mut results: Vec<_> = join_all(chains).await.into_iter().flatten().collect();
+        results.sort_unstable_by_key(|(at, _)| *at);
+        let results = results.into_iter().map(|(_, result)| result).collect();
         Ok(Response::new(PublishEventsResponse { results }))
     }
 

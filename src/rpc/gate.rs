@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use crate::{
     caller::Caller,
     directory::{Directory, Freshness},
-    domain::network,
+    domain::{id::wall_clock, key::Kind, network},
     error::{Error, Reason, Result},
     limiter::Limiter,
     metrics::Metrics,
@@ -30,6 +30,8 @@ use decision::{Ask, Need};
 use guard::{Guard, Verdict};
 pub use passage::Passage;
 
+/// What a consumer needs to take what goes to its own streams.
+const SCOPE_CONSUMING: &str = "webhooks:read";
 /// Scopes that a monitoring call may come with.
 const SCOPE_MONITORING: &str = "monitoring:read";
 
@@ -72,6 +74,15 @@ impl Method {
                 webhooks: access.webhooks,
             }),
             _ => Err(format!("{path}: its protos don't say who may call it")),
+        }
+    }
+
+    /// The scope that a key of that kind needs.
+    fn scope_of(&self, kind: Kind) -> &str {
+        if self.audience == Audience::Worker && kind == Kind::Consumer {
+            SCOPE_CONSUMING
+        } else {
+            &self.scope
         }
     }
 }
@@ -163,10 +174,19 @@ impl Gate {
         if method.audience == Audience::Public || open {
             return Ok(None);
         }
+        let credential = bearer(headers);
+        if method.audience == Audience::Worker
+            && let Ok(text) = &credential
+            && let Some(entry) = self.directory.key_through_node(text, wall_clock())
+        {
+            let caller = Caller::through_node(entry);
+            self.still(method, &caller)?;
+            return Ok(Some(caller));
+        }
         let address = client_address(headers, peer, hops);
         let decision = self
             .decide(Ask {
-                credential: bearer(headers),
+                credential,
                 need: Need::Method(method),
                 address,
                 cost: 1,
@@ -232,6 +252,21 @@ impl Gate {
             decision.refusal = Some(self.slow(e, address).await);
         }
         decision
+    }
+
+    /// Whether a call of that method that was admitted may go on: the key, as it
+    /// is now.
+    ///
+    /// # Errors
+    /// The reason for which it would be refused by now.
+    pub fn may_go_on(&self, path: &str, caller: &Caller) -> Result<()> {
+        let method = self
+            .method(path)
+            .ok_or_else(|| Error::internal(format_args!("{path} is no method")))?;
+        if let Some(error) = self.switched_off(method) {
+            return Err(error);
+        }
+        self.still(method, caller)
     }
 
     /// Why a method is refused to anybody; none where it is not switched off.

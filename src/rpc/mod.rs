@@ -16,14 +16,14 @@ use crate::{
     error::{Error, Reason, Result},
     limiter::Limiter,
     monitor::Monitor,
-    pipeline::{dispatch::Dispatcher, node::Node, publish::Publisher},
+    pipeline::{dispatch::Dispatcher, node::Node, publish::Publisher, sender::Sender},
     proto::v1::{
         dead_letter_service_server::DeadLetterServiceServer,
         delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
-        flag_service_server::FlagServiceServer, key_service_server::KeyServiceServer,
-        metrics_service_server::MetricsServiceServer,
+        event_type_service_server::EventTypeServiceServer, flag_service_server::FlagServiceServer,
+        key_service_server::KeyServiceServer, metrics_service_server::MetricsServiceServer,
         subscription_service_server::SubscriptionServiceServer,
-        tenant_service_server::TenantServiceServer,
+        tenant_service_server::TenantServiceServer, worker_service_server::WorkerServiceServer,
     },
     rest::Rest,
     seal::Keyring,
@@ -37,6 +37,7 @@ mod check;
 mod convert;
 pub mod dead_letters;
 pub mod deliveries;
+pub mod event_types;
 pub mod events;
 pub mod flags;
 pub mod gate;
@@ -47,6 +48,7 @@ mod page;
 pub mod subscriptions;
 pub mod tenants;
 pub mod trace;
+pub mod workers;
 
 /// The largest request: the largest payload or batch, and room for what is
 /// around it.
@@ -75,8 +77,14 @@ pub struct Context {
     pub monitor: Arc<Monitor>,
     /// Takes events.
     pub publisher: Arc<Publisher>,
+    /// Sends what is not a delivery.
+    pub sender: Arc<Sender>,
     /// Decides what is sent next.
     pub dispatcher: Arc<Dispatcher>,
+    /// The workers that are connected.
+    pub workers: Arc<workers::Roster>,
+    /// The other nodes.
+    pub peers: Arc<workers::Peers>,
     /// This node, as the others see it.
     pub node: Arc<Node>,
     /// The routes, by which methods are named.
@@ -89,31 +97,37 @@ pub fn services(context: &Context) -> Routes {
     let tenants = TenantServiceServer::new(tenants::Tenants(context.clone()));
     let subscriptions =
         SubscriptionServiceServer::new(subscriptions::Subscriptions(context.clone()));
+    let event_types = EventTypeServiceServer::new(event_types::EventTypes(context.clone()));
     let events = EventServiceServer::new(events::Events(context.clone()));
     let deliveries = DeliveryServiceServer::new(deliveries::Deliveries(context.clone()));
     let letters = DeadLetterServiceServer::new(dead_letters::DeadLetters(context.clone()));
     let flags = FlagServiceServer::new(flags::Flags(context.clone()));
     let metrics = MetricsServiceServer::new(metrics::Metrics(context.clone()));
+    let workers = WorkerServiceServer::new(workers::Workers(context.clone()));
     Routes::new(keys.max_decoding_message_size(MAX_MESSAGE))
         .add_service(tenants.max_decoding_message_size(MAX_MESSAGE))
         .add_service(subscriptions.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(event_types.max_decoding_message_size(MAX_MESSAGE))
         .add_service(events.max_decoding_message_size(MAX_MESSAGE))
         .add_service(deliveries.max_decoding_message_size(MAX_MESSAGE))
         .add_service(letters.max_decoding_message_size(MAX_MESSAGE))
         .add_service(flags.max_decoding_message_size(MAX_MESSAGE))
         .add_service(metrics.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(workers.max_decoding_message_size(workers::MAX_MESSAGE))
 }
 
 /// The services of ours, by their full names, for health.
-pub const SERVICES: [&str; 8] = [
+pub const SERVICES: [&str; 10] = [
     "onering.v1.KeyService",
     "onering.v1.TenantService",
     "onering.v1.SubscriptionService",
+    "onering.v1.EventTypeService",
     "onering.v1.EventService",
     "onering.v1.DeliveryService",
     "onering.v1.DeadLetterService",
     "onering.v1.FlagService",
     "onering.v1.MetricsService",
+    "onering.v1.WorkerService",
 ];
 
 /// Every gRPC service of this server: ours, `grpc.health.v1`, and reflection as

@@ -15,12 +15,15 @@ use crate::{
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, PayloadFormat, PreviousSecret, Sealed,
-            Subscription,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Headers, Kind, Ordering, PayloadFormat,
+            PreviousSecret, Sealed, Subscription,
         },
     },
     error::{Error, Reason, Result},
-    pipeline::publish::{NewEvent, unavailable},
+    pipeline::{
+        publish::{NewEvent, unavailable},
+        sender::Unproven,
+    },
     proto::v1::{
         self, CreateSubscriptionRequest, CreateSubscriptionResponse, DeleteSubscriptionRequest,
         DeleteSubscriptionResponse, EndSubscriptionSecretOverlapRequest,
@@ -32,6 +35,7 @@ use crate::{
     },
     seal,
     store::{self, StoreError},
+    target::Target,
 };
 
 mod fields;
@@ -89,6 +93,30 @@ impl Subscriptions {
             change(s, now)
         })
         .await
+    }
+
+    /// Asks a subscription's URL whether it wants webhooks, before any goes there.
+    async fn prove(&self, s: &Subscription, field: &str) -> Result<()> {
+        let target = Target::new(s.clone(), &self.0.keyring).map_err(Error::internal)?;
+        let Err(unproven) = self.0.sender.challenge(&target).await else {
+            return Ok(());
+        };
+        let (reason, message) = match unproven {
+            Unproven::NotAllowed => (
+                Reason::EndpointNotAllowed,
+                "its host has an address that deliveries may not go to".to_owned(),
+            ),
+            Unproven::Got(got) => (
+                Reason::EndpointNotVerified,
+                format!(
+                    "a POST with the header X-Webhook-Challenge must be answered with 2xx and \
+                     the header's value as the body; what came was {got}"
+                ),
+            ),
+        };
+        let mut error = Error::field(field, message);
+        error.reason = reason;
+        Err(error)
     }
 
     fn seal(&self, id: SubscriptionId, secret: &Secret) -> Result<Sealed> {
@@ -162,6 +190,8 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
     Subscription {
         id,
         tenant,
+        kind: Kind::Webhook,
+        lifetime: None,
         url: String::new(),
         event_types: Vec::new(),
         headers: Sealed(Vec::new()),
@@ -169,6 +199,7 @@ fn blank(id: SubscriptionId, tenant: TenantId, scheme: Scheme) -> Subscription {
         disabled: None,
         held: 0,
         filter: None,
+        ordering: Ordering::Off,
         format: PayloadFormat::Standard,
         scheme,
         schedule: None,
@@ -202,6 +233,9 @@ fn wanted(given: CreateSubscriptionRequest) -> v1::Subscription {
         payload_format: given.payload_format,
         client_certificate: given.client_certificate,
         filter: given.filter,
+        ordering: given.ordering,
+        kind: given.kind,
+        expire_after_seconds: given.expire_after_seconds,
         ..v1::Subscription::default()
     }
 }
@@ -223,6 +257,7 @@ impl SubscriptionService for Subscriptions {
         let id = SubscriptionId::new(now, tenant.id.part());
         let mut new = blank(id, tenant.id, scheme);
         let live = self.0.live.load_full();
+        fields::set_kind(&mut new, &wanted, now, &mut faults);
         let names = fields::CHANGEABLE.map(|n| if n == "signature_scheme" { "" } else { n });
         let mut own = Opened::default();
         fields::apply(&mut new, &mut own, &wanted, &names, &live, now, &mut faults);
@@ -238,6 +273,9 @@ impl SubscriptionService for Subscriptions {
         new.headers = self.seal_headers(id, &own.headers)?;
         new.client_certificate = self.seal_certificate(id, own.certificate.as_ref())?;
         new.public_key = secret.public_key().unwrap_or_default();
+        if live.endpoint_challenge && new.kind == Kind::Webhook {
+            self.prove(&new, "url").await?;
+        }
         let quota = live.quota_subscriptions;
         self.0
             .store
@@ -298,21 +336,39 @@ impl SubscriptionService for Subscriptions {
             return Err(Error::field("subscription", "is required").into());
         };
         let live = self.0.live.load_full();
+        let alter = |s: &mut Subscription, now| -> Result<()> {
+            let mut faults = Faults::under("subscription.");
+            let before = self.opened(s)?;
+            let mut own = before.clone();
+            let shown = self.view_opened(s, &before)?;
+            let names = fields::named(&wanted, &shown, given.update_mask.as_ref(), &mut faults);
+            fields::apply(s, &mut own, &wanted, &names, &live, now, &mut faults);
+            faults.done()?;
+            // The same ones sealed again would look like a change.
+            if own.headers != before.headers {
+                s.headers = self.seal_headers(id, &own.headers)?;
+            }
+            if own.certificate != before.certificate {
+                s.client_certificate = self.seal_certificate(id, own.certificate.as_ref())?;
+            }
+            Ok(())
+        };
+        let mut proven = String::new();
+        if live.endpoint_challenge {
+            let mut s = self.load(&caller, id).await?;
+            proven.clone_from(&s.url);
+            alter(&mut s, wall_clock())?;
+            if s.url != proven {
+                self.prove(&s, "subscription.url").await?;
+                proven = s.url;
+            }
+        }
         let (old, new) = self
             .change_sealed(&caller, id, |s, now| {
-                let mut faults = Faults::under("subscription.");
-                let before = self.opened(s)?;
-                let mut own = before.clone();
-                let shown = self.view_opened(s, &before)?;
-                let names = fields::named(&wanted, &shown, given.update_mask.as_ref(), &mut faults);
-                fields::apply(s, &mut own, &wanted, &names, &live, now, &mut faults);
-                faults.done()?;
-                // The same ones sealed again would look like a change.
-                if own.headers != before.headers {
-                    s.headers = self.seal_headers(id, &own.headers)?;
-                }
-                if own.certificate != before.certificate {
-                    s.client_certificate = self.seal_certificate(id, own.certificate.as_ref())?;
+                let before = s.url.clone();
+                alter(s, now)?;
+                if live.endpoint_challenge && s.url != before && s.url != proven {
+                    return Err(unavailable(StoreError::Conflict));
                 }
                 Ok(())
             })
@@ -402,6 +458,7 @@ impl SubscriptionService for Subscriptions {
                 event_type: TEST_TYPE.to_owned(),
                 data: TEST_DATA.into(),
                 idempotency_key: None,
+                ordering_key: None,
                 only: Some(id),
                 trace,
             })

@@ -48,6 +48,16 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "attempts under way on this node",
     ),
     (
+        "ADVERTISE_URL",
+        "none",
+        "where other nodes reach this one, for the workers connected to them",
+    ),
+    (
+        "EMBEDDED_WORKER",
+        "1",
+        "whether this node sends webhooks itself; 0 leaves it to `onering worker`",
+    ),
+    (
         "ALERT_DEAD_LETTER_24H",
         "10",
         "dead letters in 24 hours above which an alert is raised",
@@ -134,6 +144,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "whether receivers may be http://",
     ),
     (
+        "ENDPOINT_CHALLENGE",
+        "0",
+        "whether a receiver must answer a challenge before it gets webhooks",
+    ),
+    (
         "ENDPOINT_CA_FILE",
         "none",
         "certificates (PEM) that receivers may use beyond public ones",
@@ -173,6 +188,11 @@ pub const NAMES: &[(&str, &str, &str)] = &[
         "SESSION_SECONDS",
         "10",
         "how long a node lives without the database, 2 to 20",
+    ),
+    (
+        "DRAIN_SECONDS",
+        "2 (0 in dev)",
+        "how long a stop still answers while health says that it leaves",
     ),
     (
         "SHUTDOWN_SECONDS",

@@ -14,12 +14,14 @@ use crate::domain::{
     audit::{Chain, Hash, Head, Record},
     delivery::{Attempt, AttemptKind, Delivery, Status},
     event::Idempotency,
-    id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId},
+    event_type::EventType,
+    id::{DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, SubscriptionId, TenantId},
     key::Key,
     limit::{Answer, Ask, Window},
-    subscription::Subscription,
+    subscription::{Ordering, Subscription},
     switch::{Change, Stored},
     tenant::Tenant,
+    timeline::Timeline,
     trace::Trace,
 };
 
@@ -89,8 +91,10 @@ pub struct Changes {
     pub tenants: Vec<Tenant>,
     /// Every key that was made or changed.
     pub keys: Vec<Key>,
-    /// Every key that was deleted.
-    pub deleted_keys: Vec<KeyId>,
+    /// The ids of every key and event type that was deleted.
+    pub deleted: Vec<uuid::Uuid>,
+    /// Every event type that was made or changed.
+    pub event_types: Vec<EventType>,
     /// The whole list of subscriptions of each tenant in which one changed.
     pub subscriptions: Vec<TenantSubscriptions>,
     /// Every stored switch.
@@ -122,7 +126,7 @@ pub struct SealedKey {
 }
 
 /// What a node reads its configuration from. Every change of a tenant, a key, a
-/// subscription or a switch increments the one configuration revision in its
+/// subscription, an event type or a switch increments the one configuration revision in its
 /// own transaction, and tells the other nodes ([`Hint::Config`]).
 #[async_trait]
 pub trait ConfigStore: Send + Sync {
@@ -245,11 +249,39 @@ pub trait KeyStore: Send + Sync {
     async fn key_use(&self, id: KeyId) -> Result<Option<KeyUse>>;
 }
 
+/// Registered event types.
+#[async_trait]
+pub trait EventTypeStore: Send + Sync {
+    /// Registers an event type, unless its tenant has one of that name
+    /// ([`StoreError::Exists`]) or `quota` of them ([`StoreError::Quota`]).
+    async fn create_event_type(&self, event_type: &EventType, quota: i64) -> Result<()>;
+
+    /// Reads an event type by its name.
+    async fn get_event_type(&self, tenant: TenantId, name: &str) -> Result<Option<EventType>>;
+
+    /// Reads an event type.
+    async fn event_type_by_id(&self, id: EventTypeId) -> Result<Option<EventType>>;
+
+    /// Lists a tenant's event types, newest first.
+    async fn list_event_types(
+        &self,
+        tenant: TenantId,
+        page: Page<EventTypeId>,
+    ) -> Result<Vec<EventType>>;
+
+    /// Writes the description and the schema of an event type that was read with
+    /// `updated_at`. [`StoreError::Conflict`] where it was changed since.
+    async fn update_event_type(&self, event_type: &EventType, updated_at: Micros) -> Result<()>;
+
+    /// Deletes an event type; whether there was one.
+    async fn delete_event_type(&self, id: EventTypeId) -> Result<bool>;
+}
+
 /// Webhook subscriptions. Every change also increments its tenant's revision.
 #[async_trait]
 pub trait SubscriptionStore: Send + Sync {
     /// Makes a subscription, unless its tenant has `quota` of them
-    /// ([`StoreError::Quota`]).
+    /// ([`StoreError::Quota`]). Its lifetime begins.
     async fn create_subscription(&self, subscription: &Subscription, quota: i64) -> Result<()>;
 
     /// Reads a subscription.
@@ -269,6 +301,13 @@ pub trait SubscriptionStore: Send + Sync {
     /// Deletes a subscription; whether there was one. Its queued deliveries are
     /// left to [`QueueStore::cancel`].
     async fn delete_subscription(&self, id: SubscriptionId) -> Result<bool>;
+
+    /// Begins the lifetimes of these subscriptions anew, of those that have one
+    /// which is not over. Changes no revision.
+    async fn prolong_subscriptions(&self, ids: &[SubscriptionId]) -> Result<()>;
+
+    /// Deletes subscriptions whose lifetime is over, at most `limit`; which.
+    async fn end_subscriptions(&self, limit: i64) -> Result<Vec<SubscriptionId>>;
 }
 
 /// When a key was used.
@@ -305,6 +344,17 @@ pub struct Publish {
     pub trace: Option<Arc<Trace>>,
     /// A delivery for each subscription that it matched.
     pub deliveries: Vec<NewDelivery>,
+    /// Whose deliveries go one at a time, where a subscription asks for that.
+    pub ordering_key: Option<Arc<str>>,
+}
+
+impl Publish {
+    /// What one of its deliveries goes in order with: its subscription's others with
+    /// the same key. None where it goes for itself.
+    fn order_of(&self, d: &NewDelivery) -> Option<(SubscriptionId, &str)> {
+        let key = self.ordering_key.as_deref()?;
+        d.ordered.then_some((d.subscription, key))
+    }
 }
 
 /// A delivery to be made.
@@ -318,6 +368,9 @@ pub struct NewDelivery {
     pub held: Micros,
     /// Whether the publishing node wants it leased to itself.
     pub lease: bool,
+    /// Whether its subscription wants deliveries in the order of their keys. Such a
+    /// one is not leased where its event has a key.
+    pub ordered: bool,
 }
 
 /// How a publish fared.
@@ -373,6 +426,8 @@ pub struct Leased {
     /// Its age without what its partition was held, in microseconds; its
     /// subscription's held time is still in it.
     pub age: Micros,
+    /// The key whose deliveries go in order; none where it goes for itself.
+    pub ordering_key: Option<Arc<str>>,
 }
 
 /// The bytes of bodies that a claim brings, but for what the last of each
@@ -383,6 +438,19 @@ const CLAIM_BYTES: i64 = 16 << 20;
 #[must_use]
 pub fn claim_share(wants: &[Want]) -> i64 {
     CLAIM_BYTES / i64::try_from(wants.len().max(1)).unwrap_or(i64::MAX)
+}
+
+/// A subscription that has deliveries which go in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ordered {
+    /// The partition.
+    pub part: Part,
+    /// The subscription.
+    pub subscription: SubscriptionId,
+    /// Whether a dead one blocks some key.
+    pub blocks: bool,
+    /// Whether some key is parked.
+    pub parks: bool,
 }
 
 /// How many due deliveries of a subscription to claim.
@@ -445,6 +513,10 @@ pub struct Finish {
     /// held: for how long its subscription was off, and the time since the
     /// attempt's end.
     pub held: Micros,
+    /// Whether it has an ordering key, which its end may free for the next one. To
+    /// say so without need costs time; not to say so, that this may have to be
+    /// repeated where others wait for the same keys.
+    pub ordered: bool,
 }
 
 impl Finish {
@@ -475,6 +547,12 @@ pub trait QueueStore: Send + Sync {
     /// Commits events together with their deliveries, each event for itself; all
     /// in one commit. A repetition of an idempotency key within 24 hours commits
     /// nothing, also when both come together, in one batch or from two nodes.
+    ///
+    /// Of a subscription's ordered deliveries with the same key one is the head, and
+    /// the only one that can be claimed: first the one that was published first, by
+    /// the order of the batch and of the commits, whichever nodes publish. Once
+    /// the head is delivered or cancelled the next one is. When it dies, what follows
+    /// is as its subscription's [`Ordering`] says at that moment.
     async fn publish(&self, session: Session, batch: &[Publish]) -> Result<Vec<Published>>;
 
     /// Leases due deliveries of these subscriptions to the session, earliest
@@ -516,8 +594,39 @@ pub trait QueueStore: Send + Sync {
         limit: i64,
     ) -> Result<u64>;
 
+    /// Which subscriptions of these partitions have deliveries that go in order.
+    async fn ordered(&self, parts: &[Part]) -> Result<Vec<Ordered>>;
+
+    /// Brings what waits for a subscription in line with its ordering: off frees
+    /// all of it, skip lets the keys go on that a dead one blocks, and the others
+    /// say how those are blocked. How many rows or keys were changed, at most
+    /// `limit`; fewer mean that nothing is left to do.
+    async fn reorder(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        ordering: Ordering,
+        limit: i64,
+    ) -> Result<u64>;
+
+    /// Makes dead what was published, and has been parked with its key, more than
+    /// `age` ago; how many rows, at most `limit`.
+    async fn give_up_parked(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        age: Duration,
+        limit: i64,
+    ) -> Result<u64>;
+
+    /// Lets the deliveries behind a dead one, which blocks its ordering key, go on
+    /// without it; whether it did block.
+    async fn skip(&self, id: DeliveryId) -> Result<bool>;
+
     /// Makes a delivery due now: one that waits keeps its attempts, one that is
-    /// failed or dead gets one more, and its age begins again. None where there is no such delivery;
+    /// failed or dead gets one more, and its age begins again. One that waits behind
+    /// another of its ordering key still waits for its turn; a dead one that
+    /// blocks its key is the next to be sent. None where there is no such delivery;
     /// otherwise its status from before, which is unchanged where it is neither
     /// waiting nor dead.
     async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>>;
@@ -536,9 +645,22 @@ pub trait NodeStore: Send + Sync {
     /// free.
     async fn end_session(&self, session: Session) -> Result<()>;
 
-    /// Takes every partition that no live session owns, and frees what their
-    /// last owners held. Answers all that the session owns now.
-    async fn take_partitions(&self, session: Session) -> Result<Vec<Part>>;
+    /// Notes whether partitions may be handed over to a session; not at its
+    /// beginning. Tells the other nodes ([`Hint::Partitions`]).
+    async fn set_ready(&self, session: Session, ready: bool) -> Result<()>;
+
+    /// Every partition, with the live session that owns it; session 0 where
+    /// there is none.
+    async fn partitions(&self) -> Result<Vec<(Part, Session)>>;
+
+    /// Takes those of these partitions that no live session owns, and frees what
+    /// their last owners held. Answers all that the session owns now.
+    async fn take_partitions(&self, session: Session, among: &[Part]) -> Result<Vec<Part>>;
+
+    /// Hands partitions that the session owns over to another one, and tells it
+    /// ([`Hint::Partitions`]); which ones: none where either of them has ended.
+    /// What is leased in them stays leased to whom it is.
+    async fn hand_over(&self, session: Session, to: Session, parts: &[Part]) -> Result<Vec<Part>>;
 
     /// Begins or ends the time in which deliveries of these partitions are held
     /// on purpose. Doing it twice changes nothing.
@@ -560,6 +682,28 @@ pub trait NodeStore: Send + Sync {
     async fn listen(&self) -> Result<Box<dyn Hints>>;
 }
 
+/// How far the database has come, so that one that went back in time is known.
+#[async_trait]
+pub trait TimelineStore: Send + Sync {
+    /// How far it has come.
+    async fn timeline(&self) -> Result<Timeline>;
+
+    /// The server that it runs on, as far as that tells it from a copy; empty where
+    /// nothing tells.
+    async fn server(&self) -> Result<String>;
+
+    /// Moves the mark on: to the database's clock where that is later, else by one.
+    /// Notes the server where none is noted.
+    async fn advance_timeline(&self) -> Result<Timeline>;
+
+    /// Notes why deliveries are held, unless something is noted already.
+    async fn note_restored(&self, why: &str) -> Result<()>;
+
+    /// Begins another timeline, on the server that it runs on: deliveries are no
+    /// longer held.
+    async fn accept_restored(&self) -> Result<Timeline>;
+}
+
 /// A session that lives, and what its node noted last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveNode {
@@ -571,6 +715,19 @@ pub struct LiveNode {
     pub revision: i64,
     /// The switches that its environment pins, with commas between them.
     pub pins: String,
+    /// Whether partitions may be handed over to it.
+    pub ready: bool,
+}
+
+/// Where nodes reach each other.
+#[async_trait]
+pub trait PeerStore: Send + Sync {
+    /// Notes under which URL other nodes reach that session's node. Nothing of a
+    /// session that has ended.
+    async fn advertise(&self, session: Session, url: &str) -> Result<()>;
+
+    /// Every session that lives and has a URL, in the order in which they began.
+    async fn peers(&self) -> Result<Vec<(Session, String)>>;
 }
 
 /// What a node is told by another.
@@ -580,6 +737,8 @@ pub enum Hint {
     Due(Part, SubscriptionId),
     /// The configuration changed.
     Config,
+    /// Nodes or the partitions that they own changed.
+    Partitions,
     /// The connection was lost in between.
     Reconnected,
 }
@@ -834,8 +993,11 @@ pub trait Store:
     + TenantStore
     + KeyStore
     + SubscriptionStore
+    + EventTypeStore
     + QueueStore
     + NodeStore
+    + TimelineStore
+    + PeerStore
     + HistoryStore
     + LimitStore
     + CallStore

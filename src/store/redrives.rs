@@ -116,7 +116,7 @@ pub struct Letters {
 pub struct Moved {
     /// How many.
     pub count: i64,
-    /// Subscriptions that have something due by it.
+    /// Subscriptions that have, or may have, something due by it.
     pub subscriptions: Vec<SubscriptionId>,
     /// When there is more to do; none where it is over.
     pub next: Option<Duration>,

@@ -10,7 +10,10 @@ use crate::domain::{
     id::Micros,
     key::{Hashed, Key, Kind, Previous},
     signature::Scheme,
-    subscription::{Disabled, Headers, PayloadFormat, PreviousSecret, Sealed, Subscription},
+    subscription::{
+        Disabled, Headers, Kind as Way, Lifetime, Ordering, PayloadFormat, PreviousSecret, Sealed,
+        Subscription,
+    },
     trace::Trace,
 };
 
@@ -241,6 +244,14 @@ pub(super) struct SubscriptionRow {
     pub client_certificate: Option<Vec<u8>>,
     /// The same.
     pub filter: Option<String>,
+    /// The same.
+    pub ordering: i16,
+    /// The same. Null for a webhook.
+    pub kind: Option<i16>,
+    /// The same, in microseconds.
+    pub lifetime: Option<Micros>,
+    /// Set by the store's clock.
+    pub ends_at: Option<Micros>,
 }
 
 impl SubscriptionRow {
@@ -275,6 +286,10 @@ impl SubscriptionRow {
             updated_at: s.updated_at,
             client_certificate: s.client_certificate.as_ref().map(|c| c.0.clone()),
             filter: s.filter.clone(),
+            ordering: s.ordering.to_i16(),
+            kind: (s.kind == Way::Stream).then_some(STREAM),
+            lifetime: s.lifetime.map(|l| l.seconds.saturating_mul(1_000_000)),
+            ends_at: None,
         }
     }
 
@@ -294,6 +309,14 @@ impl SubscriptionRow {
         Ok(Subscription {
             id,
             tenant: TenantId(self.tenant),
+            kind: match self.kind {
+                Some(STREAM) => Way::Stream,
+                _ => Way::Webhook,
+            },
+            lifetime: self.lifetime.map(|life| Lifetime {
+                seconds: life / 1_000_000,
+                ends_at: self.ends_at.unwrap_or_default(),
+            }),
             url: doc.url,
             event_types: doc.event_types,
             headers: Sealed(headers),
@@ -301,6 +324,7 @@ impl SubscriptionRow {
             disabled: doc.disabled.map(|(at, reason)| Disabled { at, reason }),
             held: doc.held,
             filter: self.filter,
+            ordering: Ordering::from_i16(self.ordering),
             format: format_of(doc.format),
             scheme: scheme_of(doc.scheme),
             schedule: doc.schedule,
@@ -320,6 +344,9 @@ impl SubscriptionRow {
         })
     }
 }
+
+/// A stream's kind as it is stored.
+const STREAM: i16 = 2;
 
 const fn format_number(format: PayloadFormat) -> i16 {
     match format {
@@ -370,6 +397,10 @@ mod tests {
             updated_at: 1,
             client_certificate: None,
             filter: None,
+            ordering: 0,
+            kind: None,
+            lifetime: None,
+            ends_at: None,
         };
         let doc = r#"{"url":"https://a.example/","event_types":["*"],"headers":[],
             "description":"","disabled":null,"held":0,"scheme":1,"schedule":null,"timeout":15,

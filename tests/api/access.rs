@@ -257,7 +257,8 @@ async fn every_method_is_behind_the_gate(db: Db) {
         assert_ne!(access.audience, Audience::Public as i32, "{path}");
         let status = unary(&app, &path, "", Bytes::new()).await.unwrap_err();
         assert_eq!(reason(&status), "KEY_MISSING", "{path}");
-        if access.audience != Audience::Consumer as i32 {
+        let outside = [Audience::Consumer as i32, Audience::Worker as i32];
+        if !outside.contains(&access.audience) {
             let refused = unary(&app, &path, &consumer, Bytes::new()).await;
             assert_eq!(reason(&refused.unwrap_err()), "SCOPE_MISSING", "{path}");
         }
@@ -298,6 +299,7 @@ async fn each_scope_opens_its_methods_alone(db: Db) {
         "flags:read",
         "flags:write",
         "monitoring:read",
+        "deliveries:work",
         "external:admin",
     ] {
         let (_, key) = app.key(json!({"kind": "ADMIN", "scopes": [scope]})).await;

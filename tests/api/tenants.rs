@@ -87,6 +87,13 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
     let subscription = |rpc| (call(rpc, json!({"id": of.subscription.id})), NotFound);
     let tenant = &of.tenant.name;
     let monitoring = |rpc| (call(rpc, json!({"tenant": of.tenant.name})), Mismatch);
+    let event_type = |rpc| {
+        let mut request = json!({"tenant": of.tenant.name, "name": "a.b"});
+        if rpc == "EventTypeService/ListEventTypes" {
+            request = json!({"tenant": of.tenant.name});
+        }
+        (call(rpc, request), Mismatch)
+    };
     let delivery = &of.delivery;
     let letter = |rpc| (call(rpc, json!({"id": of.letter})), NotFound);
     let redrive = |rpc| (call(rpc, json!({"id": of.redrive})), NotFound);
@@ -235,6 +242,21 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
         redrive("DeadLetterService/PauseRedrive"),
         redrive("DeadLetterService/ResumeRedrive"),
         redrive("DeadLetterService/CancelRedrive"),
+        (
+            call("DeliveryService/SkipDelivery", json!({"id": delivery})),
+            NotFound,
+        ),
+        event_type("EventTypeService/CreateEventType"),
+        event_type("EventTypeService/GetEventType"),
+        event_type("EventTypeService/ListEventTypes"),
+        (
+            call(
+                "EventTypeService/UpdateEventType",
+                json!({"tenant": tenant, "name": "a.b", "event_type": {"description": "taken"}}),
+            ),
+            Mismatch,
+        ),
+        event_type("EventTypeService/DeleteEventType"),
         (call("FlagService/GetSwitches", json!({})), Mismatch),
         (
             call(
@@ -260,6 +282,13 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
         monitoring("MetricsService/ListKeyUsage"),
         monitoring("MetricsService/ListRecentDeliveries"),
         monitoring("MetricsService/WatchMetrics"),
+        (
+            call(
+                "WorkerService/StreamDeliveries",
+                json!({"open": {"worker_id": "w", "filter": {"subscription_ids": [of.subscription.id]}}}),
+            ),
+            NotFound,
+        ),
         subscription("SubscriptionService/DeleteSubscription"),
         key("KeyService/RevokeKey"),
         key("KeyService/DeleteKey"),
@@ -268,7 +297,14 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
 
 /// Whether only admin keys may make the call.
 fn is_for_admins(rpc: &str) -> bool {
-    let services = ["Key", "Tenant", "Flag", "Metrics", "DeadLetter"];
+    let services = [
+        "Key",
+        "Tenant",
+        "Flag",
+        "Metrics",
+        "EventType",
+        "DeadLetter",
+    ];
     let outside = [
         "KeyService/GetCaller",
         "DeadLetterService/ListDeadLetters",

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -46,6 +46,7 @@ pub(crate) struct Place {
     pub(crate) book: Arc<Book>,
     tenants: Arc<Vec<Tenant>>,
     rest: Rest,
+    mood: Arc<Mutex<Mood>>,
     _receiver: Receiver,
 }
 
@@ -54,13 +55,40 @@ fn number_of(received: &Received) -> u64 {
     data["number"].as_u64().unwrap()
 }
 
-fn answer(book: &Book, received: &Received) -> Reply {
-    let number = number_of(received);
+/// How the receivers are for the moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Mood {
+    #[default]
+    Well,
+    Failing,
+    Slow,
+    /// For longer than an attempt may take.
+    Hanging,
+}
+
+const SLOW: Duration = Duration::from_millis(300);
+const HANGS: Duration = Duration::from_secs(4);
+/// How long an attempt may take.
+const TIMEOUT_SECONDS: u64 = 2;
+
+async fn answer(book: Arc<Book>, mood: Mood, received: Received) -> Reply {
+    let began = Instant::now();
+    let _under_way = book.begins(received.header("x-webhook-id"));
+    let number = number_of(&received);
+    match mood {
+        Mood::Well => {}
+        Mood::Failing => return status(503),
+        Mood::Slow => tokio::time::sleep(SLOW).await,
+        Mood::Hanging => {
+            tokio::time::sleep(HANGS).await;
+            return status(503);
+        }
+    }
     if number.is_multiple_of(FAILS) && received.attempt() == 1 {
         return status(503);
     }
     let subscription = received.header("x-subscription");
-    book.delivered(received.event(), subscription, number);
+    book.delivered(received.event(), subscription, number, began);
     status(200)
 }
 
@@ -68,8 +96,13 @@ impl Place {
     /// Makes tenants with two subscriptions each.
     pub(crate) async fn prepare(url: &str, book: Arc<Book>) -> Self {
         let rest = Rest::new(ADMIN_KEY);
-        let noted = book.clone();
-        let receiver = Receiver::answering(move |received| answer(&noted, &received)).await;
+        let mood = Arc::new(Mutex::new(Mood::Well));
+        let (noted, now) = (book.clone(), mood.clone());
+        let receiver = Receiver::forgetting(move |received| {
+            let mood = *now.lock().unwrap();
+            answer(noted.clone(), mood, received)
+        })
+        .await;
         let mut tenants = Vec::new();
         for n in 0..TENANTS {
             let name = format!("tenant-{n}");
@@ -83,7 +116,8 @@ impl Place {
                 let own = format!("{name}/{n}");
                 let wanted = json!({
                     "tenant": name, "url": receiver.url(), "headers": {"x-subscription": own},
-                    "retry_schedule": {"max_attempts": 10, "backoff_seconds": [1]},
+                    "retry_schedule": {"max_attempts": 20, "backoff_seconds": [1]},
+                    "timeout_seconds": TIMEOUT_SECONDS,
                 });
                 let webhooks = format!("{url}/v1/external/webhooks");
                 let made = rest.call("POST", &webhooks, &[], wanted.to_string()).await;
@@ -102,14 +136,28 @@ impl Place {
             book,
             tenants: Arc::new(tenants),
             rest,
+            mood,
             _receiver: receiver,
         }
+    }
+
+    /// From now on receivers are like this.
+    pub(crate) fn receivers_are(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
     }
 
     /// Whether something arrived for each tenant after that time.
     pub(crate) fn each_tenant_since(&self, since: Option<Instant>) -> bool {
         self.subscriptions()
             .all(|s| self.book.delivered_since(&s.name, since))
+    }
+
+    /// Whether changes are refused for now.
+    pub(crate) async fn is_refused(&self, url: &str, turn: usize) -> bool {
+        let tenant = json!({"name": format!("question-{turn}")}).to_string();
+        let path = format!("{url}/v1/admin/tenants");
+        let answer = self.rest.call("POST", &path, &[], tenant).await;
+        answer.is_ok_and(|a| a.status == 503)
     }
 
     /// Deliveries that are neither delivered nor given up.

@@ -3,7 +3,7 @@
 use std::{
     process::Stdio,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use onering::store::Database;
@@ -13,31 +13,51 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{book::Interruption, support::wait::until};
+use crate::{
+    book::Interruption,
+    support::{app::database_url, wait::until},
+};
 
 pub(crate) const ADMIN_KEY: &str = "sk_admin_ledger-0123456789abcdef0123";
 const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
+/// What a server logs when its session has ended although it runs.
+const ENDED: [&str; 2] = ["session is over", "session has ended"];
+
 /// Where a server listens: another port each time that it starts.
 pub(crate) type Address = Arc<Mutex<Option<String>>>;
 
+/// What a server is started with.
+#[derive(Clone, Default)]
+pub(crate) struct Setup {
+    pub(crate) database: String,
+    pub(crate) redis: Option<String>,
+    /// A command that runs the one behind it.
+    pub(crate) within: Vec<String>,
+}
+
+impl Setup {
+    pub(crate) fn of(database: &Database) -> Self {
+        Self {
+            database: database_url(database),
+            ..Self::default()
+        }
+    }
+}
+
 pub(crate) struct Server {
     name: String,
-    database: String,
+    setup: Setup,
     child: Option<Child>,
     address: Address,
     log: Arc<Mutex<Vec<Interruption>>>,
 }
 
 impl Server {
-    pub(crate) async fn start(database: &Database, name: &str) -> Self {
-        let database = match database {
-            Database::Postgres(url) => url.clone(),
-            Database::Sqlite(path) => format!("sqlite://{}", path.display()),
-        };
+    pub(crate) async fn start(setup: Setup, name: &str) -> Self {
         let mut server = Self {
             name: name.to_owned(),
-            database,
+            setup,
             child: None,
             address: Arc::default(),
             log: Arc::default(),
@@ -47,11 +67,16 @@ impl Server {
     }
 
     pub(crate) async fn start_again(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_onering"));
+        let mut words = self.setup.within.clone();
+        words.extend([env!("CARGO_BIN_EXE_onering").to_owned(), "serve".to_owned()]);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).env_clear();
+        if let Some(redis) = &self.setup.redis {
+            command.env("ONERING_REDIS_URL", redis);
+        }
         let mut child = command
-            .arg("serve")
-            .env_clear()
-            .env("ONERING_DATABASE_URL", &self.database)
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("ONERING_DATABASE_URL", &self.setup.database)
             .env("ONERING_NODE_NAME", &self.name)
             .env("ONERING_MASTER_KEY", MASTER_KEY)
             .env("ONERING_BOOTSTRAP_ADMIN_KEY", ADMIN_KEY)
@@ -60,6 +85,7 @@ impl Server {
             .env("ONERING_WEBHOOKS_ENABLED", "1")
             .env("ONERING_WEBHOOKS_DELIVERY_ENABLED", "1")
             .env("ONERING_SESSION_SECONDS", "2")
+            .env("ONERING_DRAIN_SECONDS", "0")
             .env("ONERING_WEBHOOKS_DELIVERY_LOOP_SECONDS", "1")
             .env("ONERING_ALLOW_HTTP_ENDPOINTS", "1")
             .env("ONERING_ALLOWED_ENDPOINT_CIDRS", "127.0.0.0/8")
@@ -81,7 +107,7 @@ impl Server {
                 let message = entry["message"].as_str().unwrap_or_default();
                 if let Some(at) = entry["server.address"].as_str() {
                     *address.lock().unwrap() = Some(format!("http://{at}"));
-                } else if message.starts_with("session") && entry["level"] == "WARN" {
+                } else if ENDED.iter().any(|m| message.starts_with(m)) {
                     log.lock().unwrap().push(Interruption {
                         at: Instant::now(),
                         what: format!("{name}: {message}"),
@@ -104,6 +130,27 @@ impl Server {
         if let Some(mut child) = self.child.take() {
             child.kill().await.unwrap();
         }
+    }
+
+    /// Ends it as a service manager does.
+    pub(crate) async fn stop(&mut self) {
+        *self.address.lock().unwrap() = None;
+        if let Some(mut child) = self.child.take() {
+            let id = child.id().unwrap().to_string();
+            let asked = Command::new("kill")
+                .args(["-s", "TERM", &id])
+                .status()
+                .await;
+            assert!(asked.unwrap().success());
+            let ended = tokio::time::timeout(Duration::from_secs(60), child.wait()).await;
+            let status = ended.expect("it ends").unwrap();
+            assert!(status.success(), "{}: {status}", self.name);
+        }
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).expect("it runs")
     }
 
     pub(crate) fn is_running(&self) -> bool {

@@ -221,7 +221,7 @@ async fn nodes_that_take_turns_never_share_a_row(db: Db) {
     assert_eq!(first.len(), 20);
     assert!(two.claim(sub, 20).await.is_empty());
     one.end_session(one.session).await.unwrap();
-    two.take_partitions(two.session).await.unwrap();
+    two.take_all().await;
     assert!(one.claim(sub, 20).await.is_empty());
     // The ended session's leases are good for nothing; its rows are two's.
     assert_eq!(two.claim(sub, 100).await.len(), 60);
@@ -259,7 +259,7 @@ async fn only_its_owner_claims_of_a_partition(db: Db) {
 async fn an_expired_session_claims_nothing(db: Db) {
     let store = db.open().await;
     let node = Node::idle(&store, Duration::from_mins(1)).await;
-    node.take_partitions(node.session).await.unwrap();
+    node.take_all().await;
     let sub = DEFAULT.sub();
     node.accept(&DEFAULT.event_to(sub)).await;
     node.pass(120 * SECOND).await;

@@ -3,7 +3,9 @@
 use onering::{
     domain::{
         id::TenantId,
-        subscription::{Disabled, PayloadFormat, PreviousSecret, Sealed, Subscription},
+        subscription::{
+            Disabled, Kind, Lifetime, PayloadFormat, PreviousSecret, Sealed, Subscription,
+        },
     },
     store::{Changes, SealedKey, Store, StoreError},
 };
@@ -28,6 +30,7 @@ contract![
     a_subscription_needs_its_tenant,
     sealed_keys_are_kept_by_version,
     racing_changes_are_all_told,
+    lifetimes_are_the_stores,
 ];
 
 // T1
@@ -81,7 +84,7 @@ fn told(c: &Changes) -> [usize; 4] {
     [
         c.tenants.len(),
         c.keys.len(),
-        c.deleted_keys.len(),
+        c.deleted.len(),
         c.subscriptions.len(),
     ]
 }
@@ -115,7 +118,7 @@ async fn changes_tell_what_changed(db: Db) {
     store.delete_key(one.id).await.unwrap();
     let changes = next().await;
     assert_eq!(told(&changes), [0, 0, 1, 0]);
-    assert_eq!(changes.deleted_keys, [one.id]);
+    assert_eq!(changes.deleted, [one.id.0]);
 
     let subs = [a_subscription(tenant.id), a_subscription(tenant.id)];
     store.create_subscription(&subs[0], 5).await.unwrap();
@@ -420,4 +423,48 @@ async fn racing_changes_are_all_told(db: Db) {
     made.sort_unstable();
     told.sort_unstable();
     assert_eq!(told, made);
+}
+
+// W9: a lifetime runs by the store's clock, from its subscription's making and from
+// each time that it is prolonged; that changes no revision, and its end does.
+async fn lifetimes_are_the_stores(db: Db) {
+    let store = db.open().await;
+    let mortal = Subscription {
+        kind: Kind::Stream,
+        url: String::new(),
+        lifetime: Some(Lifetime {
+            seconds: 60,
+            ends_at: 5,
+        }),
+        ..a_subscription(TenantId::DEFAULT)
+    };
+    let stays = a_subscription(TenantId::DEFAULT);
+    store.create_subscription(&mortal, 9).await.unwrap();
+    store.create_subscription(&stays, 9).await.unwrap();
+    let ends = async || {
+        let read = store.get_subscription(mortal.id).await.unwrap().unwrap();
+        assert_eq!(read.kind, Kind::Stream);
+        read.lifetime.unwrap().ends_at
+    };
+    let first = ends().await;
+    assert!(first > 60_000_000, "what is given is not written");
+    let revision = store.revision().await.unwrap();
+    store.shift_clock(30_000_000).await.unwrap();
+    let ids = [mortal.id, stays.id];
+    store.prolong_subscriptions(&ids).await.unwrap();
+    assert!(ends().await >= first + 30_000_000);
+    store.shift_clock(40_000_000).await.unwrap();
+    assert!(store.end_subscriptions(10).await.unwrap().is_empty());
+    assert_eq!(store.revision().await.unwrap(), revision);
+    store.shift_clock(25_000_000).await.unwrap();
+    // Over is over: it is not brought back.
+    store.prolong_subscriptions(&ids).await.unwrap();
+    assert_eq!(store.end_subscriptions(10).await.unwrap(), [mortal.id]);
+    assert_eq!(store.revision().await.unwrap(), revision + 1);
+    assert!(store.get_subscription(mortal.id).await.unwrap().is_none());
+    let told = store.changes(revision).await.unwrap();
+    let left = &told.subscriptions[0].subscriptions;
+    assert_eq!(left.iter().map(|s| s.id).collect::<Vec<_>>(), [stays.id]);
+    let read = store.get_subscription(stays.id).await.unwrap().unwrap();
+    assert_eq!((read.kind, read.lifetime), (Kind::Webhook, None));
 }

@@ -374,7 +374,7 @@ async fn a_first_success_is_listed(db: Db) {
 async fn an_expired_lease_that_nobody_took_still_counts(db: Db) {
     let store = db.open().await;
     let node = Node::idle(&store, MINUTE).await;
-    node.take_partitions(node.session).await.unwrap();
+    node.take_all().await;
     let lease = leased(&node).await;
     node.pass(HOUR).await;
     node.finish_now(&lease.delivered()).await;

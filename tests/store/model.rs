@@ -292,7 +292,7 @@ impl Run {
             }
             Verb::Take { node } => {
                 let n = &self.nodes[node];
-                let parts = n.take_partitions(n.session).await.unwrap();
+                let parts = n.take_all().await;
                 if self.alive(node) && self.owner.is_none_or(|o| !self.alive(o)) {
                     self.owner = Some(node);
                     self.free_lost();
@@ -378,6 +378,7 @@ impl Run {
                 replays: 0,
                 by_hand: false,
                 age: 0,
+                ordering_key: None,
             };
             self.given.push((node, Box::new(leased)));
         }

@@ -229,7 +229,7 @@ async fn a_node_that_owns_nothing_gets_no_lease(db: Db) {
 async fn an_expired_session_gets_no_lease(db: Db) {
     let store = db.open().await;
     let node = Node::idle(&store, std::time::Duration::from_secs(30)).await;
-    node.take_partitions(node.session).await.unwrap();
+    node.take_all().await;
     node.pass(HOUR).await;
     let event = DEFAULT.event().to(&[DEFAULT.sub()]).leased().build();
     assert_eq!(node.publish_one(&event).await, ACCEPTED);

@@ -434,7 +434,7 @@ async fn what_dies_later_is_not_of_it(db: Db) {
 async fn a_redrive_outlasts_its_owner(db: Db) {
     let store = db.open().await;
     let one = Node::idle(&store, Duration::from_mins(1)).await;
-    one.take_partitions(one.session).await.unwrap();
+    one.take_all().await;
     let (sub, of) = subscribed(&one, DEFAULT).await;
     one.load_finished(&load(of, sub, 300)).await.unwrap();
     let job = all_of(&one, Kind::Redrive, of, 100).await;
@@ -451,7 +451,7 @@ async fn a_redrive_outlasts_its_owner(db: Db) {
     one.pass(120 * SECOND).await;
     let none = one.move_letters(one.session, job.id, 1000).await.unwrap();
     assert!(none.is_none(), "its session is over");
-    two.take_partitions(two.session).await.unwrap();
+    two.take_all().await;
     let running = two.running_redrives(&[of.id.part()]).await.unwrap();
     assert_eq!(running.iter().map(|r| r.id).collect::<Vec<_>>(), [job.id]);
     let rest = work(&two, job.id).await;

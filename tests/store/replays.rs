@@ -56,6 +56,7 @@ fn to(event: EventId, subscription: SubscriptionId) -> (EventId, NewDelivery) {
             subscription,
             held: 0,
             lease: false,
+            ordered: false,
         },
     )
 }

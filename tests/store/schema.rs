@@ -16,6 +16,7 @@ contract![
     a_changed_migration_is_refused,
     client_certificates_beside_the_version_before,
     allow_lists_beside_the_version_before,
+    sessions_beside_the_version_before,
     two_nodes_open_an_empty_database,
     the_store_answers_until_it_is_closed,
     hot_tables_keys_begin_with_the_partition,
@@ -155,6 +156,44 @@ async fn allow_lists_beside_the_version_before(db: Db) {
     assert!(all.contains(&read));
 }
 
+// N6, N2: a session of the version before, which says nothing of being ready, is handed
+// partitions, takes what is free in its own way, and keeps what it has.
+async fn sessions_beside_the_version_before(db: Db) {
+    db.open().await;
+    db.close().await;
+    db.tamper("alter table nodes drop column ready").await;
+    db.tamper("drop table timeline").await;
+    db.tamper("delete from _sqlx_migrations where description = 'nodes'")
+        .await;
+    let store = db.open().await;
+    assert!(store.advance_timeline().await.unwrap().mark > 0);
+    // As the version before begins a session and takes what is free.
+    db.tamper("insert into nodes (sid, name, expires_at) overriding system value values (4000, 'before', 9000000000000000000)"
+        .replace("overriding system value ", if db.engine() == Engine::Postgres { "overriding system value " } else { "" })
+        .as_str())
+        .await;
+    db.tamper(
+        "update part_owner set sid = 4000, epoch = epoch + 1
+         where sid not in (select sid from nodes where expires_at > 0)",
+    )
+    .await;
+    let node = Node::begin(&store).await;
+    let nodes = store.nodes().await.unwrap();
+    let before = nodes.iter().find(|n| n.name == "before").unwrap();
+    assert!(before.ready);
+    let owned = async |session| {
+        let all = store.partitions().await.unwrap();
+        all.iter().filter(|(_, owner)| *owner == session).count()
+    };
+    assert_eq!(owned(before.session).await, 64, "it keeps what it has");
+    assert_eq!(owned(node.session).await, 0);
+    let part = DEFAULT.id.part();
+    let taken = store.hand_over(before.session, node.session, &[part]).await;
+    assert_eq!(taken.unwrap(), [part]);
+    let back = store.hand_over(node.session, before.session, &[part]).await;
+    assert_eq!(back.unwrap(), [part]);
+}
+
 // N6
 async fn two_nodes_open_an_empty_database(db: Db) {
     if db.engine() == Engine::Sqlite {
@@ -221,7 +260,7 @@ async fn shifts_of_the_clock_add_up(db: Db) {
     for (minutes, alive) in [(40, true), (-30, true), (45, true), (10, false)] {
         node.pass(minutes * 60_000_000).await;
         // Does not renew it past its first hour.
-        let takes = !node.take_partitions(node.session).await.unwrap().is_empty();
+        let takes = !node.take_all().await.is_empty();
         assert_eq!(takes, alive, "after {minutes} more minutes");
     }
 }

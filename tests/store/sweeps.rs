@@ -127,7 +127,7 @@ async fn freeing_takes_from_ended_sessions_alone(db: Db) {
     let store = db.open().await;
     let part = DEFAULT.id.part();
     let short = Node::idle(&store, MINUTE).await;
-    short.take_partitions(short.session).await.unwrap();
+    short.take_all().await;
     let sub = DEFAULT.sub();
     queued(&short, sub, 3).await;
     let leased = short.claim(sub, 2).await;
@@ -150,7 +150,7 @@ async fn freeing_comes_to_every_row(db: Db) {
     const EACH: usize = 6000;
     let store = db.open().await;
     let short = Node::idle(&store, MINUTE).await;
-    short.take_partitions(short.session).await.unwrap();
+    short.take_all().await;
     let sub = DEFAULT.sub();
     let free = DEFAULT.event().to(&vec![sub; EACH]).build();
     short.accept(&free).await;

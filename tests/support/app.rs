@@ -17,7 +17,7 @@ use onering::{
         flag_service_client::FlagServiceClient, key_service_client::KeyServiceClient,
         metrics_service_client::MetricsServiceClient,
         subscription_service_client::SubscriptionServiceClient,
-        tenant_service_client::TenantServiceClient,
+        tenant_service_client::TenantServiceClient, worker_service_client::WorkerServiceClient,
     },
     seal,
     settings::Settings,
@@ -100,6 +100,7 @@ pub fn variables(db: &Db) -> BTreeMap<String, String> {
         ("WEBHOOKS_DELIVERY_ENABLED", "1"),
         ("ALLOWED_ENDPOINT_CIDRS", "127.0.0.0/8,::1/128"),
         ("ALLOW_HTTP_ENDPOINTS", "1"),
+        ("DRAIN_SECONDS", "0"),
         ("SHUTDOWN_SECONDS", "5"),
     ]
     .into_iter()
@@ -487,6 +488,7 @@ pub struct Grpc {
     pub letters: DeadLetterServiceClient<Authorized>,
     pub flags: FlagServiceClient<Authorized>,
     pub metrics: MetricsServiceClient<Authorized>,
+    pub workers: WorkerServiceClient<Authorized>,
 }
 
 impl Grpc {
@@ -501,7 +503,8 @@ impl Grpc {
             deliveries: DeliveryServiceClient::new(channel.clone()),
             letters: DeadLetterServiceClient::new(channel.clone()),
             flags: FlagServiceClient::new(channel.clone()),
-            metrics: MetricsServiceClient::new(channel),
+            metrics: MetricsServiceClient::new(channel.clone()),
+            workers: WorkerServiceClient::new(channel),
         }
     }
 }

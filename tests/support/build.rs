@@ -9,9 +9,11 @@ use onering::{
         delivery::{Attempt, AttemptKind, Schedule, Status},
         event::Idempotency,
         id::{DeliveryId, EventId, KeyId, Micros, Part, SubscriptionId, TenantId, wall_clock},
-        key::{self, Hashed, Key, Kind},
+        key::{self, Hashed, Key, Kind as KeyKind},
         signature::Scheme,
-        subscription::{DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, PayloadFormat, Sealed, Subscription},
+        subscription::{
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Kind, Ordering, PayloadFormat, Sealed, Subscription,
+        },
         switch::Change,
         tenant::Tenant,
     },
@@ -95,6 +97,7 @@ impl Tenancy {
                 idempotency: None,
                 trace: None,
                 deliveries: Vec::new(),
+                ordering_key: None,
             },
             idempotency_key: None,
         }
@@ -134,6 +137,7 @@ impl Event {
                 subscription: *s,
                 held: 0,
                 lease: false,
+                ordered: false,
             }));
         self
     }
@@ -142,6 +146,15 @@ impl Event {
     pub fn leased(mut self) -> Self {
         for d in &mut self.publish.deliveries {
             d.lease = true;
+        }
+        self
+    }
+
+    /// Its deliveries go in order with those that have the same key.
+    pub fn in_order(mut self, key: &str) -> Self {
+        self.publish.ordering_key = Some(key.into());
+        for d in &mut self.publish.deliveries {
+            d.ordered = true;
         }
         self
     }
@@ -249,6 +262,7 @@ fn finish(leased: &Leased, settle: Settle, reason: &str, attempt: Option<Attempt
         reason: reason.to_owned(),
         attempt,
         held: 0,
+        ordered: leased.ordering_key.is_some(),
     }
 }
 
@@ -274,6 +288,8 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
     Subscription {
         id,
         tenant,
+        kind: Kind::Webhook,
+        lifetime: None,
         url: "https://example.com/hook".to_owned(),
         event_types: vec!["invoice.*".to_owned(), "*".to_owned()],
         headers: Sealed(vec![0, 7, 255]),
@@ -281,6 +297,7 @@ pub fn a_subscription(tenant: TenantId) -> Subscription {
         disabled: None,
         held: 17,
         filter: Some(r#"{"==":[{"var":"a"}, 1]}"#.to_owned()),
+        ordering: Ordering::Skip,
         format: PayloadFormat::CloudEventsBinary,
         scheme: Scheme::Plain,
         schedule: Some(Schedule::burst()),
@@ -305,7 +322,7 @@ pub fn a_key(tenant: Option<TenantId>) -> Key {
     Key {
         id,
         tenant,
-        kind: Kind::Consumer,
+        kind: KeyKind::Consumer,
         name: "Müller".to_owned(),
         tier: "standard".to_owned(),
         scopes: vec!["webhooks:read".to_owned(), "orders:write".to_owned()],
@@ -333,7 +350,7 @@ pub fn a_key(tenant: Option<TenantId>) -> Key {
 
 pub fn an_admin_key() -> Key {
     Key {
-        kind: Kind::Admin,
+        kind: KeyKind::Admin,
         ..a_key(None)
     }
 }

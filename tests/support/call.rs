@@ -85,19 +85,31 @@ impl Call {
             }
             let body = match route.body {
                 Body::Whole => Value::Object(left),
-                Body::Field(i) => left.remove(&fields[i].name).unwrap_or_default(),
+                Body::Field(i) => {
+                    let body = left.remove(&fields[i].name).unwrap_or_default();
+                    path.push_str(&query(&left));
+                    body
+                }
                 Body::None => {
-                    let pairs = left.iter().map(|(name, value)| match value {
-                        Value::String(text) => format!("{name}={text}"),
-                        other => format!("{name}={other}"),
-                    });
-                    path = format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"));
+                    path.push_str(&query(&left));
                     Value::Null
                 }
             };
             return app.rest(route.method.as_str(), &path, key, &body).await;
         }
         panic!("no route for {self:?}")
+    }
+}
+
+/// What of a request is neither in the path nor in the body.
+fn query(left: &serde_json::Map<String, Value>) -> String {
+    let pairs = left.iter().map(|(name, value)| match value {
+        Value::String(text) => format!("{name}={text}"),
+        other => format!("{name}={other}"),
+    });
+    match pairs.collect::<Vec<_>>().join("&") {
+        none if none.is_empty() => none,
+        pairs => format!("?{pairs}"),
     }
 }
 

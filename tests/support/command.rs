@@ -176,6 +176,13 @@ impl Running {
         assert!(sent.unwrap().success());
     }
 
+    /// Waits for its end in good order.
+    pub async fn ends(&mut self) {
+        let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let status = status.expect("it ends").unwrap();
+        assert!(status.success(), "{status}: {}", self.stderr());
+    }
+
     /// Waits for its end.
     pub async fn ended(mut self) -> Done {
         let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;

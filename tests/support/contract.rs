@@ -27,6 +27,15 @@ pub fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Db) -> F) {
     run(Engine::Postgres, test);
 }
 
+/// Runs what brings its own servers.
+pub fn run_alone(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(test);
+}
+
 pub fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Db) -> F) {
     run(Engine::Sqlite, test);
 }

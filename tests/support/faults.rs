@@ -13,20 +13,26 @@ use onering::{
     domain::{
         audit::{Chain, Record},
         delivery::{Attempt, Delivery, Status},
-        id::{DeliveryId, EventId, KeyId, Micros, Part, RedriveId, SubscriptionId, TenantId},
+        event_type::EventType,
+        id::{
+            DeliveryId, EventId, EventTypeId, KeyId, Micros, Part, RedriveId, SubscriptionId,
+            TenantId,
+        },
         key::Key,
         limit::{Answer, Ask, Window},
         redrive::{self, Redrive, Selection},
-        subscription::Subscription,
+        subscription::{Ordering, Subscription},
         switch::Change,
         tenant::Tenant,
+        timeline::Timeline,
     },
     store::{
         AuditEnd, Author, CallCount, CallStore, Changed, Changes, ConfigStore, Count, CounterStore,
-        Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased, Letters,
-        LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore, Page, Past, Publish, Published,
-        QueueStore, Recent, RedriveStore, Result, SealedKey, Session, Standing, Step, Store,
-        StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, Usage, Waiting, Want,
+        EventTypeStore, Finish, Finished, Forgotten, Hints, HistoryStore, KeyStore, KeyUse, Leased,
+        Letters, LimitStore, LiveNode, Load, LoadStore, Moved, NodeStore, Ordered, Page, Past,
+        PeerStore, Publish, Published, QueueStore, Recent, RedriveStore, Result, SealedKey,
+        Session, Standing, Step, Store, StoreError, StoredEvent, SubscriptionStore, SwitchStore,
+        TenantStore, TimelineStore, Usage, Waiting, Want,
     },
 };
 use tokio::sync::watch;
@@ -59,6 +65,8 @@ struct Verb {
 #[derive(Default)]
 struct State {
     verbs: HashMap<&'static str, Verb>,
+    /// Whether every verb fails.
+    all: bool,
     /// One call in so many of any verb of the queue goes wrong; 0: none does.
     one_in: u64,
     chance: u64,
@@ -110,6 +118,23 @@ impl Faults {
         self.mended.send_modify(|n| *n += 1);
     }
 
+    /// Every verb fails from now on, or works again.
+    pub fn all_fail(&self, fail: bool) {
+        self.state().all = fail;
+    }
+
+    /// The verbs that were begun so far, and how often.
+    pub fn all_begun(&self) -> HashMap<&'static str, usize> {
+        let state = self.state();
+        state.verbs.iter().map(|(v, s)| (*v, s.began)).collect()
+    }
+
+    /// The verbs that succeeded so far, and how often.
+    pub fn all_answered(&self) -> HashMap<&'static str, usize> {
+        let state = self.state();
+        state.verbs.iter().map(|(v, s)| (*v, s.answered)).collect()
+    }
+
     /// From now on one in so many calls of the queue's verbs, by chance, fails or
     /// loses its answer; with 0 none does. The seed repeats the chances.
     pub fn one_in(&self, n: u64, seed: u64) {
@@ -138,8 +163,12 @@ impl Faults {
 
     fn begin(&self, verb: &'static str, at_risk: bool) -> Option<Fault> {
         let mut state = self.state();
+        let all = state.all;
         let known = state.verbs.entry(verb).or_default();
         known.began += 1;
+        if all {
+            return Some(Fault::Fails);
+        }
         if let Some((fault, left)) = &mut known.planned {
             let fault = *fault;
             *left = left.saturating_sub(1);
@@ -260,12 +289,28 @@ passed_on!(KeyStore, false, {
     key_use(id: KeyId) -> Option<KeyUse>;
 });
 
+passed_on!(EventTypeStore, false, {
+    create_event_type(event_type: &EventType, quota: i64) -> ();
+    get_event_type(tenant: TenantId, name: &str) -> Option<EventType>;
+    event_type_by_id(id: EventTypeId) -> Option<EventType>;
+    list_event_types(tenant: TenantId, page: Page<EventTypeId>) -> Vec<EventType>;
+    update_event_type(event_type: &EventType, updated_at: Micros) -> ();
+    delete_event_type(id: EventTypeId) -> bool;
+});
+
 passed_on!(SubscriptionStore, false, {
     create_subscription(subscription: &Subscription, quota: i64) -> ();
     get_subscription(id: SubscriptionId) -> Option<Subscription>;
     list_subscriptions(tenant: TenantId, page: Page<SubscriptionId>) -> Vec<Subscription>;
     update_subscription(s: &Subscription, updated_at: Micros) -> ();
     delete_subscription(id: SubscriptionId) -> bool;
+    prolong_subscriptions(ids: &[SubscriptionId]) -> ();
+    end_subscriptions(limit: i64) -> Vec<SubscriptionId>;
+});
+
+passed_on!(PeerStore, false, {
+    advertise(session: Session, url: &str) -> ();
+    peers() -> Vec<(Session, String)>;
 });
 
 passed_on!(QueueStore, true, {
@@ -278,6 +323,10 @@ passed_on!(QueueStore, true, {
     bury(parts: &[Part], limit: i64) -> u64;
     cancel(part: Part, subscription: SubscriptionId, limit: i64) -> u64;
     give_up(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
+    ordered(parts: &[Part]) -> Vec<Ordered>;
+    reorder(part: Part, subscription: SubscriptionId, ordering: Ordering, limit: i64) -> u64;
+    give_up_parked(part: Part, subscription: SubscriptionId, age: Duration, limit: i64) -> u64;
+    skip(id: DeliveryId) -> bool;
     retry_by_hand(id: DeliveryId) -> Option<Status>;
 });
 
@@ -285,12 +334,23 @@ passed_on!(NodeStore, false, {
     begin_session(name: &str, ttl: Duration) -> Session;
     renew_session(session: Session, ttl: Duration) -> bool;
     end_session(session: Session) -> ();
-    take_partitions(session: Session) -> Vec<Part>;
+    set_ready(session: Session, ready: bool) -> ();
+    partitions() -> Vec<(Part, Session)>;
+    take_partitions(session: Session, among: &[Part]) -> Vec<Part>;
+    hand_over(session: Session, to: Session, parts: &[Part]) -> Vec<Part>;
     hold(session: Session, parts: &[Part], held: bool) -> ();
     confirm(session: Session, revision: i64, pins: &str) -> ();
     nodes() -> Vec<LiveNode>;
     hint(hints: &[(Part, SubscriptionId)]) -> ();
     listen() -> Box<dyn Hints>;
+});
+
+passed_on!(TimelineStore, false, {
+    timeline() -> Timeline;
+    server() -> String;
+    advance_timeline() -> Timeline;
+    note_restored(why: &str) -> ();
+    accept_restored() -> Timeline;
 });
 
 passed_on!(HistoryStore, false, {

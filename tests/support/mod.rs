@@ -9,6 +9,7 @@
 pub mod app;
 pub mod build;
 pub mod call;
+pub mod cluster;
 pub mod command;
 #[macro_use]
 pub mod contract;

@@ -1,9 +1,9 @@
 //! A TCP proxy that can be cut: what stands behind it is then gone, for those
 //! who are connected and for those who try. And one that can go silent: nothing
 //! passes any more, and nobody is told; or let questions through and lose the
-//! answers.
+//! answers, or hold these back for a while.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
@@ -27,17 +27,19 @@ pub struct Proxy {
 enum State {
     Open,
     Deaf,
+    /// Answers come so much later.
+    Slow(Duration),
     Cut,
     Silent,
 }
 
 impl State {
     fn takes_questions(self) -> bool {
-        matches!(self, Self::Open | Self::Deaf)
+        matches!(self, Self::Open | Self::Deaf | Self::Slow(_))
     }
 }
 
-/// Passes answers on, but for those that come while the proxy is deaf.
+/// Passes answers on, late while the proxy is slow, and not at all while it is deaf.
 async fn answers(
     from: &mut OwnedReadHalf,
     to: &mut OwnedWriteHalf,
@@ -49,7 +51,11 @@ async fn answers(
         if n == 0 {
             return Ok(());
         }
-        if *state.borrow() != State::Deaf {
+        let now = *state.borrow();
+        if let State::Slow(by) = now {
+            tokio::time::sleep(by).await;
+        }
+        if now != State::Deaf {
             to.write_all(&buffer[..n]).await?;
         }
     }
@@ -66,7 +72,8 @@ impl Proxy {
         (proxy, url.into())
     }
 
-    async fn to(to: String) -> Self {
+    /// In front of any address.
+    pub async fn to(to: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(watch::Sender::new(State::Open));
@@ -77,7 +84,7 @@ impl Proxy {
                 tokio::spawn(async move {
                     let began = *state.borrow_and_update();
                     match began {
-                        State::Open | State::Deaf => {}
+                        State::Open | State::Deaf | State::Slow(_) => {}
                         State::Cut => return,
                         State::Silent => std::future::pending().await,
                     }
@@ -117,6 +124,11 @@ impl Proxy {
     /// Lets questions through and loses their answers.
     pub fn deafen(&self) {
         self.state.send_replace(State::Deaf);
+    }
+
+    /// Holds each answer back for so long.
+    pub fn slow_down(&self, by: Duration) {
+        self.state.send_replace(State::Slow(by));
     }
 
     /// Takes connections again.

@@ -82,6 +82,8 @@ pub fn reply(status: u16, body: impl Into<Bytes>) -> Reply {
 
 struct Shared {
     handler: Box<Handler>,
+    /// Whether what came is kept: not where a test runs for hours.
+    keeps: bool,
     received: Mutex<Vec<Received>>,
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
@@ -148,10 +150,26 @@ impl Receiver {
         tls: Option<rustls::ServerConfig>,
         handler: impl Fn(Received) -> F + Send + Sync + 'static,
     ) -> Self {
+        Self::build(tls, true, handler).await
+    }
+
+    /// One that keeps nothing of what came.
+    pub async fn forgetting<F: Future<Output = Reply> + Send + 'static>(
+        handler: impl Fn(Received) -> F + Send + Sync + 'static,
+    ) -> Self {
+        Self::build(None, false, handler).await
+    }
+
+    async fn build<F: Future<Output = Reply> + Send + 'static>(
+        tls: Option<rustls::ServerConfig>,
+        keeps: bool,
+        handler: impl Fn(Received) -> F + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             handler: Box::new(move |received| Box::pin(handler(received))),
+            keeps,
             received: Mutex::default(),
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
@@ -266,7 +284,9 @@ async fn answer(
         connection,
         certificate,
     };
-    shared.received.lock().unwrap().push(received.clone());
+    if shared.keeps {
+        shared.received.lock().unwrap().push(received.clone());
+    }
     let reply = (shared.handler)(received).await;
     drop(under_way);
     Ok(reply)

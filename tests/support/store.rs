@@ -14,7 +14,7 @@ use futures_util::FutureExt as _;
 use onering::{
     domain::{
         delivery::{Delivery, Status},
-        id::{DAY, DeliveryId, Micros, SubscriptionId},
+        id::{DAY, DeliveryId, Micros, Part, SubscriptionId},
     },
     store::{
         Database, Finish, Finished, Leased, Page, Publish, Published, Session, Store, StoreError,
@@ -117,6 +117,31 @@ impl Db {
         }))
     }
 
+    /// A database that is there already, on a server of the test's own.
+    pub fn at(url: &str) -> Self {
+        Self(Arc::new(Inner {
+            engine: Engine::Postgres,
+            database: Database::Postgres(url.to_owned()),
+            name: String::new(),
+            _dir: tempfile::tempdir().unwrap(),
+            open: Mutex::default(),
+        }))
+    }
+
+    /// Another database with the same contents, on PostgreSQL. Nobody may work on
+    /// this one meanwhile.
+    pub async fn copy(&self) -> Self {
+        let name = format!("{}_copy", self.0.name);
+        on_server(format!("create database {name} template {}", self.0.name)).await;
+        Self(Arc::new(Inner {
+            engine: Engine::Postgres,
+            database: Database::Postgres(url_of(&name)),
+            name,
+            _dir: tempfile::tempdir().unwrap(),
+            open: Mutex::default(),
+        }))
+    }
+
     pub fn engine(&self) -> Engine {
         self.0.engine
     }
@@ -158,7 +183,7 @@ impl Db {
 
     pub async fn destroy(&self) {
         self.close().await;
-        if self.0.engine == Engine::Postgres {
+        if self.0.engine == Engine::Postgres && !self.0.name.is_empty() {
             on_server(format!("drop database {} with (force)", self.0.name)).await;
         }
     }
@@ -260,8 +285,14 @@ impl Node {
     /// Begins a session without an end, and takes what partitions are free.
     pub async fn begin(store: &Arc<dyn Store>) -> Self {
         let node = Self::idle(store, FOR_EVER).await;
-        node.take_partitions(node.session).await.unwrap();
+        node.take_all().await;
         node
+    }
+
+    /// Takes every partition that is free; all that it owns now.
+    pub async fn take_all(&self) -> Vec<Part> {
+        let all: Vec<Part> = Part::all().collect();
+        self.take_partitions(self.session, &all).await.unwrap()
     }
 
     /// Begins a session that owns nothing.

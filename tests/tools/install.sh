@@ -7,6 +7,8 @@ buf_version=1.75.0
 # The public libraries of Standard Webhooks, from npm and PyPI.
 standardwebhooks_npm=1.1.1
 standardwebhooks_pypi=1.1.0
+# Python's gRPC with its compiler, for a worker over generated stubs.
+grpcio=1.85.1
 postgres_oldest=15
 
 install_tools() {
@@ -21,6 +23,7 @@ install_tools() {
     install_grpcurl
     install_buf
     install_standardwebhooks
+    install_grpcio
 }
 
 die() {
@@ -57,6 +60,7 @@ install_packages() {
     local missing=()
     postgres_bin >/dev/null || missing+=(postgresql)
     command -v redis-server >/dev/null || missing+=(redis-server)
+    PATH=$PATH:/usr/sbin command -v haproxy >/dev/null || missing+=(haproxy)
     command -v jq >/dev/null || missing+=(jq)
     command -v curl >/dev/null || missing+=(curl)
     chromium >/dev/null || missing+=(chromium)
@@ -65,6 +69,7 @@ install_packages() {
         install_with_apt "${missing[@]}"
     fi
     need redis-server 'Redis 7 or later'
+    PATH=$PATH:/usr/sbin need haproxy 'HAProxy 2.4 or later'
     need jq jq
     need curl curl
     ONERING_TEST_CHROMIUM=$(chromium) || die 'Chromium is missing: install it, then run ./test again.'
@@ -129,4 +134,14 @@ install_standardwebhooks() {
             die "pip install failed: standardwebhooks $standardwebhooks_pypi could not be installed in $python (apt-get install python3-pip)."
     fi
     export ONERING_TEST_STANDARDWEBHOOKS_NPM=$node ONERING_TEST_STANDARDWEBHOOKS_PYPI=$python
+}
+
+install_grpcio() {
+    local python="$root/target/test-tools/grpcio-tools-$grpcio"
+    if [[ ! -d $python/grpc_tools ]]; then
+        echo "Installing grpcio-tools $grpcio from PyPI"
+        python3 -m pip install --quiet --disable-pip-version-check --target "$python" "grpcio-tools==$grpcio" ||
+            die "pip install failed: grpcio-tools $grpcio could not be installed in $python (apt-get install python3-pip)."
+    fi
+    export ONERING_TEST_GRPCIO=$python
 }

@@ -9,6 +9,7 @@ use super::{
     error::{BenchError, Result},
     gate::GateArgs,
     ledger::MAX_FAN_OUT,
+    workers::WorkersArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -18,6 +19,7 @@ Examples:
   onering bench publish --database postgres://localhost/postgres --endpoints 10 --fan-out 10
   onering bench publish --rate 2000 --json result.json --svg result.svg
   onering bench latency --b5-rate 5000
+  onering bench overload --duration 20s --database postgres://localhost/postgres
   onering bench load --database sqlite:///var/tmp/onering.db --deliveries 1000000
   onering bench monitoring --database postgres://localhost/postgres --deliveries 10000000
   onering bench suite --database postgres://localhost/postgres --database sqlite
@@ -27,6 +29,7 @@ Examples:
   onering bench publish --stored 10000000 --database postgres://localhost/postgres
   onering bench verify --keys 100000 --callers 64
   onering bench me --output json
+  onering bench workers --workers 4 --database postgres://localhost/postgres
   onering bench publish --url http://127.0.0.1:8000 --admin-key sk_admin_...
 
 Without --url it starts a server of its own on a free port of this machine, with a
@@ -53,6 +56,8 @@ pub enum Mode {
     Publish(PublishArgs),
     /// Latency from publish to arrival, at 100 events/s and at half of full speed.
     Latency(LatencyArgs),
+    /// Ten times what the server takes: how it refuses, its memory, and how it is after that.
+    Overload(OverloadArgs),
     /// From a changed switch or a revoked key until the last node acts on it.
     Switch(SwitchArgs),
     /// Everything, as a table in Markdown.
@@ -65,6 +70,8 @@ pub enum Mode {
     Backlog(BacklogArgs),
     /// What endpoints that hang cost the others.
     Isolation(IsolationArgs),
+    /// Deliveries a second to workers at the other ends of streams.
+    Workers(WorkersArgs),
     /// What `verify` and `me` are compared with.
     #[command(hide = true)]
     Empty(EmptyArgs),
@@ -153,6 +160,20 @@ pub struct LatencyArgs {
     /// The high rate. Without it: half of what the server takes, measured first.
     #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate)]
     pub b5_rate: Option<f64>,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `bench overload`.
+#[derive(Debug, Args)]
+pub struct OverloadArgs {
+    /// Publishers during the overload: each waits for its answer, so that few can't overload.
+    #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    pub overload_connections: u16,
     #[command(flatten)]
     pub load: LoadArgs,
     #[command(flatten)]

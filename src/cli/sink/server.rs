@@ -29,7 +29,7 @@ use super::{
 };
 use crate::domain::signature::{
     MemorySeen, Scheme, Seen as _, Verified, Verifier, VerifyError, VerifyingKey,
-    X_WEBHOOK_ATTEMPT, X_WEBHOOK_EVENT,
+    X_WEBHOOK_ATTEMPT, X_WEBHOOK_CHALLENGE, X_WEBHOOK_EVENT,
 };
 
 /// Largest body that is taken, in bytes.
@@ -40,7 +40,7 @@ const STOP_GRACE: Duration = Duration::from_secs(1);
 const HELP: &str = "\
 OneRing's webhook sink: a receiver to test with.
 
-POST   /webhook     receives a delivery (any path below it, too)
+POST   /webhook     receives a delivery (any path below it, too), and answers a challenge
 GET    /deliveries  what was received: {\"count\", \"total\", \"deliveries\": [...]}
 DELETE /delete      forgets it
 POST   /behave      how to answer: {\"status\": 503, \"fail_next\": 2, \"delay_ms\": 100,
@@ -212,6 +212,11 @@ impl Sink {
             Ok(body) => body,
             Err(refused) => return refused,
         };
+        // Whoever makes a subscription may have to prove that this wants webhooks.
+        if let Some(challenge) = head.headers.get(X_WEBHOOK_CHALLENGE) {
+            let challenge = Bytes::copy_from_slice(challenge.as_bytes());
+            return with_type(StatusCode::OK, "text/plain; charset=utf-8", challenge);
+        }
         let now_s = jiff::Timestamp::now().as_second();
         let checked = self.verifier.as_ref().map(|verifier| {
             let header = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok());

@@ -25,6 +25,8 @@ pub struct CloudEvent {
     pub context: Option<Context>,
     /// What vendors added to that.
     pub state: String,
+    /// What it goes in order with (partitioning extension).
+    pub partition_key: Option<String>,
 }
 
 /// Why a CloudEvent is refused.
@@ -64,6 +66,8 @@ struct Members<'a> {
     traceparent: Option<&'a RawValue>,
     #[serde(borrow, default)]
     tracestate: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    partitionkey: Option<&'a RawValue>,
 }
 
 /// Reads a CloudEvent in structured mode. Its data is a slice of the body, not
@@ -108,6 +112,7 @@ pub fn structured(body: &Bytes) -> Result<CloudEvent, Refused> {
         ],
     )
     .map(|event| traced(event, text(members.traceparent), text(members.tracestate)))
+    .and_then(|event| ordered(event, "partitionkey", text(members.partitionkey)))
 }
 
 /// Adds where an event happened.
@@ -123,6 +128,24 @@ fn traced<E>(
         state: trace::state(state.as_deref().into_iter()),
         ..event
     }
+}
+
+/// Adds what an event goes in order with. One that is wrong is refused and not
+/// ignored: its publisher counts on the order.
+fn ordered(
+    event: CloudEvent,
+    name: &'static str,
+    key: Result<Option<String>, &'static str>,
+) -> Result<CloudEvent, Refused> {
+    let refused = |why: &str| Refused::Invalid(vec![(name, why.to_owned())]);
+    let partition_key = key.map_err(refused)?;
+    if partition_key.as_deref() == Some("") {
+        return Err(refused("must not be empty"));
+    }
+    Ok(CloudEvent {
+        partition_key,
+        ..event
+    })
 }
 
 fn text(raw: Option<&RawValue>) -> Result<Option<String>, &'static str> {
@@ -160,6 +183,7 @@ pub fn binary<'h>(
     ];
     event(data, names.map(|name| (name, text(name))))
         .map(|event| traced(event, text(header::TRACEPARENT), text(header::TRACESTATE)))
+        .and_then(|event| ordered(event, header::PARTITIONKEY, text(header::PARTITIONKEY)))
 }
 
 /// An attribute: its name as the caller wrote it, and its value if it has one.
@@ -200,6 +224,7 @@ fn event(data: Bytes, attributes: [Attribute; 4]) -> Result<CloudEvent, Refused>
         idempotency_key: idempotency_key(&source, &id),
         context: None,
         state: String::new(),
+        partition_key: None,
     })
 }
 

@@ -30,7 +30,8 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
     .unwrap();
     let ttl = Duration::from_secs(60);
     let node = Arc::new(Node::new(store, metrics.clone(), "n".into(), ttl));
-    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, 10);
+    let (hints, _) = mpsc::unbounded_channel();
+    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, 10, true, hints);
     (dispatcher, folder)
 }
 
@@ -51,6 +52,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         replays: 0,
         by_hand: false,
         age: 0,
+        ordering_key: None,
         since: Instant::now(),
         session: Session(1),
     };
@@ -61,6 +63,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
     Ended {
         finish: Finish {
             held: 0,
+            ordered: false,
             id: job.id,
             token: job.token,
             settle,
@@ -70,6 +73,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
         job,
         outcome: Outcome::Retryable { retry_after: None },
         at: Instant::now(),
+        answer: None,
         given: Cell::new(Instant::now()),
     }
 }

@@ -18,8 +18,17 @@ fn job(tenant: TenantId, subscription: SubscriptionId) -> Job {
         replays: 0,
         by_hand: false,
         age: 0,
+        ordering_key: None,
         since: Instant::now(),
         session: crate::store::Session(1),
+    }
+}
+
+/// A lane of webhooks with that limit.
+fn http(in_flight: u32) -> Allowed {
+    Allowed {
+        in_flight,
+        class: Class::Webhook,
     }
 }
 
@@ -34,13 +43,16 @@ fn a_lane_stays_within_its_limit() {
     let (t, s) = ids(1);
     let mut lanes = Lanes::new(1000);
     for _ in 0..5 {
-        lanes.push(job(t, s), 2, true);
+        lanes.push(job(t, s), http(2), true);
     }
-    assert!(lanes.take().is_some() && lanes.take().is_some());
-    assert!(lanes.take().is_none());
+    assert!(
+        lanes.take(&Taker::EMBEDDED, usize::MAX).is_some()
+            && lanes.take(&Taker::EMBEDDED, usize::MAX).is_some()
+    );
+    assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_none());
     lanes.landed(s);
-    assert!(lanes.take().is_some());
-    assert!(lanes.take().is_none());
+    assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_some());
+    assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_none());
     assert_eq!((lanes.waiting(), lanes.in_flight()), (2, 2));
 }
 
@@ -51,24 +63,33 @@ fn lanes_leave_room_for_others() {
     let (t, first) = ids(1);
     let mut lanes = Lanes::new(64);
     for _ in 0..100 {
-        lanes.push(job(t, first), 100, true);
+        lanes.push(job(t, first), http(100), true);
     }
-    assert_eq!(std::iter::from_fn(|| lanes.take()).count(), 32);
+    assert_eq!(
+        std::iter::from_fn(|| lanes.take(&Taker::EMBEDDED, usize::MAX)).count(),
+        32
+    );
     for n in 2..12 {
         let lane = SubscriptionId::new(n, Part::new(1));
         for _ in 0..100 {
-            lanes.push(job(t, lane), 100, true);
+            lanes.push(job(t, lane), http(100), true);
         }
     }
-    while lanes.take().is_some() {}
+    while lanes.take(&Taker::EMBEDDED, usize::MAX).is_some() {}
     assert!(lanes.in_flight() < 64, "{}", lanes.in_flight());
     let (other, late) = ids(2);
-    lanes.push(job(other, late), 100, true);
-    assert_eq!(lanes.take().unwrap().subscription, late);
+    lanes.push(job(other, late), http(100), true);
+    assert_eq!(
+        lanes
+            .take(&Taker::EMBEDDED, usize::MAX)
+            .unwrap()
+            .subscription,
+        late
+    );
     for _ in 0..32 {
         lanes.landed(first);
     }
-    let next: Vec<_> = std::iter::from_fn(|| lanes.take()).collect();
+    let next: Vec<_> = std::iter::from_fn(|| lanes.take(&Taker::EMBEDDED, usize::MAX)).collect();
     assert!(
         next.iter().any(|j| j.subscription == first),
         "its turn comes again"
@@ -88,12 +109,12 @@ fn tenants_take_turns() {
         } else {
             SubscriptionId::new(n, Part::new(1))
         };
-        lanes.push(job(a, s), 100, true);
+        lanes.push(job(a, s), http(100), true);
     }
     for _ in 0..9 {
-        lanes.push(job(b, lone), 100, true);
+        lanes.push(job(b, lone), http(100), true);
     }
-    let order: Vec<TenantId> = std::iter::from_fn(|| lanes.take())
+    let order: Vec<TenantId> = std::iter::from_fn(|| lanes.take(&Taker::EMBEDDED, usize::MAX))
         .map(|j| j.tenant)
         .collect();
     let early = order[..10].iter().filter(|t| **t == b).count();
@@ -108,10 +129,10 @@ fn old_and_new_are_mixed() {
     for n in 0..40 {
         let mut j = job(t, s);
         j.attempts = u16::from(n < 20);
-        lanes.push(j, 100, n >= 20);
+        lanes.push(j, http(100), n >= 20);
     }
     let first: Vec<u16> = (0..20)
-        .filter_map(|_| lanes.take())
+        .filter_map(|_| lanes.take(&Taker::EMBEDDED, usize::MAX))
         .map(|j| j.attempts)
         .collect();
     assert_eq!(first.iter().filter(|a| **a == 1).count(), 10);
@@ -153,7 +174,7 @@ fn a_stuck_lane_does_not_fill_the_memory() {
     let mut lanes = Lanes::new(1000);
     while lanes.plan(stuck) {
         lanes.unplan(stuck);
-        lanes.push(job(t, stuck), 1, true);
+        lanes.push(job(t, stuck), http(1), true);
     }
     assert!(lanes.waiting() <= 2048);
     assert!(lanes.plan(SubscriptionId::new(2, Part::new(1))));
@@ -185,4 +206,108 @@ fn timers_of_one_moment_are_one() {
     assert_eq!(lanes.timers.len(), 2);
     lanes.wake(soon);
     assert_eq!(lanes.fetches(1000, |_| true).len(), 1);
+}
+
+fn streamed(in_flight: u32) -> Allowed {
+    Allowed {
+        in_flight,
+        class: Class::Stream,
+    }
+}
+
+fn stream(whose: Whose) -> Taker {
+    Taker {
+        classes: &[Class::Stream],
+        whose,
+    }
+}
+
+// W1, W6: who takes gets what leaves by its way, of those whom it serves, and
+// nothing else.
+#[test]
+fn takers_get_what_is_theirs() {
+    let ((a, http_lane), (b, other)) = (ids(1), ids(2));
+    let consumed = SubscriptionId::new(3, Part::new(1));
+    let mut lanes = Lanes::new(100);
+    for _ in 0..4 {
+        lanes.push(job(a, http_lane), http(100), true);
+        lanes.push(job(a, consumed), streamed(100), true);
+        lanes.push(job(b, other), streamed(100), true);
+    }
+    let mut taken = |taker: &Taker| {
+        let job = lanes.take(taker, usize::MAX);
+        job.map(|job| job.subscription)
+    };
+    let only = stream(Whose::Only([http_lane, other].into()));
+    assert_eq!(taken(&only), Some(other));
+    let own = stream(Whose::Tenant(a));
+    for _ in 0..4 {
+        assert_eq!(taken(&own), Some(consumed));
+    }
+    assert_eq!(taken(&own), None);
+    for _ in 0..3 {
+        assert_eq!(taken(&stream(Whose::All)), Some(other));
+    }
+    assert_eq!(taken(&stream(Whose::All)), None);
+    assert_eq!(taken(&only), None);
+    for _ in 0..4 {
+        assert_eq!(taken(&Taker::EMBEDDED), Some(http_lane));
+    }
+    assert_eq!(taken(&Taker::EMBEDDED), None);
+}
+
+// A10: what needs a client certificate is for the embedded worker alone, also
+// where the subscription got one while its deliveries waited.
+#[test]
+fn certificates_stay_on_the_node() {
+    let (t, s) = ids(1);
+    let mut lanes = Lanes::new(100);
+    let relay = Taker {
+        classes: &[Class::Webhook],
+        whose: Whose::All,
+    };
+    lanes.push(job(t, s), http(10), true);
+    lanes.push(job(t, s), http(10), true);
+    assert!(lanes.take(&relay, usize::MAX).is_some());
+    lanes.adjust(|_| {
+        Some(Allowed {
+            in_flight: 10,
+            class: Class::Certified,
+        })
+    });
+    assert!(lanes.take(&relay, usize::MAX).is_none());
+    assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_some());
+}
+
+// W3: what does not fit into a window stays where it is, and goes with a larger one.
+#[test]
+fn a_body_waits_for_room() {
+    let (t, s) = ids(1);
+    let mut lanes = Lanes::new(100);
+    lanes.push(job(t, s), streamed(10), true);
+    for taker in [stream(Whose::All), stream(Whose::Only([s].into()))] {
+        assert!(lanes.take(&taker, 1).is_none());
+    }
+    assert_eq!(lanes.waiting(), 1);
+    assert!(lanes.take(&stream(Whose::All), 2).is_some());
+}
+
+// A8: what streams hold takes nothing from the attempts that this node makes.
+#[test]
+fn streams_have_no_part_in_the_capacity() {
+    let ((a, consumed), (b, lane)) = (ids(1), ids(2));
+    let mut lanes = Lanes::new(4);
+    for _ in 0..50 {
+        lanes.push(job(a, consumed), streamed(100), true);
+        lanes.push(job(b, lane), http(100), true);
+    }
+    let all = stream(Whose::All);
+    let held = std::iter::from_fn(|| lanes.take(&all, usize::MAX)).count();
+    assert_eq!(held, 50);
+    assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_some());
+    assert!(lanes.take(&Taker::EMBEDDED, usize::MAX).is_some());
+    for _ in 0..50 {
+        lanes.landed(consumed);
+    }
+    assert_eq!(lanes.in_flight(), 2);
 }

@@ -45,6 +45,7 @@ fn long_way(
             Payload::Data(_) => panic!("not over REST"),
         }),
         idempotency_key: set(typed.idempotency_key),
+        ordering_key: set(typed.ordering_key),
         ..hot::PublishBody::default()
     })
 }

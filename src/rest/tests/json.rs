@@ -42,7 +42,8 @@ fn all_that_is_wrong_is_named_at_once() {
     let names = "id, tenant, url, event_types, headers, description, enabled, signature_scheme, \
         retry_schedule, timeout_seconds, max_in_flight, max_age_seconds, metadata, \
         disabled_reason, disable_time, public_key, previous_secret_expire_time, create_time, \
-        update_time, payload_format, client_certificate, client_certificate_info, filter";
+        update_time, payload_format, client_certificate, client_certificate_info, \
+        ordering, filter";
     assert_eq!(
         faults,
         [

@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use super::{Gate, Method};
 use crate::{
+    caller::Caller,
     directory::{KeyEntry, Switches, no_such_key},
     domain::{
         id::{Micros, TenantId, wall_clock},
@@ -142,6 +143,33 @@ impl Gate {
         ask.need.met_by(found, live.require_own_scopes)
     }
 
+    /// Decides again on a call under way, but for where it came from and its key's
+    /// limit.
+    pub(super) fn still(&self, method: &Method, caller: &Caller) -> Result<()> {
+        let switches = self.directory.switches();
+        let entry = self
+            .directory
+            .key(caller.key().id)
+            .filter(|e| e.key.tenant == caller.key().tenant)
+            .ok_or_else(no_such_key)?;
+        entry.works_at(wall_clock())?;
+        if entry.key.kind == Kind::Consumer {
+            if !switches.api {
+                return Err(Error::new(
+                    Reason::ExternalApiDisabled,
+                    "the outside API is switched off",
+                ));
+            }
+            if switches.canary_only && !entry.key.canary {
+                return Err(Error::new(
+                    Reason::CanaryOnlyMode,
+                    "only canary keys are admitted at the moment",
+                ));
+            }
+        }
+        Need::Method(method).met_by(&entry, self.live.load().require_own_scopes)
+    }
+
     /// Admin keys have no tier and no limit: of theirs only failures are counted.
     fn count(&self, decision: &Decision, cost: i64) {
         let call = match decision.refusal.as_ref().map(|e| e.reason) {
@@ -200,7 +228,7 @@ impl Need<'_> {
                         "this call takes an admin key (sk_admin_…)",
                     ));
                 }
-                m.scope.as_str()
+                m.scope_of(key.kind)
             }
         };
         if key.holds(scope, strict) {

@@ -16,13 +16,13 @@ use crate::{
         id::Micros,
         signature::Scheme,
         subscription::{
-            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, PayloadFormat, Subscription,
-            is_pattern,
+            DEFAULT_IN_FLIGHT, DEFAULT_TIMEOUT, Disabled, Headers, Kind, Lifetime, Ordering,
+            PayloadFormat, Subscription, is_pattern,
         },
         trace,
     },
     error::{Error, Reason},
-    proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
+    proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme, SubscriptionKind},
     rpc::{
         check::{Faults, echo, entry, sorted},
         mask::{self, Fixed},
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What can be changed of a subscription.
-pub(super) const CHANGEABLE: [&str; 14] = [
+pub(super) const CHANGEABLE: [&str; 15] = [
     "url",
     "event_types",
     "headers",
@@ -46,6 +46,7 @@ pub(super) const CHANGEABLE: [&str; 14] = [
     "payload_format",
     CLIENT_CERTIFICATE,
     "filter",
+    "ordering",
 ];
 
 const CLIENT_CERTIFICATE: &str = "client_certificate";
@@ -104,6 +105,13 @@ pub(super) fn named(
             &now.disabled_reason,
         ),
         Fixed::new("disable_time", &given.disable_time, &now.disable_time),
+        Fixed::new("kind", &given.kind, &now.kind),
+        Fixed::new(
+            "expire_after_seconds",
+            &given.expire_after_seconds,
+            &now.expire_after_seconds,
+        ),
+        Fixed::moving("expire_time"),
         Fixed::moving("previous_secret_expire_time"),
         Fixed::new(
             "client_certificate_info",
@@ -126,6 +134,7 @@ pub(super) fn named(
         "payload_format" => given.payload_format != 0,
         CLIENT_CERTIFICATE => given.client_certificate.is_some(),
         "filter" => given.filter.is_some(),
+        "ordering" => given.ordering != 0,
         _ => false,
     };
     let mut names = mask::changed(update_mask, &CHANGEABLE, set, &fixed, faults);
@@ -151,6 +160,11 @@ pub(super) fn apply(
     let whole = |n: i32| u32::try_from(n).unwrap_or_default();
     for name in names {
         match *name {
+            "url" if s.kind == Kind::Stream => {
+                if !given.url.is_empty() {
+                    faults.add("url", "a STREAM has none");
+                }
+            }
             // One that stays is not checked again: what is allowed may have
             // changed since, and each connection is checked anyway.
             "url" if given.url != s.url || s.url.is_empty() => {
@@ -183,12 +197,49 @@ pub(super) fn apply(
             "filter" => {
                 s.filter = super::filter::read(given.filter.as_deref().unwrap_or_default(), faults);
             }
+            "ordering" => s.ordering = ordering(given.ordering, faults),
+            CLIENT_CERTIFICATE if s.kind == Kind::Stream => {
+                if given.client_certificate.is_some() {
+                    faults.add(CLIENT_CERTIFICATE, "a STREAM has none");
+                }
+            }
             CLIENT_CERTIFICATE => {
                 own.certificate = certificate(given.client_certificate.as_ref(), now, faults);
             }
             _ => {}
         }
     }
+}
+
+/// How a new subscription's deliveries reach their receiver, and for how long it
+/// lives without one.
+pub(super) fn set_kind(
+    s: &mut Subscription,
+    given: &v1::Subscription,
+    now: Micros,
+    faults: &mut Faults,
+) {
+    s.kind = match SubscriptionKind::try_from(given.kind) {
+        Ok(SubscriptionKind::Unspecified | SubscriptionKind::Webhook) => Kind::Webhook,
+        Ok(SubscriptionKind::Stream) => Kind::Stream,
+        Err(_) => {
+            faults.add("kind", "takes WEBHOOK or STREAM");
+            Kind::Webhook
+        }
+    };
+    let seconds = given.expire_after_seconds;
+    if seconds == 0 {
+        return;
+    }
+    let field = "expire_after_seconds";
+    if s.kind == Kind::Webhook {
+        faults.add(field, "is for a STREAM");
+    }
+    let seconds = faults.number(field, seconds, 60, 604_800, 60);
+    s.lifetime = Some(Lifetime {
+        seconds,
+        ends_at: now.saturating_add(seconds.saturating_mul(1_000_000)),
+    });
 }
 
 /// A receiver's URL, as it stands where it can be called like that: a name with
@@ -334,6 +385,20 @@ fn format(number: i32, faults: &mut Faults) -> PayloadFormat {
                 "takes STANDARD, CLOUDEVENTS_STRUCTURED or CLOUDEVENTS_BINARY",
             );
             PayloadFormat::Standard
+        }
+    }
+}
+
+/// Whether deliveries go in order; not where it is not said.
+fn ordering(number: i32, faults: &mut Faults) -> Ordering {
+    match v1::Ordering::try_from(number) {
+        Ok(v1::Ordering::Off | v1::Ordering::Unspecified) => Ordering::Off,
+        Ok(v1::Ordering::Block) => Ordering::Block,
+        Ok(v1::Ordering::Skip) => Ordering::Skip,
+        Ok(v1::Ordering::Park) => Ordering::Park,
+        Err(_) => {
+            faults.add("ordering", "takes OFF, BLOCK, SKIP or PARK");
+            Ordering::Off
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
         delivery::Schedule,
         id::Micros,
         signature::Scheme,
-        subscription::{Headers, PayloadFormat, Subscription},
+        subscription::{Headers, Kind, Ordering, PayloadFormat, Subscription},
     },
     proto::v1::{self, RetryPreset, RetrySchedule, SignatureScheme},
     rpc::convert::timestamp,
@@ -26,6 +26,15 @@ pub(super) const fn format(format: PayloadFormat) -> v1::PayloadFormat {
         PayloadFormat::Standard => v1::PayloadFormat::Standard,
         PayloadFormat::CloudEventsStructured => v1::PayloadFormat::CloudeventsStructured,
         PayloadFormat::CloudEventsBinary => v1::PayloadFormat::CloudeventsBinary,
+    }
+}
+
+const fn ordering(ordering: Ordering) -> v1::Ordering {
+    match ordering {
+        Ordering::Off => v1::Ordering::Off,
+        Ordering::Block => v1::Ordering::Block,
+        Ordering::Skip => v1::Ordering::Skip,
+        Ordering::Park => v1::Ordering::Park,
     }
 }
 
@@ -103,5 +112,13 @@ pub(super) fn view(
         client_certificate: None,
         client_certificate_info: certificate,
         filter: s.filter.clone().map(String::into_bytes),
+        ordering: ordering(s.ordering).into(),
+        kind: match s.kind {
+            Kind::Webhook => v1::SubscriptionKind::Webhook,
+            Kind::Stream => v1::SubscriptionKind::Stream,
+        }
+        .into(),
+        expire_after_seconds: s.lifetime.map_or(0, |l| l.seconds),
+        expire_time: s.lifetime.map(|l| timestamp(l.ends_at)),
     }
 }

@@ -34,7 +34,7 @@ type Row = sqlx::postgres::PgRow;
 /// This engine's name for what both share.
 type Engine = Postgres;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -52,6 +52,13 @@ const MIGRATIONS: [(&str, &str); 8] = [
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
     ("redrives", include_str!("migrations/0010_redrives.sql")),
+    ("ordering", include_str!("migrations/0009_ordering.sql")),
+    (
+        "event types",
+        include_str!("migrations/0013_event_types.sql"),
+    ),
+    ("nodes", include_str!("migrations/0012_nodes.sql")),
+    ("streams", include_str!("migrations/0011_streams.sql")),
 ];
 
 /// The longest that a statement may take on which a caller, a delivery or the
@@ -162,6 +169,18 @@ impl Postgres {
         format!("'{uuid}'::uuid")
     }
 
+    /// The server and the database: a copy has others, a standby the same. Empty
+    /// where the server does not tell.
+    async fn here(&self) -> String {
+        sqlx::query_scalar(
+            "select (select system_identifier from pg_control_system())::text || '/' || oid::text
+             from pg_database where datname = current_database()",
+        )
+        .fetch_one(&self.hot)
+        .await
+        .unwrap_or_default()
+    }
+
     async fn clock(&self, tx: &mut Transaction<'_>) -> Result<Micros> {
         sqlx::query_scalar("select now_us()")
             .fetch_one(&mut **tx)
@@ -262,4 +281,12 @@ fn lacks_day(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| {
         e.code().as_deref() == Some("23514") && e.message().contains("no partition")
     })
+}
+
+/// Whether the database gave up one of several transactions that waited for each
+/// other. Nothing of it was done.
+fn is_deadlock(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|e| e.code().as_deref() == Some("40P01"))
 }

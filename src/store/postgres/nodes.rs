@@ -18,11 +18,12 @@ use crate::{
 const QUIET: Duration = Duration::from_secs(10);
 
 const FREE: &str = "
-select exists (select from part_owner where sid not in (select sid from nodes where expires_at > now_us()))";
+select exists (select from part_owner where part = any($1::smallint[])
+                 and sid not in (select sid from nodes where expires_at > now_us()))";
 
 const TAKE: &str = "
 update part_owner set sid = $1, epoch = epoch + 1
-where sid not in (select sid from nodes where expires_at > now_us())
+where part = any($2::smallint[]) and sid not in (select sid from nodes where expires_at > now_us())
   and exists (select from nodes where sid = $1 and expires_at > now_us())
 returning part";
 
@@ -30,6 +31,16 @@ const OWNED: &str = "
 select part from part_owner
 where sid = $1 and exists (select from nodes where sid = $1 and expires_at > now_us())
 order by part";
+
+const PARTITIONS: &str = "
+select o.part, coalesce(n.sid, 0)
+from part_owner o left join nodes n on n.sid = o.sid and n.expires_at > now_us() order by o.part";
+
+const HAND_OVER: &str = "
+update part_owner set sid = $2, epoch = epoch + 1
+where sid = $1 and part = any($3::smallint[])
+  and (select count(*) from nodes where sid in ($1, $2) and expires_at > now_us()) = 2
+returning part";
 
 const HOLD: &str = "
 update part_owner set
@@ -41,7 +52,7 @@ where sid = $1 and part = any($2::smallint[]) and (held_since > 0) <> $3";
 impl NodeStore for Postgres {
     async fn begin_session(&self, name: &str, ttl: Duration) -> Result<Session> {
         let sid = sqlx::query_scalar(
-            "insert into nodes (name, expires_at) values ($1, now_us() + $2) returning sid",
+            "insert into nodes (name, expires_at, ready) values ($1, now_us() + $2, false) returning sid",
         )
         .bind(name)
         .bind(crate::domain::id::micros(ttl))
@@ -77,19 +88,41 @@ impl NodeStore for Postgres {
             .map_err(failed)?;
         // Committed before what it held is freed, as when partitions are taken.
         tx.commit().await.map_err(failed)?;
+        self.partitions_changed().await;
         if !owned.is_empty() {
             QueueStore::free_lost(self, &parts(&owned)).await?;
         }
         Ok(())
     }
 
-    async fn take_partitions(&self, session: Session) -> Result<Vec<Part>> {
+    async fn set_ready(&self, session: Session, ready: bool) -> Result<()> {
+        sqlx::query("update nodes set ready = $2 where sid = $1")
+            .bind(session.0)
+            .bind(ready)
+            .execute(&self.hot)
+            .await
+            .map_err(failed)?;
+        self.partitions_changed().await;
+        Ok(())
+    }
+
+    async fn partitions(&self) -> Result<Vec<(Part, Session)>> {
+        let rows = sqlx::query(PARTITIONS)
+            .fetch_all(&self.hot)
+            .await
+            .map_err(failed)?;
+        let owner = |r: &super::Row| (Part::new(r.get::<i16, _>(0) as u8), Session(r.get(1)));
+        Ok(rows.iter().map(owner).collect())
+    }
+
+    async fn take_partitions(&self, session: Session, among: &[Part]) -> Result<Vec<Part>> {
         let free: bool = sqlx::query_scalar(FREE)
+            .bind(numbers(among))
             .fetch_one(&self.hot)
             .await
             .map_err(failed)?;
         if free {
-            self.take_free(session).await?;
+            self.take_free(session, among).await?;
         }
         let owned = sqlx::query(OWNED)
             .bind(session.0)
@@ -97,6 +130,20 @@ impl NodeStore for Postgres {
             .await
             .map_err(failed)?;
         Ok(parts(&owned))
+    }
+
+    async fn hand_over(&self, session: Session, to: Session, among: &[Part]) -> Result<Vec<Part>> {
+        let rows = sqlx::query(HAND_OVER)
+            .bind(session.0)
+            .bind(to.0)
+            .bind(numbers(among))
+            .fetch_all(&self.hot)
+            .await
+            .map_err(failed)?;
+        if !rows.is_empty() {
+            self.partitions_changed().await;
+        }
+        Ok(parts(&rows))
     }
 
     async fn hold(&self, session: Session, parts: &[Part], held: bool) -> Result<()> {
@@ -125,9 +172,9 @@ impl NodeStore for Postgres {
 
     async fn nodes(&self) -> Result<Vec<LiveNode>> {
         let rows = sqlx::query(
-            "select sid, name, seen_rev, pins from nodes where expires_at > now_us() order by sid",
+            "select sid, name, seen_rev, pins, ready from nodes where expires_at > now_us() order by sid",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.hot)
         .await
         .map_err(failed)?;
         Ok(rows.iter().map(node).collect())
@@ -159,7 +206,8 @@ impl NodeStore for Postgres {
             .await
             .map_err(failed)?;
         let mut listener = in_time(PgListener::connect_with(&pool)).await?;
-        in_time(listener.listen_all(["onering_config", "onering_due"])).await?;
+        in_time(listener.listen_all(["onering_config", "onering_due", "onering_partitions"]))
+            .await?;
         Ok(Box::new(Listener {
             listener,
             pending: Vec::new(),
@@ -168,9 +216,19 @@ impl NodeStore for Postgres {
 }
 
 impl Postgres {
+    /// Tells the other nodes that partitions are, or are to be, another's.
+    async fn partitions_changed(&self) {
+        if let Err(e) = sqlx::query("select pg_notify('onering_partitions', '')")
+            .execute(&self.hot)
+            .await
+        {
+            tracing::debug!(error.message = %e, "partitions' hint not sent");
+        }
+    }
+
     /// Together with what their last owners held: should that fail, the next one
     /// to take them does both.
-    async fn take_free(&self, session: Session) -> Result<()> {
+    async fn take_free(&self, session: Session, among: &[Part]) -> Result<()> {
         let mut tx = self.begin().await?;
         // Before the statement that looks who lives: it must see the session of
         // whoever held the lock.
@@ -180,6 +238,7 @@ impl Postgres {
             .map_err(failed)?;
         let taken = sqlx::query(TAKE)
             .bind(session.0)
+            .bind(numbers(among))
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
@@ -205,6 +264,7 @@ fn node(r: &super::Row) -> LiveNode {
         name: r.get(1),
         revision: r.get(2),
         pins: r.get(3),
+        ready: r.get(4),
     }
 }
 
@@ -233,8 +293,10 @@ impl Hints for Listener {
             let Some(note) = heard.map_err(failed)? else {
                 return Ok(Hint::Reconnected);
             };
-            if note.channel() == "onering_config" {
-                return Ok(Hint::Config);
+            match note.channel() {
+                "onering_config" => return Ok(Hint::Config),
+                "onering_partitions" => return Ok(Hint::Partitions),
+                _ => {}
             }
             self.pending
                 .extend(note.payload().split(' ').filter_map(|entry| {

@@ -107,11 +107,34 @@ impl Shared {
     async fn connect(&self) -> Result<PgConnection, Error> {
         loop {
             match self.options.connect().await {
-                Err(e) if is_starting(&e) => tokio::time::sleep(REFUSED_WAIT).await,
-                other => return other,
+                Err(e) if is_starting(&e) => {}
+                Ok(mut connection) => match is_writable(&mut connection).await {
+                    Ok(true) => return Ok(connection),
+                    Ok(false) => {
+                        tracing::debug!("the server is a standby: connecting again");
+                        drop(connection.close().await);
+                    }
+                    Err(e) => return Err(e),
+                },
+                Err(e) => return Err(e),
             }
+            tokio::time::sleep(REFUSED_WAIT).await;
         }
     }
+}
+
+/// A standby answers, and takes no writes: what stands before the servers has not
+/// followed the primary yet.
+async fn is_writable(connection: &mut PgConnection) -> Result<bool, Error> {
+    sqlx::query_scalar("select not pg_is_in_recovery()")
+        .fetch_one(connection)
+        .await
+}
+
+/// Whether a server has refused to write because it is a standby, or only lets
+/// itself be read.
+fn is_read_only(error: &Error) -> bool {
+    matches!(error, Error::Database(e) if e.code().as_deref() == Some("25006"))
 }
 
 /// Whether a server that refuses a connection may take it in a moment.
@@ -271,11 +294,16 @@ impl Held {
             self.pool.shared.found_silent();
             Err(silent("no answer in time"))
         });
-        // After an error of another kind it is not known what comes next.
-        if let Err(e) = &result
-            && !matches!(e, Error::Database(_) | Error::RowNotFound)
-        {
-            self.kept = None;
+        if let Err(e) = &result {
+            if is_read_only(e) {
+                // The primary is elsewhere by now: so do all the others lead to this
+                // one.
+                self.pool.shared.found_silent();
+                self.kept = None;
+            } else if !matches!(e, Error::Database(_) | Error::RowNotFound) {
+                // After an error of another kind it is not known what comes next.
+                self.kept = None;
+            }
         }
         result
     }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Postgres, counters::counted, failed, history, lacks_day};
+use super::{Postgres, counters::counted, failed, history, is_deadlock, lacks_day};
 use crate::{
     domain::{
         event::Idempotency,
@@ -17,7 +17,8 @@ use crate::{
 /// `fresh`: matched against the tenant's present revision. `seen`: took the
 /// idempotency key, for the first time or after its window. `own`: partitions in
 /// which this session may lease. Rows are inserted in the order of their keys,
-/// so that two nodes never wait for each other in a circle. Whether one was
+/// as they come in the arrays, so that two nodes never wait for each other in a
+/// circle. What has an ordering key is not leased. Whether one was
 /// accepted is asked of `seen`, not joined with `accepted`: the planner takes each
 /// for one row, and would compare all with all.
 const PUBLISH: &str = concat!(
@@ -59,15 +60,16 @@ stored as (
 ),
 queued as (
   insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from,
-                     lease_sid, token, state, attempts, replays, by_hand, status, reason)
+                     lease_sid, token, state, attempts, replays, by_hand, status, reason, okey)
   select a.part, d.id, a.tenant, d.sub, a.event, a.day, t.now, 0, own.active - d.held,
          case when d.lease and own.mine then $1 else 0 end,
-         case when d.lease and own.mine then 1 else 0 end, 1, 0, 0, false, 0, ''
-  from unnest($14::integer[], $15::uuid[], $16::uuid[], $17::bigint[], $18::boolean[]) as d(ord, id, sub, held, lease)
+         case when d.lease and own.mine then 1 else 0 end, 1, 0, 0, false, 0, '', d.okey
+  from unnest($14::integer[], $15::uuid[], $16::uuid[], $17::bigint[], $18::boolean[], $20::text[])
+    with ordinality as d(ord, id, sub, held, lease, okey, place)
   join accepted a on a.ord = d.ord
   join own on own.part = a.part
   cross join t
-  order by a.part, d.id
+  order by d.place
 ),
 ",
     counted!("$1", "accepted", "(case when x.n > 0 then 0 end, x.n)"),
@@ -126,6 +128,8 @@ impl Postgres {
                 self.prepare_days_of(batch, chosen).await?;
                 self.insert(session, batch, chosen).await
             }
+            // Rolled back for sure.
+            Err(e) if is_deadlock(&e) => self.insert(session, batch, chosen).await,
             other => other,
         };
         let rows = match rows.map_err(failed) {
@@ -180,8 +184,7 @@ impl Postgres {
         let mut content = Vec::with_capacity(n);
         let mut count = Vec::with_capacity(n);
         let mut trace = Vec::with_capacity(n);
-        let (mut d_ord, mut d_id, mut d_sub, mut d_held, mut d_lease) =
-            (vec![], vec![], vec![], vec![], vec![]);
+        let mut deliveries = Vec::with_capacity(n);
         for (ord, i) in chosen.iter().enumerate() {
             let p = &batch[*i];
             part.push(p.event.part().get());
@@ -197,14 +200,18 @@ impl Postgres {
             content.push(p.idempotency.map(|k| Uuid::from_bytes(k.content)));
             count.push(p.deliveries.len() as i32);
             trace.push(p.trace.as_ref().and_then(|t| t.encode()));
-            for d in &p.deliveries {
-                d_ord.push(ord as i32 + 1);
-                d_id.push(d.id.0);
-                d_sub.push(d.subscription.0);
-                d_held.push(d.held);
-                d_lease.push(d.lease);
-            }
+            deliveries.extend(
+                p.deliveries
+                    .iter()
+                    .map(|d| (ord as i32 + 1, p.order_of(d), d)),
+            );
         }
+        // Of one ordering key in the order in which they came.
+        deliveries.sort_unstable_by_key(|(ord, order, d)| match order {
+            None => (d.id.part(), None, 0, d.id),
+            Some(_) => (d.id.part(), *order, *ord, d.id),
+        });
+        let each = || deliveries.iter().map(|(_, _, d)| d);
         sqlx::query(PUBLISH)
             .bind(session.0)
             .bind(part)
@@ -219,12 +226,23 @@ impl Postgres {
             .bind(idem_key)
             .bind(content)
             .bind(count)
-            .bind(d_ord)
-            .bind(d_id)
-            .bind(d_sub)
-            .bind(d_held)
-            .bind(d_lease)
+            .bind(
+                deliveries
+                    .iter()
+                    .map(|(ord, _, _)| *ord)
+                    .collect::<Vec<_>>(),
+            )
+            .bind(each().map(|d| d.id.0).collect::<Vec<_>>())
+            .bind(each().map(|d| d.subscription.0).collect::<Vec<_>>())
+            .bind(each().map(|d| d.held).collect::<Vec<_>>())
+            .bind(each().map(|d| d.lease && !d.ordered).collect::<Vec<_>>())
             .bind(trace)
+            .bind(
+                deliveries
+                    .iter()
+                    .map(|(_, order, _)| order.map(|(_, key)| key))
+                    .collect::<Vec<_>>(),
+            )
             .fetch_all(&self.publishing)
             .await
     }

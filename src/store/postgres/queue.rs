@@ -6,15 +6,16 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Postgres, counters::counted, failed, lacks_day, shared::letters};
+use super::{Postgres, counters::counted, failed, is_deadlock, lacks_day, shared::letters};
 use crate::{
     domain::{
         delivery::Status,
         id::{DeliveryId, EventId, Part, SubscriptionId, TenantId},
+        subscription::Ordering,
     },
     store::{
-        Finish, Finished, Leased, Publish, Published, QueueStore, Result, Session, Waiting, Want,
-        claim_share,
+        Finish, Finished, Leased, Ordered, Publish, Published, QueueStore, Result, Session,
+        Waiting, Want, claim_share,
         rows::{FinishRow, trace},
     },
 };
@@ -54,9 +55,9 @@ leased as (
   update queue q set lease_sid = $1, token = token + 1
   from chosen c where q.ctid = c.place
   returning q.id, q.tenant, q.sub, q.event, c.type, c.body, q.token, q.attempts, q.replays, q.by_hand,
-            c.active - q.age_from as age, c.trace, q.due_at
+            c.active - q.age_from as age, c.trace, q.due_at, q.okey
 )
-select id, tenant, sub, event, type, body, token, attempts, replays, by_hand, age, trace
+select id, tenant, sub, event, type, body, token, attempts, replays, by_hand, age, trace, okey
 from leased order by due_at, id";
 
 /// Each row is looked up by its key and then touched by its place: a plan made
@@ -81,7 +82,7 @@ found as materialized (
 gone as (
   delete from queue q using found f
   where q.ctid = f.place and q.token = f.token and q.lease_sid <> 0 and f.action < 2
-  returning q.tenant, q.sub, q.event, q.event_day, q.age_from, q.attempts as was, f.*
+  returning q.tenant, q.sub, q.event, q.event_day, q.age_from, q.attempts as was, q.okey, q.oseq, f.*
 ),
 kept as (
   update queue q set
@@ -106,8 +107,9 @@ history as (
 ),
 letters as (
   insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts,
-                    status, reason)
-  select part, id, tenant, sub, event, event_day, t.now, age_from, token, state, was + charge, status, reason
+                    status, reason, okey, oseq)
+  select part, id, tenant, sub, event, event_day, t.now, age_from, token, state, was + charge, status, reason,
+         okey, oseq
   from gone, t where action = 1
 ),
 own as materialized (
@@ -149,6 +151,15 @@ tries as (
 )
 select id, token from ended"
 );
+
+/// Locks the ordering keys of these deliveries before any of them is touched, in the
+/// order in which publishing locks them. Their rows are looked up as in `FINISH`.
+const LOCK_KEYS: &str = "
+select k.part from unnest($1::smallint[], $2::uuid[]) as i(part, id)
+cross join lateral (
+  select sub, okey from queue where part = i.part and id = i.id and okey is not null limit 1) q
+join order_keys k on k.part = i.part and k.sub = q.sub and k.okey = q.okey
+order by k.part, k.sub, k.okey for update of k";
 
 /// Rows that were finished under these very tokens already.
 const BEFORE: &str = "
@@ -211,8 +222,10 @@ with late as (
 ",
     gives_up!(),
     "
-insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
-select part, id, tenant, sub, event, event_day, dead_at, age_from, token, 6, attempts, status, reason from late"
+insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason,
+                  okey, oseq)
+select part, id, tenant, sub, event, event_day, dead_at, age_from, token, 6, attempts, status, reason, okey, oseq
+from late order by part, sub, okey"
 );
 
 const CANCEL: &str = concat!(
@@ -240,9 +253,33 @@ with late as (
 ",
     gives_up!(),
     "
-insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
-select part, id, tenant, sub, event, event_day, now_us(), age_from, token, 6, attempts, status, 'parked_too_long'
-from late"
+insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason,
+                  okey, oseq)
+select part, id, tenant, sub, event, event_day, now_us(), age_from, token, 6, attempts, status, 'parked_too_long',
+       okey, oseq
+from late order by part, sub, okey"
+);
+
+/// Of keys that have been parked for long what waits there for long. A head that is
+/// dead is not in the queue.
+const GIVE_UP_PARKED: &str = concat!(
+    "
+with late as (
+  delete from queue q using (
+    select w.place from order_keys k cross join lateral (
+      select ctid as place from queue
+      where part = k.part and sub = k.sub and okey = k.okey and lease_sid = 0 and id < $3
+      order by oseq limit $4 for update skip locked) w
+    where k.part = $1 and k.sub = $2 and k.blocked = 3 and k.at <= $5 limit $4) x
+  where q.ctid = x.place returning q.*),
+",
+    gives_up!(),
+    "
+insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason,
+                  okey, oseq)
+select part, id, tenant, sub, event, event_day, now_us(), age_from, token, 6, attempts, status, 'parked_too_long',
+       okey, oseq
+from late order by part, sub, okey"
 );
 
 const RETRY_WAITING: &str = concat!(
@@ -255,7 +292,8 @@ own as (
   from part_owner where part = $1
 ),
 again as (
-  update queue q set due_at = now_us(), dead_at = 0, token = q.token + 1,
+  update queue q set dead_at = 0, token = q.token + 1,
+    due_at = case when q.due_at = 9223372036854775807 and q.state <> 5 then q.due_at else now_us() end,
     by_hand = q.by_hand or old.state = 5, state = case when old.state = 5 then 3 else q.state end,
     age_from = case when old.state = 5 then own.active else q.age_from end
   from old, own
@@ -303,6 +341,7 @@ impl QueueStore for Postgres {
                 by_hand: r.get(9),
                 age: r.get(10),
                 trace: trace(r.get(11)),
+                ordering_key: r.get::<Option<String>, _>(12).map(Into::into),
             })
             .collect())
     }
@@ -313,6 +352,8 @@ impl QueueStore for Postgres {
                 crate::store::HistoryStore::prepare_days(self).await?;
                 self.finish_batch(batch).await
             }
+            // Rolled back for sure.
+            Err(e) if is_deadlock(&e) => self.finish_batch(batch).await,
             other => other,
         };
         let mut now: HashSet<(Uuid, i32)> = rows
@@ -442,6 +483,48 @@ impl QueueStore for Postgres {
         Ok(done.rows_affected())
     }
 
+    async fn ordered(&self, parts: &[Part]) -> Result<Vec<Ordered>> {
+        self.subscriptions_in_order(parts).await
+    }
+
+    async fn reorder(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        ordering: Ordering,
+        limit: i64,
+    ) -> Result<u64> {
+        self.bring_in_order(part, subscription, ordering, limit)
+            .await
+    }
+
+    async fn give_up_parked(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        age: Duration,
+        limit: i64,
+    ) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let now = self.clock(&mut tx).await?;
+        let since = now - crate::domain::id::micros(age);
+        let done = sqlx::query(GIVE_UP_PARKED)
+            .bind(part.get())
+            .bind(subscription.0)
+            .bind(crate::domain::id::first_uuid_at(since))
+            .bind(limit)
+            .bind(since)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(done.rows_affected())
+    }
+
+    async fn skip(&self, id: DeliveryId) -> Result<bool> {
+        self.skip_dead(id).await
+    }
+
     async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>> {
         let row = sqlx::query(RETRY_WAITING)
             .bind(id.part().get())
@@ -538,7 +621,8 @@ impl Postgres {
             started.push(row.started);
             less.push(f.held);
         }
-        sqlx::query(FINISH)
+        let ordered: Vec<&Finish> = batch.iter().filter(|f| f.ordered).collect();
+        let query = sqlx::query(FINISH)
             .bind(part)
             .bind(id)
             .bind(token)
@@ -556,9 +640,24 @@ impl Postgres {
             .bind(kind)
             .bind(number)
             .bind(started)
-            .bind(less)
-            .fetch_all(&self.finishing)
-            .await
+            .bind(less);
+        if ordered.is_empty() {
+            return query.fetch_all(&self.finishing).await;
+        }
+        let mut tx = self.finishing.begin().await?;
+        sqlx::query(LOCK_KEYS)
+            .bind(
+                ordered
+                    .iter()
+                    .map(|f| f.id.part().get())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(ordered.iter().map(|f| f.id.0).collect::<Vec<_>>())
+            .execute(&mut *tx)
+            .await?;
+        let rows = query.fetch_all(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(rows)
     }
 }
 

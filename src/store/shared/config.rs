@@ -1,11 +1,9 @@
 use async_trait::async_trait;
 
-use super::{Engine, Transaction, failed, keys, subscriptions, switches, tenants};
-use crate::{
-    domain::id::KeyId,
-    store::{Changes, ConfigStore, Result, SealedKey},
-};
+use super::{Engine, Transaction, event_types, failed, keys, subscriptions, switches, tenants};
+use crate::store::{Changes, ConfigStore, Result, SealedKey};
 use sqlx::Row as _;
+use uuid::Uuid;
 
 #[async_trait]
 impl ConfigStore for Engine {
@@ -26,7 +24,8 @@ impl ConfigStore for Engine {
             revision,
             tenants: tenants::changed(&mut tx, since).await?,
             keys: keys::changed(&mut tx, since).await?,
-            deleted_keys: deleted(&mut tx, since).await?,
+            deleted: deleted(&mut tx, since).await?,
+            event_types: event_types::changed(&mut tx, since).await?,
             subscriptions: subscriptions::changed(&mut tx, since).await?,
             switches: switches::stored(&mut tx).await?,
         };
@@ -78,11 +77,11 @@ impl ConfigStore for Engine {
     }
 }
 
-async fn deleted(tx: &mut Transaction<'_>, since: i64) -> Result<Vec<KeyId>> {
+async fn deleted(tx: &mut Transaction<'_>, since: i64) -> Result<Vec<Uuid>> {
     let rows = sqlx::query("select id from tombstones where rev > $1")
         .bind(since)
         .fetch_all(&mut **tx)
         .await
         .map_err(failed)?;
-    Ok(rows.iter().map(|r| KeyId(r.get(0))).collect())
+    Ok(rows.iter().map(|r| r.get(0)).collect())
 }

@@ -42,15 +42,21 @@ fn counts(found: &[Row]) -> Vec<Count> {
     found.iter().map(count).collect()
 }
 
+/// What waits behind a dead delivery that parks its ordering key.
+const WITH_ITS_KEY: &str = "(okey is not null and due_at = 9223372036854775807 and exists (
+  select 1 from order_keys k
+  where k.part = queue.part and k.sub = queue.sub and k.okey = queue.okey and k.blocked = 3))";
+
 /// What of a tenant's deliveries, or of all, may be in the queue and have that
 /// status. What waits for a subscription that is off is parked.
 fn queued(recent: &Recent, now: Micros) -> Option<String> {
     let parked = uuids(recent.parked.iter().map(|s| s.0));
     let waits = |state: i16| {
+        let on = format!("state = {state} and lease_sid = 0 and not {WITH_ITS_KEY}");
         if parked.is_empty() {
-            format!("state = {state} and lease_sid = 0")
+            on
         } else {
-            format!("state = {state} and lease_sid = 0 and sub not in ({parked})")
+            format!("{on} and sub not in ({parked})")
         }
     };
     Some(match recent.status {
@@ -58,9 +64,11 @@ fn queued(recent: &Recent, now: Micros) -> Option<String> {
         Some(Status::Sending) => "lease_sid <> 0".to_owned(),
         Some(Status::Failed) => format!("state = 5 and lease_sid = 0 and dead_at > {now}"),
         Some(Status::Dead) => format!("state = 5 and lease_sid = 0 and dead_at <= {now}"),
-        Some(Status::Parked) if parked.is_empty() => return None,
+        Some(Status::Parked) if parked.is_empty() => {
+            format!("state in (1, 3) and lease_sid = 0 and {WITH_ITS_KEY}")
+        }
         Some(Status::Parked) => {
-            format!("state in (1, 3) and lease_sid = 0 and sub in ({parked})")
+            format!("state in (1, 3) and lease_sid = 0 and (sub in ({parked}) or {WITH_ITS_KEY})")
         }
         Some(waiting @ (Status::Pending | Status::Retrying)) => waits(waiting.to_i16()),
         Some(_) => return None,

@@ -14,10 +14,15 @@ use crate::{
 /// What each of the three places of a delivery shows: the queue (0), the dead
 /// letters (1) and the history (2), as
 /// `id, tenant, sub, event, state, attempts, due_at, finished_at, status, reason`.
-/// `FAILED` turns into `DEAD` as time passes, without a write.
+/// `FAILED` turns into `DEAD` as time passes, without a write. What waits behind
+/// another of its key is due at no time, and `PARKED` where the key is parked.
 pub(super) const QUEUED: &str = "select id, tenant, sub, event,
-  case when lease_sid <> 0 then 2 when state = 5 and dead_at <= {now} then 6 else state end as state,
-  attempts, case when state = 5 then 0 else due_at end as due_at,
+  case when lease_sid <> 0 then 2 when state = 5 and dead_at <= {now} then 6
+       when okey is not null and due_at = 9223372036854775807 and state <> 5 and exists (
+         select 1 from order_keys k
+         where k.part = queue.part and k.sub = queue.sub and k.okey = queue.okey and k.blocked = 3) then 7
+       else state end as state,
+  attempts, case when due_at = 9223372036854775807 then 0 else due_at end as due_at,
   case when state = 5 and dead_at <= {now} then dead_at else 0 end as finished_at, status, reason, part
   from queue";
 pub(super) const DEAD: &str =

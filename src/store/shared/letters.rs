@@ -131,7 +131,8 @@ pub(super) async fn count(
 }
 
 /// Takes these letters back into the queue, due now and for one attempt; those
-/// that are there. Their age begins again.
+/// that are there. Their age begins again. Before any is taken out, and in the order
+/// of their ordering keys: one that blocks its key is its head again.
 pub(in super::super) async fn revive(
     tx: &mut Transaction<'_>,
     part: Part,
@@ -145,10 +146,10 @@ pub(in super::super) async fn revive(
     let active = active(tx, part, now).await?;
     let sql = format!(
         "insert into queue (part, id, tenant, sub, event, event_day, due_at, dead_at, age_from, lease_sid, token,
-                            state, attempts, replays, by_hand, status, reason)
+                            state, attempts, replays, by_hand, status, reason, okey, oseq)
          select part, id, tenant, sub, event, event_day, {now}, 0, {active}, 0, token + 1, 3, attempts, 0, true,
-                status, reason
-         from dead where part = {} and id in ({})",
+                status, reason, okey, oseq
+         from dead where part = {} and id in ({}) order by sub, okey, oseq",
         part.get(),
         listed(letters.iter().map(|l| l.id.0))
     );

@@ -3,22 +3,26 @@
 //!
 //! An engine also provides `reader()` and `history()` (where to read), `begin()` (a transaction
 //! that writes), `snapshot()` (one that sees one state), `clock()`,
-//! `config_changed()`, `windows()`, `write_windows()`, `write_calls()` and
-//! `FOR_UPDATE`.
+//! `config_changed()`, `here()` (the server), `windows()`, `write_windows()`,
+//! `write_calls()` and `FOR_UPDATE`.
 
 mod audit;
 mod calls;
 mod config;
 mod counters;
+mod event_types;
 mod history;
 mod keys;
 pub(super) mod letters;
 mod limits;
 mod load;
+mod order;
+mod peers;
 mod redrives;
 mod subscriptions;
 mod switches;
 mod tenants;
+mod timeline;
 
 pub(super) use calls::subject;
 pub(super) use limits::window;

@@ -527,10 +527,10 @@ impl RedriveStore for Engine {
         }
         write(&mut tx, &r, pace).await?;
         tx.commit().await.map_err(failed)?;
-        let redriven = taken.iter().filter(|_| r.kind == Kind::Redrive);
+        // Of what is purged too: what waited behind it may be due.
         Ok(Some(Moved {
             count,
-            subscriptions: distinct(redriven.map(|l| l.subscription)),
+            subscriptions: distinct(taken.iter().map(|l| l.subscription)),
             next: next.map(|_| pace.wait(r.rate)),
         }))
     }

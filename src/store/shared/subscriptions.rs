@@ -24,6 +24,10 @@ fn subscription(r: &Row) -> Result<Subscription> {
         updated_at: r.get(6),
         client_certificate: r.get(7),
         filter: r.get(8),
+        ordering: r.get(9),
+        kind: r.get(10),
+        lifetime: r.get(11),
+        ends_at: r.get(12),
     }
     .into_subscription()
     .map_err(broken)
@@ -52,7 +56,7 @@ pub(super) async fn changed(
     }
     let rows = sqlx::query(
         "select s.id, s.tenant, s.doc, s.secret, s.previous_secret, s.previous_until, s.updated_at,
-                s.client_certificate, s.filter
+                s.client_certificate, s.filter, s.ordering, s.kind, s.lifetime, s.ends_at
          from subscriptions s join tenant_rev t on t.tenant = s.tenant
          where t.config_rev > $1 order by s.id",
     )
@@ -99,10 +103,12 @@ impl SubscriptionStore for Engine {
         if count >= quota {
             return Err(StoreError::Quota(quota));
         }
+        let now = self.clock(&mut tx).await?;
         sqlx::query(
             "insert into subscriptions (id, tenant, doc, secret, previous_secret, previous_until,
-                                        updated_at, client_certificate, rev, filter)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                                        updated_at, client_certificate, rev, filter, ordering, kind,
+                                        lifetime, ends_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(row.id)
         .bind(row.tenant)
@@ -114,6 +120,10 @@ impl SubscriptionStore for Engine {
         .bind(row.client_certificate)
         .bind(rev)
         .bind(row.filter)
+        .bind(row.ordering)
+        .bind(row.kind)
+        .bind(row.lifetime)
+        .bind(row.lifetime.map(|life| now.saturating_add(life)))
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -125,7 +135,7 @@ impl SubscriptionStore for Engine {
     async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter
+                    client_certificate, filter, ordering, kind, lifetime, ends_at
              from subscriptions where id = $1",
         )
         .bind(id.0)
@@ -144,7 +154,7 @@ impl SubscriptionStore for Engine {
     ) -> Result<Vec<Subscription>> {
         sqlx::query(
             "select id, tenant, doc, secret, previous_secret, previous_until, updated_at,
-                    client_certificate, filter
+                    client_certificate, filter, ordering, kind, lifetime, ends_at
              from subscriptions where tenant = $1 and id < $2 order by id desc limit $3",
         )
         .bind(tenant.0)
@@ -165,7 +175,7 @@ impl SubscriptionStore for Engine {
         let done = sqlx::query(
             "update subscriptions set doc = $3, secret = $4, previous_secret = $5,
                     previous_until = $6, updated_at = $7, client_certificate = $8, rev = $9,
-                    filter = $10
+                    filter = $10, ordering = $11
              where id = $1 and updated_at = $2",
         )
         .bind(row.id)
@@ -178,6 +188,7 @@ impl SubscriptionStore for Engine {
         .bind(row.client_certificate)
         .bind(rev)
         .bind(row.filter)
+        .bind(row.ordering)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -209,5 +220,54 @@ impl SubscriptionStore for Engine {
         tx.commit().await.map_err(failed)?;
         self.config_changed().await;
         Ok(done.rows_affected() > 0)
+    }
+
+    async fn prolong_subscriptions(&self, ids: &[SubscriptionId]) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let now = self.clock(&mut tx).await?;
+        for id in ids {
+            sqlx::query(
+                "update subscriptions set ends_at = $2 + lifetime
+                 where id = $1 and lifetime is not null and ends_at > $2",
+            )
+            .bind(id.0)
+            .bind(now)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        tx.commit().await.map_err(failed)
+    }
+
+    async fn end_subscriptions(&self, limit: i64) -> Result<Vec<SubscriptionId>> {
+        let mut tx = self.begin().await?;
+        let now = self.clock(&mut tx).await?;
+        let rows = sqlx::query(
+            "select id, tenant from subscriptions where ends_at <= $1 order by tenant, id limit $2",
+        )
+        .bind(now)
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let mut ended = Vec::with_capacity(rows.len());
+        for r in &rows {
+            bump_tenant(&mut tx, TenantId(r.get(1))).await?;
+            // One that was prolonged meanwhile stays.
+            let done = sqlx::query("delete from subscriptions where id = $1 and ends_at <= $2")
+                .bind(r.get::<Uuid, _>(0))
+                .bind(now)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            if done.rows_affected() > 0 {
+                ended.push(SubscriptionId(r.get(0)));
+            }
+        }
+        tx.commit().await.map_err(failed)?;
+        if !ended.is_empty() {
+            self.config_changed().await;
+        }
+        Ok(ended)
     }
 }

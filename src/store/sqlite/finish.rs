@@ -61,9 +61,9 @@ static DEAD: Batch = Batch::new(
     "with i(part, id, token, state, charge, status, reason) as (values ",
     "(?,?,?,?,?,?,?)",
     ") insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts,
-                         status, reason)
+                         status, reason, okey, oseq)
        select q.part, q.id, q.tenant, q.sub, q.event, q.event_day, ?, q.age_from, q.token, i.state,
-              q.attempts + i.charge, i.status, i.reason
+              q.attempts + i.charge, i.status, i.reason, q.okey, q.oseq
        from i cross join queue q on q.part = i.part and q.id = i.id and q.token = i.token",
 );
 

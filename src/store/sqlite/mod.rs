@@ -51,7 +51,7 @@ type Row = sqlx::sqlite::SqliteRow;
 /// This engine's name for what both share.
 type Engine = Sqlite;
 
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("base", include_str!("migrations/0001_base.sql")),
     (
         "client certificates",
@@ -69,6 +69,13 @@ const MIGRATIONS: [(&str, &str); 8] = [
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
     ("redrives", include_str!("migrations/0010_redrives.sql")),
+    ("ordering", include_str!("migrations/0009_ordering.sql")),
+    (
+        "event types",
+        include_str!("migrations/0013_event_types.sql"),
+    ),
+    ("nodes", include_str!("migrations/0012_nodes.sql")),
+    ("streams", include_str!("migrations/0011_streams.sql")),
 ];
 
 /// A SQLite database. One process at a time: its clock is the store's.
@@ -188,6 +195,12 @@ impl Sqlite {
 
     fn now(&self) -> Micros {
         wall_clock() + self.shift.load(Ordering::Relaxed)
+    }
+
+    /// A file is the same wherever it lies.
+    #[expect(clippy::unused_async, reason = "called as the other engine's is")]
+    async fn here(&self) -> String {
+        String::new()
     }
 
     #[expect(clippy::unused_async, reason = "called as the other engine's is")]

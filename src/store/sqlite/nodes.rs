@@ -15,7 +15,18 @@ use crate::{
 const TAKE: &str = "
 update part_owner set sid = $1, epoch = epoch + 1
 where sid not in (select sid from nodes where expires_at > $2)
+  and part in (select value from json_each($3))
   and exists (select 1 from nodes where sid = $1 and expires_at > $2)";
+
+const PARTITIONS: &str = "
+select o.part, coalesce(n.sid, 0)
+from part_owner o left join nodes n on n.sid = o.sid and n.expires_at > $1 order by o.part";
+
+const HAND_OVER: &str = "
+update part_owner set sid = $2, epoch = epoch + 1
+where sid = $1 and part in (select value from json_each($3))
+  and (select count(*) from nodes where sid in ($1, $2) and expires_at > $4) = 2
+returning part";
 
 const HOLD: &str = "
 update part_owner set
@@ -28,7 +39,7 @@ impl NodeStore for Sqlite {
     async fn begin_session(&self, name: &str, ttl: Duration) -> Result<Session> {
         let mut tx = self.begin().await?;
         let sid = sqlx::query_scalar(
-            "insert into nodes (name, expires_at) values ($1, $2) returning sid",
+            "insert into nodes (name, expires_at, ready) values ($1, $2, 0) returning sid",
         )
         .bind(name)
         .bind(self.now() + crate::domain::id::micros(ttl))
@@ -76,15 +87,41 @@ impl NodeStore for Sqlite {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        tx.commit().await.map_err(failed)?;
+        self.tell(Hint::Partitions);
+        Ok(())
     }
 
-    async fn take_partitions(&self, session: Session) -> Result<Vec<Part>> {
+    async fn set_ready(&self, session: Session, ready: bool) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("update nodes set ready = $2 where sid = $1")
+            .bind(session.0)
+            .bind(ready)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        self.tell(Hint::Partitions);
+        Ok(())
+    }
+
+    async fn partitions(&self) -> Result<Vec<(Part, Session)>> {
+        let rows = sqlx::query(PARTITIONS)
+            .bind(self.now())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+        let owner = |r: &super::Row| (Part::new(r.get::<i16, _>(0) as u8), Session(r.get(1)));
+        Ok(rows.iter().map(owner).collect())
+    }
+
+    async fn take_partitions(&self, session: Session, among: &[Part]) -> Result<Vec<Part>> {
         let mut tx = self.begin().await?;
         let now = self.now();
         let taken = sqlx::query(TAKE)
             .bind(session.0)
             .bind(now)
+            .bind(numbers(among.iter().copied()))
             .execute(&mut *tx)
             .await
             .map_err(failed)?
@@ -112,6 +149,26 @@ impl NodeStore for Sqlite {
         }
         tx.commit().await.map_err(failed)?;
         Ok(owned)
+    }
+
+    async fn hand_over(&self, session: Session, to: Session, parts: &[Part]) -> Result<Vec<Part>> {
+        let mut tx = self.begin().await?;
+        let rows = sqlx::query(HAND_OVER)
+            .bind(session.0)
+            .bind(to.0)
+            .bind(numbers(parts.iter().copied()))
+            .bind(self.now())
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        self.tell(Hint::Partitions);
+        let mut given: Vec<Part> = rows
+            .iter()
+            .map(|r| Part::new(r.get::<i16, _>(0) as u8))
+            .collect();
+        given.sort_unstable();
+        Ok(given)
     }
 
     async fn hold(&self, session: Session, parts: &[Part], held: bool) -> Result<()> {
@@ -142,7 +199,7 @@ impl NodeStore for Sqlite {
 
     async fn nodes(&self) -> Result<Vec<LiveNode>> {
         let rows = sqlx::query(
-            "select sid, name, seen_rev, pins from nodes where expires_at > $1 order by sid",
+            "select sid, name, seen_rev, pins, ready from nodes where expires_at > $1 order by sid",
         )
         .bind(self.now())
         .fetch_all(&self.readers)
@@ -153,6 +210,7 @@ impl NodeStore for Sqlite {
             name: r.get(1),
             revision: r.get(2),
             pins: r.get(3),
+            ready: r.get(4),
         };
         Ok(rows.iter().map(node).collect())
     }

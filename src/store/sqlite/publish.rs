@@ -17,7 +17,7 @@ use crate::{
         counter::ACCEPTED,
         id::{EventId, Micros, Part, TenantId, day_of},
     },
-    store::{Publish, Published, Result, Session, StoreError},
+    store::{NewDelivery, Publish, Published, Result, Session, StoreError},
 };
 
 static OWNED: Batch = Batch::new(
@@ -56,6 +56,14 @@ static HOLDERS: Batch = Batch::new(
 static EVENTS: Batch = Batch::new(
     "insert into events (part, day, id, tenant, key, type, body, trace) values ",
     "(?,?,?,?,?,?,?,?)",
+    "",
+);
+
+/// With ordering keys: apart, so that all others are inserted without.
+static ORDERED: Batch = Batch::new(
+    "insert into queue (part, id, tenant, sub, event, event_day, due_at, age_from, lease_sid, token, okey,
+                        dead_at, state, attempts, replays, by_hand, status, reason) values ",
+    "(?,?,?,?,?,?,?,?,?,?,?,0,1,0,0,0,0,'')",
     "",
 );
 
@@ -278,19 +286,32 @@ async fn insert_deliveries(
     session: Session,
     now: Micros,
 ) -> Result<()> {
-    let rows: Vec<_> = accepted
+    let (ordered, rows): (Vec<_>, Vec<_>) = accepted
         .iter()
         .flat_map(|i| batch[*i].deliveries.iter().map(|d| (&batch[*i], d)))
-        .collect();
+        .partition(|(p, d)| p.order_of(d).is_some());
+    insert_rows(tx, &QUEUE, &rows, owned, session, now).await?;
+    insert_rows(tx, &ORDERED, &ordered, owned, session, now).await
+}
+
+async fn insert_rows(
+    tx: &mut Transaction<'_>,
+    statement: &'static Batch,
+    rows: &[(&Publish, &NewDelivery)],
+    owned: &HashMap<i16, Own>,
+    session: Session,
+    now: Micros,
+) -> Result<()> {
     for piece in pieces(rows.len()) {
-        let mut query = sqlx::query(QUEUE.text(&piece));
+        let mut query = sqlx::query(statement.text(&piece));
         for (p, d) in &rows[piece] {
             let part = p.event.part().get();
             let own = owned
                 .get(&part)
                 .copied()
                 .ok_or_else(|| StoreError::Unfit(format!("partition {part} is missing")))?;
-            let leased = d.lease && own.mine;
+            let order = p.order_of(d);
+            let leased = d.lease && own.mine && order.is_none();
             query = query
                 .bind(part)
                 .bind(d.id.0)
@@ -302,6 +323,9 @@ async fn insert_deliveries(
                 .bind(own.active - d.held)
                 .bind(if leased { session.0 } else { 0 })
                 .bind(i32::from(leased));
+            if let Some((_, key)) = order {
+                query = query.bind(key);
+            }
         }
         query.execute(&mut **tx).await.map_err(failed)?;
     }

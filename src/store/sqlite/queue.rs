@@ -21,10 +21,11 @@ use crate::{
     domain::{
         delivery::Status,
         id::{DeliveryId, EventId, Micros, Part, SubscriptionId, TenantId, day_of, first_uuid_at},
+        subscription::Ordering,
     },
     store::{
-        Finish, Finished, HistoryStore as _, Leased, Publish, Published, QueueStore, Result,
-        Session, Waiting, Want, claim_share, rows::trace,
+        Finish, Finished, HistoryStore as _, Leased, Ordered, Publish, Published, QueueStore,
+        Result, Session, Waiting, Want, claim_share, rows::trace,
     },
 };
 
@@ -52,7 +53,8 @@ static LEASE: Batch = Batch::new(
                 (select body from kept_bodies k where k.part = queue.part and k.event = queue.event)),
        token, attempts, replays, by_hand, age_from, due_at,
        coalesce((select trace from events e where e.part = queue.part and e.id = queue.event and e.day = queue.event_day),
-                (select trace from kept_bodies k where k.part = queue.part and k.event = queue.event))",
+                (select trace from kept_bodies k where k.part = queue.part and k.event = queue.event)),
+       okey",
 );
 
 /// Steps from one subscription to the next through the index, so that the cost
@@ -85,9 +87,15 @@ const LATE: &str =
 const OF_SUBSCRIPTION: &str =
     "where part = $1 and sub = $2 and lease_sid = 0 and id < $3 order by due_at, id limit $4";
 
+/// Of keys that have been parked for long what waits there for long.
+const PARKED: &str = "where part = $1 and sub = $2 and lease_sid = 0 and id < $3 and okey in (
+    select okey from order_keys where part = $1 and sub = $2 and blocked = 3 and at <= $5)
+  order by due_at, id limit $4";
+
 const TO_DEAD: &str = "
-insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
-select part, id, tenant, sub, event, event_day";
+insert into dead (part, id, tenant, sub, event, event_day, okey, oseq, dead_at, age_from, token, state, attempts,
+                  status, reason)
+select part, id, tenant, sub, event, event_day, okey, oseq";
 
 /// What rows count that are given up, and rows that are cancelled.
 const GIVEN_UP: [(&str, &str); 4] = [
@@ -99,7 +107,8 @@ const GIVEN_UP: [(&str, &str); 4] = [
 const CANCELLED: [(&str, &str); 2] = [("state", "-1"), ("10", "1")];
 
 const RETRY_WAITING: &str = "
-update queue set due_at = $3, dead_at = 0, token = token + 1,
+update queue set dead_at = 0, token = token + 1,
+  due_at = case when due_at = 9223372036854775807 and state <> 5 then due_at else $3 end,
   by_hand = by_hand or state = 5, state = case when state = 5 then 3 else state end,
   age_from = case when state = 5 then $4 else age_from end
 where part = $1 and id = $2";
@@ -290,6 +299,52 @@ impl QueueStore for Sqlite {
         Ok(moved)
     }
 
+    async fn ordered(&self, parts: &[Part]) -> Result<Vec<Ordered>> {
+        self.subscriptions_in_order(parts).await
+    }
+
+    async fn reorder(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        ordering: Ordering,
+        limit: i64,
+    ) -> Result<u64> {
+        self.bring_in_order(part, subscription, ordering, limit)
+            .await
+    }
+
+    async fn give_up_parked(
+        &self,
+        part: Part,
+        subscription: SubscriptionId,
+        age: Duration,
+        limit: i64,
+    ) -> Result<u64> {
+        let mut tx = self.begin().await?;
+        let now = self.now();
+        let since = now - age.as_micros() as Micros;
+        let copy = format!(
+            "{TO_DEAD}, $6, age_from, token, 6, attempts, status, 'parked_too_long' from queue {PARKED}"
+        );
+        let count = count_moved(PARKED, &GIVEN_UP, now);
+        let moved = move_rows(&mut tx, count, copy, PARKED, |q| {
+            q.bind(part.get())
+                .bind(subscription.0)
+                .bind(first_uuid_at(since))
+                .bind(limit)
+                .bind(since)
+                .bind(now)
+        })
+        .await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(moved)
+    }
+
+    async fn skip(&self, id: DeliveryId) -> Result<bool> {
+        self.skip_dead(id).await
+    }
+
     async fn retry_by_hand(&self, id: DeliveryId) -> Result<Option<Status>> {
         let mut tx = self.begin().await?;
         let now = self.now();
@@ -351,6 +406,7 @@ fn leased(r: &Row, own: &HashMap<i16, Own>) -> Leased {
         by_hand: r.get(9),
         age: active - r.get::<i64, _>(10),
         trace: trace(r.get(12)),
+        ordering_key: r.get::<Option<String>, _>(13).map(Into::into),
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     domain::{
         delivery::Status,
-        id::{DeliveryId, EventId, SubscriptionId, TenantId},
+        id::{DeliveryId, EventId, Part, SubscriptionId, TenantId},
     },
     store::{
         ConfigStore as _, Finish, Finished, NewDelivery, NodeStore as _, Publish, Published,
@@ -78,7 +78,9 @@ fn event(session_leases: bool) -> Publish {
             subscription: SubscriptionId::new(wall_clock(), TenantId::DEFAULT.part()),
             held: 0,
             lease: session_leases,
+            ordered: false,
         }],
+        ordering_key: None,
     }
 }
 
@@ -87,8 +89,13 @@ async fn started(store: &Sqlite) -> Session {
         .begin_session("n", Duration::from_secs(60))
         .await
         .unwrap();
-    store.take_partitions(session).await.unwrap();
+    take_all(store, session).await;
     session
+}
+
+async fn take_all(store: &Sqlite, session: Session) -> Vec<Part> {
+    let all: Vec<Part> = Part::all().collect();
+    store.take_partitions(session, &all).await.unwrap()
 }
 
 // A statement that fails, and a caller that goes away, leave the next one a
@@ -165,7 +172,7 @@ async fn a_process_that_died_holds_nothing() {
     assert!(!store.renew_session(ended, minute).await.unwrap());
     let session = store.begin_session("n", minute).await.unwrap();
     assert_ne!(session, ended);
-    let owned = store.take_partitions(session).await.unwrap();
+    let owned = take_all(&store, session).await;
     assert_eq!(owned.len(), 64);
     let delivery = &published.deliveries[0];
     let want = Want {
@@ -198,6 +205,7 @@ async fn long_reads_stop_nothing_else() {
     let (id, token) = held[0];
     let finish = Finish {
         held: 0,
+        ordered: false,
         id,
         token,
         settle: Settle::Done(Status::Delivered),

@@ -1,0 +1,337 @@
+//! What a worker has of other nodes, and how much more those may send it. Each
+//! node's window is part of the worker's: it grows where much comes and shrinks
+//! where nothing does. What comes beyond the worker's own window waits here for a
+//! moment, and goes back.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::{
+    link::{Link, News},
+    opening::Window,
+};
+use crate::{
+    proto::v1::{
+        WorkerMessage,
+        server_message::Delivery,
+        worker_message::{
+            Ack, AckItem, Action, Credit, Drain, Extend, Lease, Message, Nack, NackItem,
+        },
+    },
+    store::Session,
+};
+
+/// How long a delivery waits for room in the worker's window.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What is asked without an answer being waited for.
+pub(super) const UNASKED: &str = "";
+
+/// What is told to a node of one delivery.
+pub(super) enum Word {
+    Ack(AckItem),
+    Nack(NackItem),
+    Extend(Lease, i32),
+}
+
+/// A delivery of another node's that the worker has.
+struct Far {
+    node: Session,
+    token: Vec<u8>,
+    bytes: usize,
+}
+
+/// A link, with its window.
+struct Line {
+    link: Link,
+    /// How many it may have under way to the worker beyond what that has of it.
+    ahead: usize,
+    /// What it brought since its window was last looked at.
+    came: usize,
+    /// The window as it was last told.
+    told: Option<(i32, i64)>,
+    answered: bool,
+}
+
+/// All of a worker's links.
+pub(super) struct Links {
+    lines: HashMap<Session, Line>,
+    pub(super) news: UnboundedReceiver<(Session, News)>,
+    has: HashMap<String, Far>,
+    bytes: usize,
+    waiting: VecDeque<(Instant, Session, Delivery)>,
+    /// Items that were told to a node, by the message's id: their numbers and ids.
+    asked: HashMap<(Session, String), Vec<(u64, String)>>,
+    words: Vec<(Session, u64, String, Word)>,
+    last: u64,
+}
+
+impl Links {
+    pub(super) fn new(news: UnboundedReceiver<(Session, News)>) -> Self {
+        Self {
+            lines: HashMap::new(),
+            news,
+            has: HashMap::new(),
+            bytes: 0,
+            waiting: VecDeque::new(),
+            asked: HashMap::new(),
+            words: Vec::new(),
+            last: 0,
+        }
+    }
+
+    /// Deliveries of other nodes that the worker has.
+    pub(super) fn len(&self) -> usize {
+        self.has.len()
+    }
+
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn nodes(&self) -> Vec<Session> {
+        self.lines.keys().copied().collect()
+    }
+
+    /// Whether some node has not said yet what it resumes.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.lines.values().any(|line| !line.answered)
+    }
+
+    pub(super) fn add(&mut self, node: Session, link: Link) {
+        let line = Line {
+            link,
+            ahead: 1,
+            came: 0,
+            told: None,
+            answered: false,
+        };
+        self.lines.insert(node, line);
+    }
+
+    /// A node has said what it resumes.
+    pub(super) fn answered(&mut self, node: Session) {
+        if let Some(line) = self.lines.get_mut(&node) {
+            line.answered = true;
+            line.told = None;
+        }
+    }
+
+    /// Ends a link to a node that is gone: what the worker had of it, and what was
+    /// asked and not answered.
+    pub(super) fn remove(&mut self, node: Session) -> (Vec<String>, Vec<(u64, String)>) {
+        self.lines.remove(&node);
+        self.waiting.retain(|(_, of, _)| *of != node);
+        let gone: Vec<String> = self
+            .has
+            .iter()
+            .filter(|(_, far)| far.node == node)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in &gone {
+            self.forget(id);
+        }
+        (gone, self.unanswered(node))
+    }
+
+    /// What was asked of a node and won't be answered.
+    pub(super) fn unanswered(&mut self, node: Session) -> Vec<(u64, String)> {
+        let asked = self.asked.extract_if(|(of, _), _| *of == node);
+        asked.flat_map(|(_, items)| items).collect()
+    }
+
+    /// The worker has it.
+    pub(super) fn insert(&mut self, node: Session, id: String, token: Vec<u8>, bytes: usize) {
+        self.bytes += bytes;
+        let far = Far { node, token, bytes };
+        if let Some(old) = self.has.insert(id, far) {
+            self.bytes = self.bytes.saturating_sub(old.bytes);
+        }
+    }
+
+    /// The worker does not have it any more; whether it did.
+    pub(super) fn forget(&mut self, id: &str) -> bool {
+        self.waiting.retain(|(_, _, d)| d.delivery_id != id);
+        match self.has.remove(id) {
+            Some(far) => {
+                self.bytes = self.bytes.saturating_sub(far.bytes);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The node of a delivery that the worker has under that token.
+    pub(super) fn node_of(&self, id: &str, token: &[u8]) -> Option<Session> {
+        let far = self.has.get(id)?;
+        (far.token == token && self.lines.contains_key(&far.node)).then_some(far.node)
+    }
+
+    /// A delivery has come.
+    pub(super) fn came(&mut self, node: Session, delivery: Delivery) {
+        if let Some(line) = self.lines.get_mut(&node) {
+            line.came += 1;
+        }
+        self.waiting.push_back((Instant::now(), node, delivery));
+    }
+
+    /// The next that came, where there is room for it.
+    pub(super) fn next(&mut self, room: Option<usize>) -> Option<Delivery> {
+        let (_, _, next) = self.waiting.front()?;
+        if next.body.len() > room? {
+            return None;
+        }
+        let (_, node, delivery) = self.waiting.pop_front()?;
+        let (id, token) = (delivery.delivery_id.clone(), delivery.lease_token.clone());
+        self.insert(node, id, token, delivery.body.len());
+        Some(delivery)
+    }
+
+    /// Tells a node of one item; what is told together goes with [`flush`](Self::flush).
+    pub(super) fn tell(&mut self, node: Session, number: u64, id: String, word: Word) {
+        if !matches!(word, Word::Extend(..)) {
+            self.forget(&id);
+        }
+        self.words.push((node, number, id, word));
+    }
+
+    /// Sends what was told.
+    pub(super) fn flush(&mut self) {
+        type Words = (Vec<AckItem>, Vec<NackItem>, Vec<Lease>, i32);
+        let mut by_node: HashMap<Session, (Words, Vec<(u64, String)>)> = HashMap::new();
+        for (node, number, id, word) in self.words.drain(..) {
+            let ((acks, nacks, leases, by), items) = by_node.entry(node).or_default();
+            items.push((number, id));
+            match word {
+                Word::Ack(item) => acks.push(item),
+                Word::Nack(item) => nacks.push(item),
+                Word::Extend(lease, seconds) => {
+                    leases.push(lease);
+                    *by = seconds;
+                }
+            }
+        }
+        // What comes together is of one message of the worker's, and so of one kind.
+        for (node, ((acks, nacks, leases, seconds), items)) in by_node {
+            self.last += 1;
+            let request_id = self.last.to_string();
+            self.asked.insert((node, request_id.clone()), items);
+            let message = if !acks.is_empty() {
+                let items = acks;
+                Message::Ack(Ack { request_id, items })
+            } else if !nacks.is_empty() {
+                let items = nacks;
+                Message::Nack(Nack { request_id, items })
+            } else {
+                Message::Extend(Extend {
+                    request_id,
+                    items: leases,
+                    seconds,
+                })
+            };
+            self.send(node, message);
+        }
+    }
+
+    /// The items that a result is about.
+    pub(super) fn answer(&mut self, node: Session, request_id: &str) -> Vec<(u64, String)> {
+        let key = (node, request_id.to_owned());
+        self.asked.remove(&key).unwrap_or_default()
+    }
+
+    fn send(&self, node: Session, message: Message) {
+        let message = Some(message);
+        if let Some(line) = self.lines.get(&node) {
+            // A link that has ended tells so.
+            let _ = line.link.say.send(WorkerMessage { message });
+        }
+    }
+
+    /// Gives back what has waited for too long, or all of it.
+    pub(super) fn return_late(&mut self, all: bool) {
+        let late = |(at, _, _): &(Instant, Session, Delivery)| all || at.elapsed() >= PATIENCE;
+        while self.waiting.front().is_some_and(late) {
+            let Some((_, node, delivery)) = self.waiting.pop_front() else {
+                return;
+            };
+            let item = NackItem {
+                delivery_id: delivery.delivery_id,
+                lease_token: delivery.lease_token,
+                action: Action::Release.into(),
+                ..NackItem::default()
+            };
+            self.send(
+                node,
+                Message::Nack(Nack {
+                    request_id: UNASKED.to_owned(),
+                    items: vec![item],
+                }),
+            );
+        }
+    }
+
+    /// Looks at what came since the last time: who filled its part gets twice of it.
+    pub(super) fn look(&mut self, most: usize) {
+        let share = (most / 2).max(1);
+        for line in self.lines.values_mut() {
+            line.ahead = if line.came >= line.ahead {
+                (line.ahead * 2).min(share)
+            } else if line.came == 0 {
+                (line.ahead / 2).max(1)
+            } else {
+                line.ahead
+            };
+            line.came = 0;
+        }
+    }
+
+    /// Tells each node its window, where it has changed. `room` is what the worker
+    /// can have beyond what it has; none: nothing more.
+    pub(super) fn lend(&mut self, room: Option<(usize, usize)>, window: Window) {
+        let (mut free, bytes) = room.unwrap_or_default();
+        free = free.saturating_sub(self.waiting.len());
+        let mut by_node: HashMap<Session, (usize, usize)> = HashMap::new();
+        for far in self.has.values() {
+            let has = by_node.entry(far.node).or_default();
+            (has.0, has.1) = (has.0 + 1, has.1 + far.bytes);
+        }
+        for (_, node, delivery) in &self.waiting {
+            let has = by_node.entry(*node).or_default();
+            (has.0, has.1) = (has.0 + 1, has.1 + delivery.body.len());
+        }
+        let mut changed = Vec::new();
+        for (node, line) in &mut self.lines {
+            let (has, has_bytes) = by_node.get(node).copied().unwrap_or_default();
+            let ahead = if free == 0 || bytes == 0 {
+                0
+            } else {
+                line.ahead.min(free)
+            };
+            let most = (has + ahead).min(window.messages.max(1) + 1);
+            let told = (
+                i32::try_from(most).unwrap_or(i32::MAX),
+                i64::try_from((has_bytes + bytes).clamp(1, window.bytes)).unwrap_or(i64::MAX),
+            );
+            // Of bytes only what matters: each delivery changes them.
+            if line.told.is_none_or(|(messages, _)| messages != told.0) {
+                line.told = Some(told);
+                changed.push((*node, told));
+            }
+        }
+        for (node, (messages, bytes)) in changed {
+            self.send(node, Message::Credit(Credit { messages, bytes }));
+        }
+    }
+
+    /// Leaves in order: what the worker has of other nodes is given back at once.
+    pub(super) fn leave(&mut self) {
+        self.return_late(true);
+        for node in self.nodes() {
+            self.send(node, Message::Drain(Drain {}));
+        }
+        self.lines.clear();
+    }
+}

@@ -1,0 +1,127 @@
+//! The other nodes, and how to reach them.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+
+use crate::{
+    metrics::Metrics,
+    pipeline::node::Node,
+    store::{Session, Store},
+};
+
+/// How often the nodes are read.
+const POLL: Duration = Duration::from_secs(2);
+/// How long a connection to one may take.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// The other nodes that live, by their sessions.
+pub(super) type Others = Arc<HashMap<Session, Channel>>;
+
+/// Follows the other nodes.
+pub struct Peers {
+    store: Arc<dyn Store>,
+    node: Arc<Node>,
+    metrics: Arc<Metrics>,
+    /// Where this one is reached.
+    url: Option<String>,
+    others: watch::Sender<Others>,
+}
+
+impl Peers {
+    /// None known yet.
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn Store>,
+        node: Arc<Node>,
+        metrics: Arc<Metrics>,
+        url: Option<String>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            node,
+            metrics,
+            url,
+            others: watch::Sender::default(),
+        })
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Others> {
+        self.others.subscribe()
+    }
+
+    /// Follows them until it is cancelled.
+    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        if !self.store.is_shared() {
+            return;
+        }
+        let mut told = None;
+        let mut open: HashMap<Session, (String, Channel)> = HashMap::new();
+        loop {
+            let result = self.look(&mut told, &mut open).await;
+            self.metrics.troubles.note(
+                "peers",
+                &result,
+                "the other nodes can't be read",
+                "the other nodes are read again",
+            );
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(POLL) => {}
+            }
+        }
+    }
+
+    async fn look(
+        &self,
+        told: &mut Option<Session>,
+        open: &mut HashMap<Session, (String, Channel)>,
+    ) -> crate::store::Result<()> {
+        let own = self.node.session();
+        if let Some(url) = &self.url
+            && own.0 != 0
+            && *told != Some(own)
+        {
+            self.store.advertise(own, url).await?;
+            *told = Some(own);
+        }
+        let live = self.store.peers().await?;
+        let before = open.len();
+        open.retain(|session, (url, _)| live.iter().any(|(s, u)| s == session && u == url));
+        let mut changed = open.len() != before;
+        for (session, url) in live {
+            // A node that began another session is not its own peer meanwhile.
+            let is_own = session == own || self.url.as_ref() == Some(&url);
+            if is_own || open.contains_key(&session) {
+                continue;
+            }
+            match channel(&url) {
+                Ok(channel) => {
+                    open.insert(session, (url, channel));
+                    changed = true;
+                }
+                Err(e) => {
+                    tracing::warn!(node.url = url, error.message = %e, "a node's URL can't be used");
+                }
+            }
+        }
+        if changed {
+            let others = open.iter().map(|(s, (_, channel))| (*s, channel.clone()));
+            self.others.send_replace(Arc::new(others.collect()));
+        }
+        Ok(())
+    }
+}
+
+fn channel(url: &str) -> Result<Channel, tonic::transport::Error> {
+    let mut endpoint = Endpoint::from_shared(url.to_owned())?
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5));
+    if url.starts_with("https://") {
+        endpoint = endpoint.tls_config(ClientTlsConfig::new().with_webpki_roots())?;
+    }
+    Ok(endpoint.connect_lazy())
+}

@@ -1,0 +1,254 @@
+//! Workers of a node that owns nothing: what the others have comes through it.
+
+use std::{net::TcpListener, sync::Arc};
+
+use onering::{
+    domain::id::TenantId,
+    proto::v1::worker_message::{Action, Open},
+};
+use serde_json::json;
+
+use super::client::{Worker, ids, lease, open};
+use crate::support::{
+    app::{TestApp, eventually, reason},
+    faults::Faults,
+    proxy::Proxy,
+    store::Db,
+};
+
+on_postgres_alone![
+    a_worker_has_work_of_all_nodes,
+    a_worker_moves_between_nodes,
+    an_owner_that_stops_leaves_nothing_behind,
+    what_nobody_answers_is_recorded_here,
+    a_nodes_credential_is_for_this_alone,
+];
+
+/// A node that the others reach.
+async fn node(first: Option<&TestApp>, db: &Db) -> TestApp {
+    faulty(first, db, &Faults::none()).await
+}
+
+async fn faulty(first: Option<&TestApp>, db: &Db, faults: &Arc<Faults>) -> TestApp {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let builder = match first {
+        None => TestApp::builder(db),
+        Some(first) => first.again(),
+    };
+    builder
+        .set("LISTEN", address)
+        .set("ADVERTISE_URL", format!("http://{address}"))
+        .set("SESSION_SECONDS", 4)
+        .faults(faults)
+        .start()
+        .await
+}
+
+/// The node that owns what the tenant `default` has, and one beside it.
+async fn two(db: &Db) -> (TestApp, TestApp) {
+    let (owner, beside, _) = two_with(db).await;
+    (owner, beside)
+}
+
+/// As [`two`], and the faults of the one beside the owner.
+async fn two_with(db: &Db) -> (TestApp, TestApp, Arc<Faults>) {
+    let faults = [Faults::none(), Faults::none()];
+    let first = faulty(None, db, &faults[0]).await;
+    let second = faulty(Some(&first), db, &faults[1]).await;
+    let owned = |app: &TestApp| app.app().context.node.owned().len();
+    eventually("the partitions are shared", || async {
+        (owned(&first) == 32 && owned(&second) == 32).then_some(())
+    })
+    .await;
+    let [of_first, of_second] = faults;
+    if first.app().context.node.owns(TenantId::DEFAULT.part()) {
+        (first, second, of_second)
+    } else {
+        (second, first, of_first)
+    }
+}
+
+async fn in_flight(app: &TestApp, count: usize) {
+    eventually(&format!("{count} are under way"), || async {
+        (app.app().context.dispatcher.in_flight() == count).then_some(())
+    })
+    .await;
+}
+
+// W8, W3: one connection, to a node that owns nothing: what the owner has comes,
+// within the window, and all that is said of it counts at its owner.
+async fn a_worker_has_work_of_all_nodes(db: Db) {
+    let (owner, beside) = two(&db).await;
+    let schedule = json!({"max_attempts": 3, "backoff_seconds": [1]});
+    owner.stream(json!({"retry_schedule": schedule})).await;
+    let mut worker = Worker::start(&beside, "w", 3).await;
+    owner.events("a.b", 10).await;
+    let mut held = worker.deliveries(3).await;
+    assert!(worker.everything_until_now().await.is_empty());
+    let mut seen = ids(&held);
+    while let Some(d) = held.pop() {
+        assert_eq!(worker.ack(&[&d, &d]).await.ok.len(), 2);
+        assert_eq!(owner.state_of(&d.delivery_id).await["status"], "DELIVERED");
+        if seen.len() < 10 {
+            let next = worker.delivery().await;
+            seen.push(next.delivery_id.clone());
+            held.push(next);
+        }
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 10);
+    in_flight(&owner, 0).await;
+
+    owner.events("a.b", 1).await;
+    let d = worker.delivery().await;
+    assert_eq!(worker.extend(&d, 600).await.ok.len(), 1);
+    assert_eq!(worker.nack(&d, Action::Retry, "again", 0).await.ok.len(), 1);
+    let again = worker.delivery().await;
+    assert_eq!((again.attempt, &again.delivery_id), (2, &d.delivery_id));
+    assert_eq!(worker.extend(&d, 600).await.stale.len(), 1);
+    let told = worker.ack(&[&d, &again]).await;
+    assert_eq!(
+        (told.ok.len(), told.stale.len()),
+        (2, 0),
+        "what was said first was recorded"
+    );
+    worker.drain();
+    worker.half_close();
+    worker.ended().await.unwrap();
+    eventually("the owner knows that it has gone", || async {
+        (owner.app().context.workers.streams() == 0).then_some(())
+    })
+    .await;
+    db.counts_agree().await;
+    beside.stop().await;
+    owner.stop().await;
+}
+
+// W5, W8: a worker whose connection broke resumes what it has over any node.
+async fn a_worker_moves_between_nodes(db: Db) {
+    let (owner, beside) = two(&db).await;
+    owner.stream(json!({})).await;
+    let proxy = Proxy::to(beside.address.to_string()).await;
+    let url = format!("http://{}", proxy.address);
+    let mut first = Worker::open_at(&url, &owner.admin, open("w", 2))
+        .await
+        .unwrap();
+    owner.events("a.b", 2).await;
+    let held = first.deliveries(2).await;
+    let resume = || Open {
+        resume: held.iter().map(lease).collect(),
+        ..open("w", 2)
+    };
+    proxy.cut();
+    assert!(first.ended().await.is_err());
+    let mut second = Worker::open(&owner, &owner.admin, resume()).await.unwrap();
+    let mut resumed = second.opened.resumed.clone();
+    resumed.sort_unstable();
+    assert_eq!(resumed, ids(&held), "at the owner");
+    drop(first);
+
+    let third = Worker::open(&beside, &owner.admin, resume()).await.unwrap();
+    let mut resumed = third.opened.resumed.clone();
+    resumed.sort_unstable();
+    assert_eq!(resumed, ids(&held), "beside the owner");
+    let ended = second.ended().await;
+    assert_eq!(reason(&ended.unwrap_err()), "FAILED_PRECONDITION");
+    let mut third = third;
+    assert!(third.everything_until_now().await.is_empty());
+    let both: Vec<_> = held.iter().collect();
+    assert_eq!(third.ack(&both).await.ok.len(), 2);
+    for d in &held {
+        assert_eq!(owner.attempts_of(&d.delivery_id).await.len(), 1);
+    }
+    in_flight(&owner, 0).await;
+    db.counts_agree().await;
+    beside.stop().await;
+    owner.stop().await;
+}
+
+// W5, W8, N2: a worker beside an owner that stops: what it acks until then counts,
+// what comes then comes from whoever owns it.
+async fn an_owner_that_stops_leaves_nothing_behind(db: Db) {
+    let (owner, beside) = two(&db).await;
+    owner.stream(json!({})).await;
+    let mut worker = Worker::start(&beside, "w", 2).await;
+    owner.events("a.b", 2).await;
+    let held = worker.deliveries(2).await;
+    let stopping = tokio::spawn(owner.stop());
+    assert_eq!(worker.ack(&[&held[0]]).await.ok.len(), 1);
+    let revoked = worker.revoked().await;
+    assert_eq!(revoked.delivery_ids, [held[1].delivery_id.clone()]);
+    stopping.await.unwrap();
+    let again = worker.delivery().await;
+    assert_eq!(
+        (again.delivery_id.clone(), again.attempt),
+        (held[1].delivery_id.clone(), 1)
+    );
+    assert_eq!(worker.ack(&[&held[1]]).await.stale.len(), 1);
+    assert_eq!(worker.ack(&[&again]).await.ok.len(), 1);
+    let another = beside.events("a.b", 1).await;
+    let next = worker.delivery().await;
+    assert_eq!(next.event_id, another[0]);
+    worker.ack(&[&next]).await;
+    db.counts_agree().await;
+    beside.stop().await;
+}
+
+// W2, W8: an ack whose owner does not answer is recorded by the node that it came
+// to: the fence is in the store.
+async fn what_nobody_answers_is_recorded_here(db: Db) {
+    let (owner, beside, faults) = two_with(&db).await;
+    let proxy = Proxy::to(owner.address.to_string()).await;
+    // The other node knows the owner by the proxy's address.
+    let context = &owner.app().context;
+    let url = format!("http://{}", proxy.address);
+    eventually("both have advertised themselves", || async {
+        let peers = context.store.peers().await.unwrap();
+        (peers.len() == 2).then_some(())
+    })
+    .await;
+    let session = context.node.session();
+    context.store.advertise(session, &url).await.unwrap();
+    faults.wait("peers", faults.answered("peers") + 2).await;
+    owner.stream(json!({})).await;
+    let mut worker = Worker::start(&beside, "w", 1).await;
+    owner.events("a.b", 1).await;
+    let d = worker.delivery().await;
+    proxy.silence();
+    let told = worker.ack(&[&d]).await;
+    assert_eq!(told.ok, [d.delivery_id.clone()]);
+    assert_eq!(owner.state_of(&d.delivery_id).await["status"], "DELIVERED");
+    in_flight(&owner, 0).await;
+    db.counts_agree().await;
+    beside.stop().await;
+    owner.stop().await;
+}
+
+// W8, K8: what nodes call each other with opens this one method, for a key that works.
+async fn a_nodes_credential_is_for_this_alone(db: Db) {
+    use onering::domain::id::wall_clock;
+    let app = node(None, &db).await;
+    let (id, _) = app
+        .key(json!({"kind": "ADMIN", "scopes": ["deliveries:work"]}))
+        .await;
+    let keyring = app.app().context.keyring.clone();
+    let credential = keyring.node_credential(id.parse().unwrap(), wall_clock());
+    Worker::open(&app, &credential, open("w", 1)).await.unwrap();
+    app.get("/v1/external/webhooks", &credential)
+        .await
+        .refused(401, "KEY_MALFORMED");
+    let old = keyring.node_credential(id.parse().unwrap(), wall_clock() - 120_000_000);
+    let refused = Worker::open(&app, &old, open("w", 1)).await.err().unwrap();
+    assert_eq!(reason(&refused), "KEY_MALFORMED");
+    let path = format!("/v1/admin/external/keys/{id}/revoke");
+    app.post(&path, &app.admin, json!({})).await.ok();
+    let refused = Worker::open(&app, &credential, open("w", 1))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(reason(&refused), "KEY_REVOKED");
+    app.stop().await;
+}
