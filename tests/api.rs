@@ -17,6 +17,8 @@ mod client_certificates;
 mod cloudevents;
 #[path = "api/commands.rs"]
 mod commands;
+#[path = "api/dead_letters.rs"]
+mod dead_letters;
 #[path = "api/docs.rs"]
 mod docs;
 #[path = "api/event_types.rs"]

@@ -43,6 +43,8 @@ mod pace;
 mod partitions;
 #[path = "engine/publish.rs"]
 mod publish;
+#[path = "engine/redrives.rs"]
+mod redrives;
 #[path = "engine/replay.rs"]
 mod replay;
 #[path = "engine/scene.rs"]

@@ -7,6 +7,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 pub mod bench;
 mod client;
+mod dead_letters;
 mod dev;
 mod doctor;
 mod flags;
@@ -66,6 +67,8 @@ enum Command {
     Keys(keys::KeysArgs),
     /// Shows and sets switches, and stops everything
     Flags(flags::FlagsArgs),
+    /// Finds dead letters, tries them again, removes them; replays past events
+    DeadLetters(dead_letters::DeadLettersArgs),
     /// Checks a store from the inside
     Doctor(doctor::DoctorArgs),
     /// Measures a server, this machine, and one as a fraction of the other
@@ -99,6 +102,7 @@ pub fn main() -> ExitCode {
             Command::Verify(args) => verify::run(&args),
             Command::Keys(args) => keys::run(args).await,
             Command::Flags(args) => flags::run(args).await,
+            Command::DeadLetters(args) => dead_letters::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Completions { shell } => {

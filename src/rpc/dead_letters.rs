@@ -214,6 +214,11 @@ impl DeadLetters {
         };
         let tenant = match owner {
             Some(owner) if named.is_empty() => owner,
+            None if named.is_empty() && caller.key().tenant.is_none() && subscription.is_some() => {
+                return Err(Error::not_found(
+                    "such subscription; of one that was deleted name the tenant too",
+                ));
+            }
             _ => self.0.tenant(caller, named).await?.id,
         };
         match (subscription, owner) {
@@ -312,17 +317,15 @@ impl DeadLetterService for DeadLetters {
         let mut faults = Faults::default();
         let mut chosen = selection(&filter, &mut faults);
         faults.done()?;
-        let every = filter.tenant.is_empty()
-            && caller.key().tenant.is_none()
-            && chosen.subscription.is_none();
+        // Of a key that is bound to no tenant, and names none, all are shown.
+        let every = filter.tenant.is_empty() && caller.key().tenant.is_none();
         if !every {
             let whose = self.whose(&caller, &filter.tenant, chosen.subscription);
             chosen.tenant = Some(whose.await?);
         }
-        let parts: Vec<Part> = match chosen.tenant {
-            Some(tenant) => vec![tenant.part()],
-            None => Part::all().collect(),
-        };
+        let part = chosen.tenant.map(TenantId::part);
+        let part = part.or(chosen.subscription.map(SubscriptionId::part));
+        let parts: Vec<Part> = part.map_or_else(|| Part::all().collect(), |part| vec![part]);
         let found = self.0.store.list_letters(&chosen, &parts, page).await;
         let found = found.map_err(unavailable)?;
         Ok(Response::new(ListDeadLettersResponse {
@@ -533,8 +536,8 @@ impl DeadLetterService for DeadLetters {
 mod tests {
     use super::*;
 
-    fn at(seconds: i64) -> Option<Timestamp> {
-        Some(Timestamp { seconds, nanos: 0 })
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp { seconds, nanos: 0 }
     }
 
     // A5, E3: each field of a filter that is wrong is named.
@@ -553,8 +556,8 @@ mod tests {
             subscription_id: "sub_x".into(),
             event_type: "a b".into(),
             reason: "x".repeat(201),
-            start_time: at(-1),
-            end_time: at(i64::MAX),
+            start_time: Some(at(-1)),
+            end_time: Some(at(i64::MAX)),
         };
         let fields = [
             "filter.subscription_id",
@@ -565,8 +568,8 @@ mod tests {
         ];
         assert_eq!(wrong(all), fields);
         let turned = DeadLetterFilter {
-            start_time: at(5),
-            end_time: at(5),
+            start_time: Some(at(5)),
+            end_time: Some(at(5)),
             ..DeadLetterFilter::default()
         };
         assert_eq!(wrong(turned), ["filter.end_time"]);

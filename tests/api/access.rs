@@ -294,6 +294,8 @@ async fn each_scope_opens_its_methods_alone(db: Db) {
         "events:read",
         "webhooks:read",
         "webhooks:write",
+        "dead-letters:read",
+        "dead-letters:write",
         "flags:read",
         "flags:write",
         "monitoring:read",

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use onering::proto::v1;
+use onering::{domain::id::wall_clock, proto::v1};
 use serde_json::{Value, json};
 
+use super::dead_letters::a_dead_letter;
 use crate::support::{
-    app::{Subscribed, Tenant, TestApp, reason},
+    app::{Subscribed, Tenant, TestApp, eventually, reason},
     call::{Call, call, every_rpc},
     store::Db,
 };
@@ -41,6 +42,10 @@ struct Household {
     subscription: Subscribed,
     event: String,
     delivery: String,
+    /// Of the same subscription.
+    letter: String,
+    /// One that is over.
+    redrive: String,
 }
 
 async fn household(app: &TestApp, name: &str) -> Household {
@@ -52,12 +57,25 @@ async fn household(app: &TestApp, name: &str) -> Household {
     let event = app.publish(&tenant.key, "invoice.paid", json!({})).await;
     let deliveries = app.deliveries_of(&tenant.key, &event).await;
     let delivery = deliveries[0]["id"].as_str().unwrap().to_owned();
+    let letter = a_dead_letter(app, &tenant.id, &subscription.id).await;
+    let body = json!({"filter": {"tenant": name, "reason": "nothing"}});
+    let begun = app.post("/v1/admin/dead-letters/redrive", &admin, body);
+    let redrive = begun.await.ok()["id"].as_str().unwrap().to_owned();
+    eventually("the redrive is over", || async {
+        let now = app
+            .get(&format!("/v1/admin/redrives/{redrive}"), &admin)
+            .await;
+        (now.ok()["state"] == "DONE").then_some(())
+    })
+    .await;
     Household {
         tenant,
         admin,
         subscription,
         event,
         delivery,
+        letter,
+        redrive,
     }
 }
 
@@ -77,6 +95,8 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
         (call(rpc, request), Mismatch)
     };
     let delivery = &of.delivery;
+    let letter = |rpc| (call(rpc, json!({"id": of.letter})), NotFound);
+    let redrive = |rpc| (call(rpc, json!({"id": of.redrive})), NotFound);
     vec![
         (
             call("KeyService/CreateKey", json!({"tenant": tenant})),
@@ -184,6 +204,45 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
             NotFound,
         ),
         (
+            call(
+                "DeadLetterService/ListDeadLetters",
+                json!({"tenant": tenant}),
+            ),
+            Mismatch,
+        ),
+        letter("DeadLetterService/GetDeadLetter"),
+        letter("DeadLetterService/RetryDeadLetter"),
+        (
+            call(
+                "DeadLetterService/RedriveDeadLetters",
+                json!({"filter": {"subscription_id": of.subscription.id}}),
+            ),
+            NotFound,
+        ),
+        (
+            call(
+                "DeadLetterService/PurgeDeadLetters",
+                json!({"filter": {"tenant": tenant}, "all": true, "reason": "x"}),
+            ),
+            Mismatch,
+        ),
+        (
+            call(
+                "DeadLetterService/ReplayEvents",
+                json!({"subscription_id": of.subscription.id,
+                       "start_time": onering::domain::event::rfc3339(wall_clock() - 3_600_000_000)}),
+            ),
+            NotFound,
+        ),
+        (
+            call("DeadLetterService/ListRedrives", json!({"tenant": tenant})),
+            Mismatch,
+        ),
+        redrive("DeadLetterService/GetRedrive"),
+        redrive("DeadLetterService/PauseRedrive"),
+        redrive("DeadLetterService/ResumeRedrive"),
+        redrive("DeadLetterService/CancelRedrive"),
+        (
             call("DeliveryService/SkipDelivery", json!({"id": delivery})),
             NotFound,
         ),
@@ -238,8 +297,21 @@ fn table(of: &Household) -> Vec<(Call, Fate)> {
 
 /// Whether only admin keys may make the call.
 fn is_for_admins(rpc: &str) -> bool {
-    let services = ["Key", "Tenant", "EventType", "Flag", "Metrics"];
-    rpc != "KeyService/GetCaller" && services.iter().any(|s| rpc.starts_with(s))
+    let services = [
+        "Key",
+        "Tenant",
+        "Flag",
+        "Metrics",
+        "EventType",
+        "DeadLetter",
+    ];
+    let outside = [
+        "KeyService/GetCaller",
+        "DeadLetterService/ListDeadLetters",
+        "DeadLetterService/GetDeadLetter",
+        "DeadLetterService/RetryDeadLetter",
+    ];
+    !outside.contains(&rpc) && services.iter().any(|s| rpc.starts_with(s))
 }
 
 async fn tenants_are_made_and_listed(db: Db) {

@@ -114,17 +114,15 @@ async fn all_of(node: &Node, kind: Kind, of: Tenancy, rate: u32) -> Redrive {
 /// Takes steps until it is over: how many it moved.
 async fn work(node: &Node, id: RedriveId) -> i64 {
     let mut moved = 0;
-    while let Some(step) = node.move_letters(node.session, id, 1000).await.unwrap() {
+    for _ in 0..1000 {
+        let step = node.move_letters(node.session, id, 1000).await.unwrap();
+        let Some(step) = step else { return moved };
         moved += step.count;
-        match step.next {
-            Some(wait) => {
-                node.pass(i64::try_from(wait.as_micros()).unwrap() + 1)
-                    .await
-            }
-            None => break,
-        }
+        let Some(wait) = step.next else { return moved };
+        let wait = i64::try_from(wait.as_micros()).unwrap();
+        node.pass(wait + 1).await;
     }
-    moved
+    panic!("{id} has no end")
 }
 
 async fn read(node: &Node, id: RedriveId) -> Redrive {

@@ -74,6 +74,24 @@ fn all(past: &Past, sub: SubscriptionId) -> Step {
     }
 }
 
+/// Takes steps that deliver all there is until the replay is over: what each had.
+async fn to_its_end(node: &Node, job: &Redrive, sub: SubscriptionId, bodies: bool) -> Vec<Past> {
+    let mut seen = Vec::new();
+    for _ in 0..1000 {
+        let Some(found) = past(node, job, bodies).await else {
+            return seen;
+        };
+        if found.due > 0 {
+            node.replay(node.session, job.id, &all(&found, sub))
+                .await
+                .unwrap();
+            seen.push(found);
+        }
+        node.pass(SECOND).await;
+    }
+    panic!("{} has no end", job.id)
+}
+
 // A5: a new id, the same event, a full set of attempts; and it shows where it
 // came from.
 async fn a_replay_makes_new_deliveries(db: Db) {
@@ -156,14 +174,8 @@ async fn a_step_is_taken_once(db: Db) {
     let moved = take(&step).await.unwrap();
     assert_eq!(moved.count, 1);
     // Its range ends where it began.
-    let mut from = past(&node, &job, false).await;
-    while let Some(found) = from {
+    for found in to_its_end(&node, &job, sub, false).await {
         assert_eq!(found.events.len(), 0);
-        node.pass(SECOND).await;
-        if found.due > 0 {
-            take(&all(&found, sub)).await;
-        }
-        from = past(&node, &job, false).await;
     }
     let over = node.get_redrive(job.id).await.unwrap().unwrap();
     assert_eq!((over.state, over.done), (State::Done, 3));
@@ -188,16 +200,9 @@ async fn events_of_one_tenant_over_days(db: Db) {
         }
     }
     let job = replay_of(&node, of, sub, from + 10 * HALF_HOUR).await;
-    let mut seen = Vec::new();
-    while let Some(found) = past(&node, &job, false).await {
-        if found.due > 0 {
-            seen.extend(found.events.iter().map(|e| e.id));
-            node.replay(node.session, job.id, &all(&found, sub))
-                .await
-                .unwrap();
-        }
-        node.pass(SECOND).await;
-    }
+    let steps = to_its_end(&node, &job, sub, false).await;
+    let seen = steps.iter().flat_map(|s| s.events.iter().map(|e| e.id));
+    let seen: Vec<EventId> = seen.collect();
     assert_eq!(seen, ours);
 }
 
@@ -214,16 +219,10 @@ async fn bodies_come_where_they_are_asked_for(db: Db) {
     assert_eq!(past(&node, &job, false).await.unwrap().events.len(), 5);
     let mut seen = Vec::new();
     let mut slices = 0;
-    while let Some(found) = past(&node, &job, true).await {
-        if found.due > 0 {
-            slices += usize::from(!found.events.is_empty());
-            assert!(found.events.len() <= 3, "no more than it takes");
-            seen.extend(found.events.iter().map(|e| e.body[0]));
-            node.replay(node.session, job.id, &all(&found, sub))
-                .await
-                .unwrap();
-        }
-        node.pass(SECOND).await;
+    for found in to_its_end(&node, &job, sub, true).await {
+        slices += usize::from(!found.events.is_empty());
+        assert!(found.events.len() <= 3, "no more than it takes");
+        seen.extend(found.events.iter().map(|e| e.body[0]));
     }
     assert_eq!((seen.as_slice(), slices), (&b"01234"[..], 2));
 }
@@ -239,17 +238,9 @@ async fn what_retention_takes_is_passed_over(db: Db) {
         node.accept(&event).await;
     }
     let job = replay_of(&node, of, sub, now - 50 * DAY).await;
-    let (mut seen, mut late) = (0, false);
-    while let Some(found) = past(&node, &job, false).await {
-        if found.due > 0 {
-            late |= found.late;
-            seen += found.events.len();
-            node.replay(node.session, job.id, &all(&found, sub))
-                .await
-                .unwrap();
-        }
-        node.pass(SECOND).await;
-    }
+    let steps = to_its_end(&node, &job, sub, false).await;
+    let seen: usize = steps.iter().map(|s| s.events.len()).sum();
+    let late = steps.iter().any(|s| s.late);
     assert_eq!((seen, late), (2, true));
 }
 

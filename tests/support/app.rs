@@ -12,6 +12,7 @@ use onering::{
     app::{App, Outside},
     domain::switch::Switch,
     proto::v1::{
+        dead_letter_service_client::DeadLetterServiceClient,
         delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
         flag_service_client::FlagServiceClient, key_service_client::KeyServiceClient,
         metrics_service_client::MetricsServiceClient,
@@ -484,6 +485,7 @@ pub struct Grpc {
     pub subscriptions: SubscriptionServiceClient<Authorized>,
     pub events: EventServiceClient<Authorized>,
     pub deliveries: DeliveryServiceClient<Authorized>,
+    pub letters: DeadLetterServiceClient<Authorized>,
     pub flags: FlagServiceClient<Authorized>,
     pub metrics: MetricsServiceClient<Authorized>,
     pub workers: WorkerServiceClient<Authorized>,
@@ -499,6 +501,7 @@ impl Grpc {
             subscriptions: SubscriptionServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
             deliveries: DeliveryServiceClient::new(channel.clone()),
+            letters: DeadLetterServiceClient::new(channel.clone()),
             flags: FlagServiceClient::new(channel.clone()),
             metrics: MetricsServiceClient::new(channel.clone()),
             workers: WorkerServiceClient::new(channel),

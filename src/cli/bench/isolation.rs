@@ -37,14 +37,13 @@ pub(super) async fn measure(
     deployment: &mut Deployment,
     report: &mut Report,
 ) -> Result<()> {
-    let rate = match args.rate {
-        Some(rate) => rate,
-        None => {
-            let full = suite::throughput(bench, &args.load, deployment, "B1", 1, 1).await?;
-            let rate = full.spread(|r| r.events_per_s).median / 2.0;
-            report.series.push(full);
-            rate
-        }
+    let rate = if let Some(rate) = args.rate {
+        rate
+    } else {
+        let full = suite::throughput(bench, &args.load, deployment, "B1", 1, 1).await?;
+        let rate = full.spread(|r| r.events_per_s).median / 2.0;
+        report.series.push(full);
+        rate
     };
     let bytes = usize::try_from(args.load.body_bytes).unwrap_or(usize::MAX);
     let judged = args.endpoints - args.hanging;

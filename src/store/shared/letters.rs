@@ -222,25 +222,23 @@ pub(super) struct Chosen {
 impl Chosen {
     pub(super) fn new(selection: &Selection) -> Self {
         let (low, high) = selection.range();
-        let mut indexed = format!(
-            "id >= {} and id < {}",
+        let tenant = selection.tenant.map(|t| Engine::uuid_literal(t.0));
+        let whose = match (selection.subscription, tenant) {
+            // In this form the tenant's index is of no use, and the subscription's
+            // the better one in any case.
+            (Some(s), Some(t)) => format!(
+                " and sub = {} and (tenant = {t}) is true",
+                Engine::uuid_literal(s.0)
+            ),
+            (Some(s), None) => format!(" and sub = {}", Engine::uuid_literal(s.0)),
+            (None, Some(t)) => format!(" and tenant = {t}"),
+            (None, None) => String::new(),
+        };
+        let indexed = format!(
+            "id >= {} and id < {}{whose}",
             Engine::uuid_literal(low),
             Engine::uuid_literal(high)
         );
-        let tenant = selection.tenant.map(|t| Engine::uuid_literal(t.0));
-        match (selection.subscription, tenant) {
-            // In this form the tenant's index is of no use, and the subscription's
-            // the better one in any case.
-            (Some(s), Some(t)) => indexed.push_str(&format!(
-                " and sub = {} and (tenant = {t}) is true",
-                Engine::uuid_literal(s.0)
-            )),
-            (Some(s), None) => {
-                indexed.push_str(&format!(" and sub = {}", Engine::uuid_literal(s.0)));
-            }
-            (None, Some(t)) => indexed.push_str(&format!(" and tenant = {t}")),
-            (None, None) => {}
-        }
         let (mut looked_at, mut args) = (String::new(), Vec::new());
         if !selection.reason.is_empty() {
             args.push(selection.reason.clone());
@@ -258,13 +256,13 @@ impl Chosen {
                 ),
                 None => format!("{table}.type = ${n}"),
             };
-            looked_at.push_str(&format!(
-                " and (exists (select 1 from events e where e.part = dead.part and e.day = dead.event_day
+            looked_at = format!(
+                "{looked_at} and (exists (select 1 from events e where e.part = dead.part and e.day = dead.event_day
                                  and e.id = dead.event and {})
                     or exists (select 1 from kept_bodies k where k.part = dead.part and k.event = dead.event and {}))",
                 fits("e"),
                 fits("k")
-            ));
+            );
         }
         Self {
             indexed,

@@ -97,20 +97,20 @@ fn pace(r: &Row) -> Pace {
 /// What the audit log tells of a redrive.
 fn told(r: &Redrive) -> String {
     let s = &r.selection;
-    let mut text = format!("tenant={}", r.tenant);
     let time = crate::domain::event::rfc3339;
-    for (name, value) in [
+    let named = [
+        ("tenant", Some(r.tenant.to_string())),
         ("subscription", s.subscription.map(|s| s.to_string())),
         ("event_type", Some(s.event_type.clone())),
         ("reason", Some(s.reason.clone())),
         ("from", s.from.map(time)),
         ("to", s.to.map(time)),
-    ] {
-        if let Some(value) = value.filter(|v| !v.is_empty()) {
-            text.push_str(&format!(" {name}={value}"));
-        }
-    }
-    text
+    ];
+    let told: Vec<String> = named
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name}={}", value.filter(|v| !v.is_empty())?)))
+        .collect();
+    told.join(" ")
 }
 
 /// Reads a redrive that runs, and the clock once it is ours alone. None where it
