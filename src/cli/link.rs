@@ -354,8 +354,10 @@ fn tell(say: Option<&UnboundedSender<WorkerMessage>>, message: Message) {
     let message = WorkerMessage {
         message: Some(message),
     };
-    // A stream that has ended is heard of where it is read.
-    let _ = say.map(|say| say.send(message));
+    if let Some(say) = say {
+        // A stream that has ended is heard of where it is read.
+        let _ = say.send(message);
+    }
 }
 
 fn ack(say: Option<&UnboundedSender<WorkerMessage>>, items: Vec<AckItem>) {

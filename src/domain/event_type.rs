@@ -139,7 +139,7 @@ fn place<'a>(segments: impl Iterator<Item = LocationSegment<'a>>) -> String {
 }
 
 /// Keywords whose value is one schema, a list of them, or a map to them.
-const ONE: [&str; 13] = [
+const ONE: [&str; 12] = [
     "additionalItems",
     "additionalProperties",
     "contains",
@@ -152,7 +152,6 @@ const ONE: [&str; 13] = [
     "then",
     "unevaluatedItems",
     "unevaluatedProperties",
-    "extends",
 ];
 const LISTS: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
 const MAPS: [&str; 6] = [

@@ -116,11 +116,11 @@ impl Dispatcher {
         node: Arc<Node>,
         metrics: Arc<Metrics>,
         poll: Duration,
-        concurrency: usize,
-        embedded: bool,
+        // None: this process sends nothing itself.
+        embedded: Option<usize>,
         hints: mpsc::UnboundedSender<SubscriptionId>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
-        let concurrency = if embedded { concurrency } else { 0 };
+        let (concurrency, embedded) = (embedded.unwrap_or(0), embedded.is_some());
         let (ended, receiver) = mpsc::unbounded_channel();
         let delivering = directory.switches().delivery && !node.is_restored();
         let delivering = AtomicBool::new(delivering);

@@ -120,7 +120,9 @@ impl Finisher {
                 Err(e) => {
                     tracing::debug!(error.message = %e, batch.size = batch.len(), retry_in = ?wait);
                     // It is tried again; who asked may ask again too.
-                    batch.iter_mut().for_each(|ended| drop(ended.answer.take()));
+                    for ended in batch.iter_mut() {
+                        drop(ended.answer.take());
+                    }
                     if !self.node.is_alive() && self.node.session().0 == 0 {
                         // The rows are another's by now, or free.
                         return;

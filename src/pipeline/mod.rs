@@ -106,8 +106,7 @@ impl Pipeline {
             node.clone(),
             metrics.clone(),
             poll,
-            concurrency,
-            embedded,
+            embedded.then_some(concurrency),
             hints.clone(),
         );
         let writer = publish::Writer {

@@ -27,6 +27,8 @@ contract![
 
 const WEBHOOKS: &str = "/v1/external/webhooks";
 
+type Handler = fn(Received) -> Reply;
+
 fn echoing(r: &Received) -> Reply {
     match r.headers.get("x-webhook-challenge") {
         Some(challenge) => reply(200, Bytes::copy_from_slice(challenge.as_bytes())),
@@ -78,7 +80,6 @@ async fn a_url_that_answers_is_taken(db: Db) {
 // the answer's body.
 async fn what_does_not_answer_is_refused(db: Db) {
     let app = challenging(&db).await;
-    type Handler = fn(Received) -> Reply;
     let handlers: [(Handler, &str); 6] = [
         (|_| status(200), "status 200 with another body"),
         (|_| reply(200, "internal"), "status 200 with another body"),

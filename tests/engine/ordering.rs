@@ -47,7 +47,7 @@ impl Log {
     fn add(&self, data: &str) {
         let data: Value = serde_json::from_str(data).unwrap();
         let key = data["key"].as_str().unwrap().to_owned();
-        let n = data["n"].as_u64().unwrap() as usize;
+        let n = usize::try_from(data["n"].as_u64().unwrap()).unwrap();
         self.0.lock().unwrap().entry(key).or_default().push(n);
     }
 

@@ -45,6 +45,10 @@ contract![
 
 const MONTH: Duration = Duration::from_hours(24 * 30);
 
+/// How many keys are published to by both nodes, and how often.
+const KEYS: usize = 12;
+const ROUNDS: usize = 25;
+
 /// A subscription with that ordering.
 async fn subscribed(node: &Node, ordering: Ordering) -> (Tenancy, Subscription) {
     let wanted = Subscription {
@@ -400,8 +404,6 @@ async fn keys_locked_in_any_order_do_not_deadlock(db: Db) {
     let other = Node::idle(&db.another().await, crate::support::store::FOR_EVER).await;
     let (tenancy, s) = subscribed(&node, Ordering::Skip).await;
     let sub = s.id;
-    const KEYS: usize = 12;
-    const ROUNDS: usize = 25;
     let publish = async |node: &Node, backwards: bool| {
         let mut order = Vec::new();
         for round in 0..ROUNDS {
@@ -618,7 +620,7 @@ impl Run {
             Verb::Bury => {
                 let parts: Vec<Part> = vec![self.sub.id.part()];
                 let buried = self.node.bury(&parts, 1000).await.unwrap();
-                assert_eq!(buried as usize, self.failed.len());
+                assert_eq!(buried, self.failed.len() as u64);
                 for id in std::mem::take(&mut self.failed) {
                     let (_, key) = self.all.iter().find(|(a, _)| *a == id).unwrap().clone();
                     self.died(id, &key);

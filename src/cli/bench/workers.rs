@@ -320,12 +320,12 @@ async fn take(
     done: &mpsc::UnboundedSender<Result<Progressed>>,
 ) -> std::result::Result<(), tonic::Status> {
     let (say, said) = mpsc::unbounded_channel();
+    // A stream that has ended is heard of where it is read.
     let tell = |message| {
-        say.send(WorkerMessage {
-            message: Some(message),
-        })
+        let message = Some(message);
+        say.send(WorkerMessage { message }).ok();
     };
-    tell(Message::Open(open)).ok();
+    tell(Message::Open(open));
     let messages = stream::unfold(said, |mut said| async move {
         let next: WorkerMessage = said.recv().await?;
         Some((next, said))
@@ -351,7 +351,7 @@ async fn take(
                     done.send(Ok(Progressed::Recorded { ok, stale })).ok();
                 }
                 Some(Says::Ping(_)) => {
-                    tell(Message::Pong(Pong {})).ok();
+                    tell(Message::Pong(Pong {}));
                 }
                 _ => {}
             }
@@ -360,7 +360,7 @@ async fn take(
                 Some(more) => {
                     // Acked with what follows.
                     let more = more?;
-                    acked(std::mem::take(&mut items), &tell);
+                    acked(std::mem::take(&mut items), tell);
                     more
                 }
                 None => None,
@@ -369,15 +369,15 @@ async fn take(
         if !items.is_empty() && std::mem::take(&mut first) {
             done.send(Ok(Progressed::Came)).ok();
         }
-        acked(items, &tell);
+        acked(items, tell);
     }
     Ok(())
 }
 
-fn acked<E>(items: Vec<AckItem>, tell: impl Fn(Message) -> std::result::Result<(), E>) {
+fn acked(items: Vec<AckItem>, tell: impl Fn(Message)) {
     if !items.is_empty() {
         let request_id = String::new();
-        tell(Message::Ack(Ack { request_id, items })).ok();
+        tell(Message::Ack(Ack { request_id, items }));
     }
 }
 

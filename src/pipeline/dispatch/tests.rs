@@ -31,7 +31,7 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
     let ttl = Duration::from_secs(60);
     let node = Arc::new(Node::new(store, metrics.clone(), "n".into(), ttl));
     let (hints, _) = mpsc::unbounded_channel();
-    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, 10, true, hints);
+    let (dispatcher, _) = Dispatcher::new(directory, live, node, metrics, poll, Some(10), hints);
     (dispatcher, folder)
 }
 

@@ -160,11 +160,7 @@ pub(super) fn apply(
     let whole = |n: i32| u32::try_from(n).unwrap_or_default();
     for name in names {
         match *name {
-            "url" if s.kind == Kind::Stream => {
-                if !given.url.is_empty() {
-                    faults.add("url", "a STREAM has none");
-                }
-            }
+            "url" if s.kind == Kind::Stream => without("url", given.url.is_empty(), faults),
             // One that stays is not checked again: what is allowed may have
             // changed since, and each connection is checked anyway.
             "url" if given.url != s.url || s.url.is_empty() => {
@@ -199,15 +195,24 @@ pub(super) fn apply(
             }
             "ordering" => s.ordering = ordering(given.ordering, faults),
             CLIENT_CERTIFICATE if s.kind == Kind::Stream => {
-                if given.client_certificate.is_some() {
-                    faults.add(CLIENT_CERTIFICATE, "a STREAM has none");
-                }
+                without(
+                    CLIENT_CERTIFICATE,
+                    given.client_certificate.is_none(),
+                    faults,
+                );
             }
             CLIENT_CERTIFICATE => {
                 own.certificate = certificate(given.client_certificate.as_ref(), now, faults);
             }
             _ => {}
         }
+    }
+}
+
+/// A field that a stream does not have.
+fn without(field: &str, is_unset: bool, faults: &mut Faults) {
+    if !is_unset {
+        faults.add(field, "a STREAM has none");
     }
 }
 

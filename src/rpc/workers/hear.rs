@@ -71,7 +71,7 @@ impl Session {
                 self.pass_on(asking, node, id, job, Word::Ack(item));
                 continue;
             }
-            let said = self.outcome(&job, item.outcome.unwrap_or_default());
+            let said = self.outcome(&job, &item.outcome.unwrap_or_default());
             self.settle(asking, item.delivery_id, job, said);
         }
         self.links.flush();
@@ -159,7 +159,10 @@ impl Session {
         self.asked.insert(number, (asking, id.clone()));
         // Should that node not answer, it is recorded here.
         let said = match &word {
-            Word::Ack(item) => Some(self.outcome(&job, item.outcome.clone().unwrap_or_default())),
+            Word::Ack(item) => {
+                let outcome = item.outcome.clone().unwrap_or_default();
+                Some(self.outcome(&job, &outcome))
+            }
             Word::Nack(item) => Some(self.not_done(&job, item)),
             Word::Extend(..) => None,
         };
@@ -201,7 +204,7 @@ impl Session {
                 self.asked_for.resume = tokens;
                 self.links.answered(node);
             }
-            News::Delivery(delivery) => self.links.came(node, delivery),
+            News::Delivery(delivery) => self.links.came(node, *delivery),
             News::Result(told) => {
                 for (number, id) in self.links.answer(node, &told.request_id) {
                     self.passed_on.remove(&number);
@@ -318,10 +321,10 @@ impl Session {
         }
     }
 
-    fn outcome(&self, job: &Job, outcome: hears::Outcome) -> Said {
+    fn outcome(&self, job: &Job, outcome: &hears::Outcome) -> Said {
         match outcome.result() {
             hears::Result::Unspecified | hears::Result::Delivered => {
-                self.tried(job, Outcome::Delivered, String::new(), &outcome)
+                self.tried(job, Outcome::Delivered, String::new(), outcome)
             }
             hears::Result::Answered => {
                 let status = u16::try_from(outcome.response_status)
@@ -329,14 +332,14 @@ impl Session {
                     .filter(|s| (100..=999).contains(s));
                 let Some(status) = status else {
                     let retryable = Outcome::Retryable { retry_after: None };
-                    return self.tried(job, retryable, "no_status".to_owned(), &outcome);
+                    return self.tried(job, retryable, "no_status".to_owned(), outcome);
                 };
                 let means = outcome_of_status(status, seconds(outcome.retry_after_seconds));
                 let reason = match means {
                     Outcome::Delivered => String::new(),
                     _ => format!("http_{status}"),
                 };
-                self.tried(job, means, reason, &outcome)
+                self.tried(job, means, reason, outcome)
             }
             hears::Result::Failed => {
                 let reason = match text(&outcome.error) {
@@ -344,11 +347,11 @@ impl Session {
                     reason => reason,
                 };
                 let retryable = Outcome::Retryable { retry_after: None };
-                self.tried(job, retryable, reason, &outcome)
+                self.tried(job, retryable, reason, outcome)
             }
             hears::Result::ReplayExpired => {
                 let reason = "replay_expired".to_owned();
-                self.tried(job, Outcome::ReplayExpired, reason, &outcome)
+                self.tried(job, Outcome::ReplayExpired, reason, outcome)
             }
         }
     }

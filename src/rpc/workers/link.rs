@@ -37,7 +37,7 @@ pub(super) enum News {
     /// The node has answered: what it resumed.
     Opened(Vec<String>),
     /// A delivery.
-    Delivery(Delivery),
+    Delivery(Box<Delivery>),
     /// The result of what was asked.
     Result(Told),
     /// What the worker does not have any more, and why.
@@ -222,7 +222,7 @@ impl Far {
             }
             Says::Delivery(delivery) => {
                 holding.insert(delivery.delivery_id.clone(), delivery.lease_token.clone());
-                self.tell(News::Delivery(delivery));
+                self.tell(News::Delivery(Box::new(delivery)));
             }
             Says::Result(told) => self.tell(News::Result(told)),
             Says::Revoke(revoke) => {
