@@ -324,7 +324,7 @@ impl App {
         self.context.directory.settings_changed();
     }
 
-    /// Background tasks that have ended: none, while it runs.
+    /// Background tasks that have ended: those that had nothing to do.
     #[must_use]
     pub fn ended_tasks(&self) -> Vec<&'static str> {
         [self.tasks.ended(), self.server.ended()].concat()

@@ -57,7 +57,7 @@ struct Customer {
 async fn customers(app: &TestApp, receiver: &Receiver, count: usize) -> Vec<Customer> {
     let made = (0..count).map(|n| async move {
         let tenant = app.tenant(&format!("customer-{n}")).await;
-        let hook = json!({"url": receiver.url()});
+        let hook = json!({"url": receiver.url(), "timeout_seconds": 60});
         let subscription = app.subscribe(&tenant.key, hook).await.id;
         Customer {
             key: tenant.key,

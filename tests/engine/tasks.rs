@@ -53,8 +53,8 @@ async fn no_task_ends_where_every_verb_fails_for_a_while(db: Db) {
         .await;
     let gone = Receiver::answering(|_| status(410)).await;
     let sub = app.webhook(&gone.url(), json!({})).await;
-    let running = app.app().ended_tasks();
-    assert_eq!(running, [""; 0], "before");
+    // What has nothing to do with one store has ended already.
+    let ended = app.app().ended_tasks();
 
     faults.all_fail(true);
     let failed = faults.all_begun();
@@ -92,7 +92,7 @@ async fn no_task_ends_where_every_verb_fails_for_a_while(db: Db) {
         FAILING.into_iter().all(named).then_some(())
     })
     .await;
-    assert_eq!(app.app().ended_tasks(), [""; 0], "while everything fails");
+    assert_eq!(app.app().ended_tasks(), ended, "while everything fails");
     assert!(!app.app().broken().is_cancelled());
 
     faults.all_fail(false);
@@ -124,6 +124,6 @@ async fn no_task_ends_where_every_verb_fails_for_a_while(db: Db) {
     app.webhook(&receiver.url(), json!({})).await;
     app.event("a.b").await;
     receiver.wait(1).await;
-    assert_eq!(app.app().ended_tasks(), [""; 0], "after");
+    assert_eq!(app.app().ended_tasks(), ended, "after");
     app.stop().await;
 }
