@@ -222,6 +222,7 @@ impl Session {
                 let had = ids.into_iter().filter(|id| self.links.forget(id)).collect();
                 self.taken_back(had, reason);
             }
+            News::Replaced => self.replaced = true,
             News::Broken => {
                 let unanswered = self.links.unanswered(node);
                 self.not_answered(unanswered);

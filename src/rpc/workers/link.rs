@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::stream;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tonic::{Request, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 use crate::{
     domain::id::{KeyId, wall_clock},
@@ -44,6 +44,9 @@ pub(super) enum News {
     Revoked(Vec<String>, i32),
     /// What was asked and not answered won't be.
     Broken,
+    /// The worker has another stream: this link's session is not the worker's any
+    /// more.
+    Replaced,
 }
 
 /// A link, as its session has it. Dropped, its stream is cancelled.
@@ -75,6 +78,8 @@ enum End {
     Over,
     /// The node went away, or wants no more.
     Broken,
+    /// Another stream of the worker's has taken over.
+    Replaced,
 }
 
 impl Far {
@@ -87,6 +92,8 @@ impl Far {
             let began = Instant::now();
             match self.stream(&mut open, &mut said, &mut holding).await {
                 End::Over => return,
+                // To come back would take the seat from that one.
+                End::Replaced => return self.tell(News::Replaced),
                 End::Broken => {}
             }
             if began.elapsed() > KEPT {
@@ -174,8 +181,10 @@ impl Far {
         loop {
             tokio::select! {
                 heard = tokio::time::timeout(SILENCE, hear.message()) => {
-                    let Ok(Ok(Some(message))) = heard else {
-                        return End::Broken;
+                    let message = match heard {
+                        Ok(Ok(Some(message))) => message,
+                        Ok(Err(e)) if e.code() == Code::FailedPrecondition => return End::Replaced,
+                        _ => return End::Broken,
                     };
                     match message.message {
                         Some(Says::Ping(_)) => tell(Message::Pong(Pong {})),

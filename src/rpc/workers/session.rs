@@ -116,6 +116,8 @@ pub(super) struct Session {
     told_to_go: bool,
     /// When the worker said its last.
     said_last: Option<Instant>,
+    /// Whether another stream of the worker's is open, at another node.
+    pub(super) replaced: bool,
 }
 
 /// What a session begins with.
@@ -175,6 +177,7 @@ pub(super) async fn serve(
         going: None,
         told_to_go: false,
         said_last: None,
+        replaced: false,
     };
     let mut others = context.peers.watch();
     session.begin(opening.resume, &mut others).await;
@@ -315,6 +318,10 @@ impl Session {
             if self.is_done() {
                 return End::Over;
             }
+            if self.replaced {
+                // That one may yet ask for what this one has.
+                return End::Broken(Some(taken_over()));
+            }
             let hears = self.said_last.is_none() && !self.is_full();
             tokio::select! {
                 next = hand_over.recv() => {
@@ -407,10 +414,7 @@ impl Session {
                 self.roster.lose(&self.holder, seated);
                 e
             }
-            End::Replaced => Some(Error::new(
-                Reason::FailedPrecondition,
-                "another stream of this worker has taken over",
-            )),
+            End::Replaced => Some(taken_over()),
         };
         // What was still to be said goes as far as there is room.
         for message in self.queue.drain(..) {
@@ -510,6 +514,8 @@ impl Session {
             }
         };
         let delivery = self.delivery(&job, target, envelope, signed_at);
+        // It may have come from another node before.
+        self.links.forget(&delivery.delivery_id);
         let bytes = job.body.len();
         // It is in the message, and not needed any more.
         job.body = bytes::Bytes::new();
@@ -664,6 +670,13 @@ impl Session {
             drain_by_ms: millis(drain_by),
         }));
     }
+}
+
+fn taken_over() -> Error {
+    Error::new(
+        Reason::FailedPrecondition,
+        "another stream of this worker has taken over",
+    )
 }
 
 /// As much of what the worker sent as is repeated.
