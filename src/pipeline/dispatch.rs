@@ -128,8 +128,10 @@ impl Dispatcher {
         poll: Duration,
         // None: this process sends nothing itself.
         embedded: Option<usize>,
-        changed: mpsc::UnboundedSender<Changed>,
-        hints: mpsc::UnboundedSender<SubscriptionId>,
+        (changed, hints): (
+            mpsc::UnboundedSender<Changed>,
+            mpsc::UnboundedSender<SubscriptionId>,
+        ),
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Ended>) {
         let (concurrency, embedded) = (embedded.unwrap_or(0), embedded.is_some());
         let (ended, receiver) = mpsc::unbounded_channel();

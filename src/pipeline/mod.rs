@@ -112,8 +112,7 @@ impl Pipeline {
             metrics.clone(),
             poll,
             embedded.then_some(concurrency),
-            changed,
-            hints.clone(),
+            (changed, hints.clone()),
         );
         let writer = publish::Writer {
             store: store.clone(),

@@ -162,6 +162,13 @@ impl Receivers {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));
         }
+        // Another node's by now.
+        self.metrics.troubles.note(
+            "receivers kept",
+            &Ok::<(), crate::store::StoreError>(()),
+            "",
+            "how receivers are is another node's to store",
+        );
         false
     }
 
@@ -254,7 +261,16 @@ impl Receivers {
                 "failing receiver's subscription not disabled yet",
                 "failing receivers' subscriptions are disabled again",
             );
-            if disabled.is_ok() || cancel.is_cancelled() || !self.node.owns(id.part()) {
+            if disabled.is_ok() || cancel.is_cancelled() {
+                return;
+            }
+            if !self.node.owns(id.part()) {
+                self.metrics.troubles.note(
+                    "failing receivers",
+                    &Ok::<(), crate::store::StoreError>(()),
+                    "",
+                    "failing receivers are another node's to disable",
+                );
                 return;
             }
             tokio::time::sleep(wait).await;

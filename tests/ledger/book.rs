@@ -245,7 +245,7 @@ impl Book {
                 let cause = causes.iter().find(|c| pages.explains(c, *first, *again));
                 match cause {
                     Some(c) => {
-                        duplicates.push((kind(&c.what), format!("{delivery:?}: {}", c.what)))
+                        duplicates.push((kind(&c.what), format!("{delivery:?}: {}", c.what)));
                     }
                     None => unexplained.push((delivery, again.at - first.at)),
                 }
@@ -254,7 +254,7 @@ impl Book {
         // Two at a time, only where the lease of the first had ended with its session.
         let (explained, at_once): (Vec<_>, Vec<_>) = pages.overlaps.iter().partition(|o| {
             let ended = |c: &&Interruption| o.first <= c.at && c.at <= o.second + TOLD_LATE;
-            causes.iter().any(|c| ended(c))
+            causes.iter().any(ended)
         });
         assert!(at_once.is_empty(), "under two live leases: {at_once:?}");
         assert!(lost.is_empty(), "lost: {lost:?}");

@@ -17,7 +17,7 @@ fn within(folder: &str) -> Vec<String> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let root = status.lines().any(|l| l.starts_with("Uid:\t0\t"));
     let own = if root { "-m" } else { "-Urm" };
-    let mount = format!("mount -t tmpfs -o size={DISK} none {folder} && exec \"$@\"",);
+    let mount = format!("mount -t tmpfs -o size={DISK} none {folder} && exec \"$@\"");
     ["unshare", own, "sh", "-c", &mount, "sh"]
         .map(str::to_owned)
         .into()

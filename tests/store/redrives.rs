@@ -528,7 +528,8 @@ async fn a_redrive_and_a_retry_move_a_letter_once(db: Db) {
             other.retry_by_hand(ids[0]),
             other.retry_by_hand(ids[1])
         );
-        (a.unwrap(), b.unwrap());
+        a.unwrap();
+        b.unwrap();
         assert!(moved <= 2);
         let leases = node.claim(sub, 10).await;
         assert_eq!(leases.len(), 2);

@@ -70,7 +70,7 @@ async fn a_delivery_is_consumed(db: Db) {
     assert_eq!(app.state_of(&d.delivery_id).await["status"], "SENDING");
 
     let told = worker.ack(&[&d]).await;
-    assert_eq!(told.ok, [d.delivery_id.clone()]);
+    assert_eq!(told.ok, std::slice::from_ref(&d.delivery_id));
     assert_eq!(app.state_of(&d.delivery_id).await["status"], "DELIVERED");
     let attempts = app.attempts_of(&d.delivery_id).await;
     assert_eq!(attempts.len(), 1);
@@ -121,15 +121,18 @@ async fn a_lease_that_is_over_is_stale(db: Db) {
     app.events("a.b", 1).await;
     let first = worker.delivery().await;
     let revoked = worker.revoked().await;
-    assert_eq!(revoked.delivery_ids, [first.delivery_id.clone()]);
+    assert_eq!(
+        revoked.delivery_ids,
+        std::slice::from_ref(&first.delivery_id)
+    );
     assert_eq!(revoked.reason(), RevokeReason::Deadline);
     let second = worker.delivery().await;
     assert_eq!(second.delivery_id, first.delivery_id);
     assert_eq!(second.attempt, 1, "no attempt is charged");
     assert_ne!(second.lease_token, first.lease_token);
     let told = worker.ack(&[&first, &second]).await;
-    assert_eq!(told.stale, [first.delivery_id.clone()]);
-    assert_eq!(told.ok, [first.delivery_id.clone()]);
+    assert_eq!(told.stale, std::slice::from_ref(&first.delivery_id));
+    assert_eq!(told.ok, std::slice::from_ref(&first.delivery_id));
     assert_eq!(app.attempts_of(&first.delivery_id).await.len(), 1);
     db.counts_agree().await;
     app.stop().await;
@@ -232,7 +235,10 @@ async fn nobody_acks_what_is_anothers(db: Db) {
     let mut other_name = Worker::start(&app, "v", 0).await;
     let mut other_tenant = Worker::open(&app, &acme.key, open("w", 10)).await.unwrap();
     for thief in [&mut other_name, &mut other_tenant] {
-        assert_eq!(thief.ack(&[&d]).await.stale, [d.delivery_id.clone()]);
+        assert_eq!(
+            thief.ack(&[&d]).await.stale,
+            std::slice::from_ref(&d.delivery_id)
+        );
         assert_eq!(thief.nack(&d, Action::Dead, "", 0).await.stale.len(), 1);
         assert_eq!(thief.extend(&d, 60).await.stale.len(), 1);
     }
@@ -266,7 +272,10 @@ async fn an_outcome_that_is_not_recorded_is_temporary(db: Db) {
     let d = worker.delivery().await;
     for fault in [Fault::Fails, Fault::Lost] {
         faults.always("finish", fault);
-        assert_eq!(worker.ack(&[&d]).await.temporary, [d.delivery_id.clone()]);
+        assert_eq!(
+            worker.ack(&[&d]).await.temporary,
+            std::slice::from_ref(&d.delivery_id)
+        );
         faults.mend("finish");
         let item = AckItem {
             delivery_id: d.delivery_id.clone(),
@@ -277,7 +286,10 @@ async fn an_outcome_that_is_not_recorded_is_temporary(db: Db) {
             request_id: "again".to_owned(),
             items: vec![item],
         }));
-        assert_eq!(worker.result("again").await.ok, [d.delivery_id.clone()]);
+        assert_eq!(
+            worker.result("again").await.ok,
+            std::slice::from_ref(&d.delivery_id)
+        );
     }
     eventually("it is delivered", || async {
         (app.state_of(&d.delivery_id).await["status"] == "DELIVERED").then_some(())

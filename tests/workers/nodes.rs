@@ -235,7 +235,7 @@ async fn what_nobody_answers_is_recorded_here(db: Db) {
     let d = worker.delivery().await;
     proxy.silence();
     let told = worker.ack(&[&d]).await;
-    assert_eq!(told.ok, [d.delivery_id.clone()]);
+    assert_eq!(told.ok, std::slice::from_ref(&d.delivery_id));
     assert_eq!(owner.state_of(&d.delivery_id).await["status"], "DELIVERED");
     in_flight(&owner, 0).await;
     db.counts_agree().await;

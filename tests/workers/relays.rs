@@ -39,6 +39,7 @@ async fn webhook(app: &TestApp, more: Value) -> Subscribed {
     app.subscribe(&app.admin, wanted).await
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "as an ack has it")]
 fn answered(status: i32, body: &[u8]) -> Option<Outcome> {
     Some(Outcome {
         result: What::Answered.into(),

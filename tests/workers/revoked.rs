@@ -27,11 +27,14 @@ async fn a_disabled_subscriptions_deliveries_are_revoked(db: Db) {
         .await
         .ok();
     let told = worker.revoked().await;
-    assert_eq!(told.delivery_ids, [revoked.delivery_id.clone()]);
+    assert_eq!(
+        told.delivery_ids,
+        std::slice::from_ref(&revoked.delivery_id)
+    );
     assert_eq!(told.reason(), RevokeReason::Subscription);
     let result = worker.ack(&[&revoked, &stays]).await;
-    assert_eq!(result.stale, [revoked.delivery_id.clone()]);
-    assert_eq!(result.ok, [stays.delivery_id.clone()]);
+    assert_eq!(result.stale, std::slice::from_ref(&revoked.delivery_id));
+    assert_eq!(result.ok, std::slice::from_ref(&stays.delivery_id));
     assert_eq!(app.state_of(&revoked.delivery_id).await["status"], "PARKED");
     app.patch(&path, &app.admin, json!({"enabled": true}))
         .await
@@ -51,7 +54,7 @@ async fn a_deleted_subscriptions_deliveries_are_revoked(db: Db) {
     let path = format!("/v1/external/webhooks/{}", sub.id);
     app.delete(&path, &app.admin).await.ok();
     let told = worker.revoked().await;
-    assert_eq!(told.delivery_ids, [d.delivery_id.clone()]);
+    assert_eq!(told.delivery_ids, std::slice::from_ref(&d.delivery_id));
     assert_eq!(told.reason(), RevokeReason::Subscription);
     app.delivery_is(&app.admin, &d.delivery_id, "CANCELLED")
         .await;

@@ -39,8 +39,7 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
         metrics,
         poll,
         Some(10),
-        changed,
-        hints,
+        (changed, hints),
     );
     (dispatcher, folder)
 }
