@@ -43,7 +43,7 @@ fn all_that_is_wrong_is_named_at_once() {
         retry_schedule, timeout_seconds, max_in_flight, max_age_seconds, metadata, \
         disabled_reason, disable_time, public_key, previous_secret_expire_time, create_time, \
         update_time, payload_format, client_certificate, client_certificate_info, breaker, \
-        rate_limit_per_second, ordering, filter";
+        rate_limit_per_second, ordering, kind, expire_after_seconds, expire_time, filter";
     assert_eq!(
         faults,
         [
@@ -79,7 +79,7 @@ fn what_is_not_set_is_left_out_and_what_is_empty_is_written() {
             "Delivery",
             r#"{"status":"DELIVERY_STATUS_DEAD","attempt_count":null}"#
         ),
-        r#"{"id":"","tenant":"","event_id":"","event_type":"","subscription_id":"","status":"DEAD","attempt_count":0,"response_status":0,"reason":""}"#
+        r#"{"id":"","tenant":"","event_id":"","event_type":"","subscription_id":"","status":"DEAD","attempt_count":0,"response_status":0,"reason":"","replay_id":""}"#
     );
     assert_eq!(
         round("RetrySchedule", r#"{"preset":"UNSPECIFIED"}"#),

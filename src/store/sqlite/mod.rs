@@ -68,15 +68,15 @@ const MIGRATIONS: [(&str, &str); 13] = [
         "allowed addresses",
         include_str!("migrations/0007_allowed_addresses.sql"),
     ),
-    ("redrives", include_str!("migrations/0010_redrives.sql")),
+    ("redrives", include_str!("migrations/0008_redrives.sql")),
     ("ordering", include_str!("migrations/0009_ordering.sql")),
     (
         "event types",
-        include_str!("migrations/0013_event_types.sql"),
+        include_str!("migrations/0010_event_types.sql"),
     ),
-    ("nodes", include_str!("migrations/0012_nodes.sql")),
-    ("streams", include_str!("migrations/0011_streams.sql")),
-    ("breakers", include_str!("migrations/0008_breakers.sql")),
+    ("nodes", include_str!("migrations/0011_nodes.sql")),
+    ("streams", include_str!("migrations/0012_streams.sql")),
+    ("breakers", include_str!("migrations/0013_breakers.sql")),
 ];
 
 /// A SQLite database. One process at a time: its clock is the store's.
