@@ -52,6 +52,11 @@ impl Timer {
         }
     }
 
+    /// Due after that time, as what failed is tried again sooner.
+    fn again_in(&mut self, wait: Duration) {
+        self.next = Instant::now() + wait;
+    }
+
     fn is_due(&mut self) -> bool {
         let due = Instant::now() >= self.next;
         if due {
@@ -70,7 +75,7 @@ impl Upkeep {
         let mut hourly = Timer::new(Duration::from_secs(3600));
         let mut unknown = HashMap::new();
         let mut session = self.node.session();
-        let mut more_to_forget = true;
+        let (mut more_to_forget, mut forgetting_failed) = (true, false);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -102,16 +107,21 @@ impl Upkeep {
             }
             if minutely.is_due() {
                 self.told("add up counters", self.add_up().await);
+                more_to_forget |= forgetting_failed;
             }
             if more_to_forget {
-                more_to_forget =
-                    self.told("retention", self.forget().await) == Some(Forgotten::Some);
+                let forgotten = self.told("retention", self.forget().await);
+                more_to_forget = forgotten == Some(Forgotten::Some);
+                forgetting_failed = forgotten.is_none();
             }
             if hourly.is_due() {
                 more_to_forget = true;
-                self.told("days ahead", self.store.prepare_days().await);
-                self.told("counted calls", self.store.forget_calls().await);
-                self.told("limits", self.store.forget_limit_windows().await);
+                let days = self.told("days ahead", self.store.prepare_days().await);
+                let calls = self.told("counted calls", self.store.forget_calls().await);
+                let limits = self.told("limits", self.store.forget_limit_windows().await);
+                if days.is_none() || calls.is_none() || limits.is_none() {
+                    hourly.again_in(Duration::from_secs(60));
+                }
                 self.dispatcher.suspect();
             }
         }

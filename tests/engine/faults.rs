@@ -257,6 +257,7 @@ async fn nothing_is_lost_in_a_bad_hour(db: Db) {
     let faults = Faults::none();
     let app = TestApp::builder(&db)
         .set("WEBHOOKS_DELIVERY_LOOP_SECONDS", 1)
+        .set("BREAKER_FAILURES_TO_OPEN", 0)
         .faults(&faults)
         .start()
         .await;

@@ -86,6 +86,8 @@ impl Server {
             .env("ONERING_WEBHOOKS_DELIVERY_ENABLED", "1")
             .env("ONERING_SESSION_SECONDS", "2")
             .env("ONERING_DRAIN_SECONDS", "0")
+            // So that what fails for a while does not wait for long.
+            .env("ONERING_BREAKER_OPEN_SECONDS", "1")
             .env("ONERING_WEBHOOKS_DELIVERY_LOOP_SECONDS", "1")
             .env("ONERING_ALLOW_HTTP_ENDPOINTS", "1")
             .env("ONERING_ALLOWED_ENDPOINT_CIDRS", "127.0.0.0/8")
