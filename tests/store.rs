@@ -15,6 +15,8 @@ mod by_hand;
 mod claim;
 #[path = "store/configuration.rs"]
 mod configuration;
+#[path = "store/connections.rs"]
+mod connections;
 #[path = "store/counters.rs"]
 mod counters;
 #[path = "store/event_types.rs"]

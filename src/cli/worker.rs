@@ -161,6 +161,7 @@ impl Poster {
                 window: Duration::from_millis(millis),
                 patience: Duration::from_secs(seconds.max(1)),
                 certificate: None,
+                lease: None,
             })
             .await;
         sent.took = sent.took.max(began.elapsed());

@@ -20,7 +20,7 @@ use super::{
     answer::Answer,
     job::Fetch,
     lanes::{After, Changed, Class, Clock, Lanes, Patience, Served, Taker, Terms, Way},
-    node::Node,
+    node::{Lease, Node},
 };
 use crate::{
     directory::Directory,
@@ -351,6 +351,12 @@ impl Dispatcher {
                 }
             }
         }
+    }
+
+    /// The hold that this node has on a job.
+    #[must_use]
+    pub fn lease(&self, job: &Job) -> Lease {
+        self.node.lease(job.session)
     }
 
     /// Gives a job back that was taken and not tried.

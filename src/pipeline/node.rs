@@ -28,6 +28,21 @@ const MARGIN: u32 = 5;
 /// How often a session is renewed, and looked around, in its life.
 const BEATS: u32 = 6;
 
+/// A session's hold on what it leased.
+#[derive(Clone)]
+pub struct Lease {
+    node: Arc<Node>,
+    session: Session,
+}
+
+impl Lease {
+    /// Whether no other node can have taken it over yet.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.node.is_alive() && self.node.session() == self.session
+    }
+}
+
 /// This node, as the others see it.
 pub struct Node {
     store: Arc<dyn Store>,
@@ -108,6 +123,15 @@ impl Node {
     pub(crate) fn set_restored(&self, restored: bool) {
         if self.restored.swap(restored, Ordering::AcqRel) != restored {
             self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// The hold of one of its sessions on what was leased to that.
+    #[must_use]
+    pub fn lease(self: &Arc<Self>, session: Session) -> Lease {
+        Lease {
+            node: self.clone(),
+            session,
         }
     }
 

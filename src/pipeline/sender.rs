@@ -5,10 +5,7 @@ use std::{
     error::Error as StdError,
     fmt, io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -20,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
-use super::{clients::Clients, job::Job};
+use super::{clients::Clients, job::Job, node::Lease};
 use crate::{
     connector::RefusedEndpoint,
     domain::{
@@ -195,14 +192,21 @@ pub struct Post<'a> {
     pub patience: Duration,
     /// What it shows to its receiver.
     pub certificate: Option<&'a Arc<ClientCertificate>>,
+    /// What it is sent under, where that is this process' to know.
+    pub lease: Option<Lease>,
 }
 
-/// How fresh a signature is when it leaves.
-struct Fresh {
+/// Under which conditions a body leaves.
+struct Leave {
     signed_at: Micros,
     window: Duration,
-    expired: Arc<AtomicBool>,
+    lease: Option<Lease>,
+    kept: Kept,
 }
+
+/// Why a body did not leave.
+#[derive(Debug, Clone, Default)]
+struct Kept(Arc<OnceLock<NotSent>>);
 
 /// The HTTP client of this node's attempts.
 pub struct Sender {
@@ -212,21 +216,36 @@ pub struct Sender {
     agent: HeaderValue,
 }
 
-/// A body that leaves only while its signature is fresh. It is first read when
-/// the request is about to be written: a connection that took long to open, a
-/// stalled process or a clock that jumped shows here.
+/// A body that leaves only while its signature is fresh and its lease stands. It is
+/// first read when the request is about to be written: a connection that took long to
+/// open, a stalled process or a clock that jumped shows here.
 pub struct SignedBody {
     data: Option<Bytes>,
-    signed_at: Micros,
-    window: Duration,
+    leave: Leave,
     clock: Clock,
-    expired: Arc<AtomicBool>,
 }
 
-/// The signature had become older than the replay window.
-#[derive(Debug, thiserror::Error)]
-#[error("the signature is older than the replay window")]
-struct SignatureExpired;
+/// A body was kept back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum NotSent {
+    #[error("the signature is older than the replay window")]
+    Expired,
+    #[error("another node may have taken the delivery over")]
+    Fenced,
+}
+
+impl Leave {
+    fn refusal(&self, now: Micros) -> Option<NotSent> {
+        let window = Micros::try_from(self.window.as_micros()).unwrap_or(Micros::MAX);
+        if self.lease.as_ref().is_some_and(|lease| !lease.stands()) {
+            Some(NotSent::Fenced)
+        } else if now - self.signed_at > window {
+            Some(NotSent::Expired)
+        } else {
+            None
+        }
+    }
+}
 
 impl Body for SignedBody {
     type Data = Bytes;
@@ -239,10 +258,9 @@ impl Body for SignedBody {
         let Some(data) = self.data.take() else {
             return Poll::Ready(None);
         };
-        let age = (self.clock)() - self.signed_at;
-        if age > Micros::try_from(self.window.as_micros()).unwrap_or(Micros::MAX) {
-            self.expired.store(true, Ordering::Release);
-            return Poll::Ready(Some(Err(Box::new(SignatureExpired))));
+        if let Some(why) = self.leave.refusal((self.clock)()) {
+            let _ = self.leave.kept.0.set(why);
+            return Poll::Ready(Some(Err(Box::new(why))));
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
@@ -268,8 +286,8 @@ impl Sender {
         }
     }
 
-    /// Sends one attempt.
-    pub async fn send(&self, job: &Job, target: &Target) -> Sent {
+    /// Sends one attempt, as long as its lease stands.
+    pub async fn send(&self, job: &Job, target: &Target, lease: Lease) -> Sent {
         let signed_at = (self.clock)();
         let certificate = target.client_certificate.as_ref();
         if certificate.is_some_and(|c| c.has_expired(signed_at)) {
@@ -293,6 +311,7 @@ impl Sender {
             window: self.live.load().replay_window,
             patience: Duration::from_secs(target.subscription.timeout.into()),
             certificate,
+            lease: Some(lease),
         })
         .await
     }
@@ -300,23 +319,34 @@ impl Sender {
     /// Sends what is signed already.
     pub async fn post(&self, post: Post<'_>) -> Sent {
         let began = Instant::now();
-        let expired = Arc::new(AtomicBool::new(false));
+        let kept = Kept::default();
         let retryable = Outcome::Retryable { retry_after: None };
-        let fresh = Fresh {
+        let leave = Leave {
             signed_at: post.signed_at,
             window: post.window,
-            expired: expired.clone(),
+            lease: post.lease,
+            kept: kept.clone(),
         };
         let mut headers = post.headers;
         headers.insert(header::USER_AGENT, self.agent.clone());
-        let request = self.request(post.uri.clone(), headers, post.body, fresh);
+        let request = self.request(post.uri.clone(), headers, post.body, leave);
         let client = self.clients.of(post.certificate);
         match tokio::time::timeout(post.patience, client.request(request)).await {
             Ok(Ok(response)) => self.answered(response, began, post.patience).await,
-            Ok(Err(_)) if expired.load(Ordering::Acquire) => {
-                Sent::without_answer("replay_expired", Outcome::ReplayExpired, began)
-            }
             Ok(Err(e)) => {
+                match kept.0.get() {
+                    Some(NotSent::Expired) => {
+                        return Sent::without_answer(
+                            "replay_expired",
+                            Outcome::ReplayExpired,
+                            began,
+                        );
+                    }
+                    Some(NotSent::Fenced) => {
+                        return Sent::without_answer("", Outcome::Released, began);
+                    }
+                    None => {}
+                }
                 let ended = || client.tls_ended_since(post.uri, began);
                 let failure = Failure::of(&e).or_tls(ended);
                 // For the operator: it may say what an internal name resolves to.
@@ -332,14 +362,12 @@ impl Sender {
         uri: Uri,
         headers: HeaderMap,
         body: Bytes,
-        fresh: Fresh,
+        leave: Leave,
     ) -> Request<SignedBody> {
         let mut request = Request::new(SignedBody {
             data: Some(body),
-            signed_at: fresh.signed_at,
-            window: fresh.window,
+            leave,
             clock: self.clock.clone(),
-            expired: fresh.expired,
         });
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
@@ -489,6 +517,34 @@ fn retry_after(headers: &HeaderMap, now: Micros) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{metrics::Metrics, pipeline::node::Node, store::Store, store::sqlite::Sqlite};
+
+    // N2, S5: a body that comes to be written after its session ended, or after its
+    // signature's time, does not leave.
+    #[tokio::test]
+    async fn a_body_leaves_while_its_lease_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&folder.path().join("o.db")).await.unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
+        let ttl = Duration::from_secs(60);
+        let metrics = Arc::new(Metrics::new());
+        let node = Arc::new(Node::new(store, metrics, "n".into(), ttl));
+        node.begin().await.unwrap();
+        let lease = Some(node.lease(node.session()));
+        let leave = Leave {
+            signed_at: 0,
+            window: Duration::from_secs(1),
+            lease,
+            kept: Kept::default(),
+        };
+        assert_eq!(leave.refusal(1_000_000), None);
+        assert_eq!(leave.refusal(1_000_001), Some(NotSent::Expired));
+        node.end().await;
+        assert_eq!(leave.refusal(0), Some(NotSent::Fenced));
+        // With another session it is another lease.
+        node.begin().await.unwrap();
+        assert_eq!(leave.refusal(0), Some(NotSent::Fenced));
+    }
 
     // A3: both forms of Retry-After.
     #[test]

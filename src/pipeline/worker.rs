@@ -101,7 +101,11 @@ impl Worker {
             delivery.attempt = job.attempts + 1, "processing delivery"
         );
         let began = wall_clock();
-        let sent = self.sender.send(&job, target).await;
+        let lease = self.dispatcher.lease(&job);
+        let sent = self.sender.send(&job, target, lease).await;
+        if sent.outcome == Outcome::Released {
+            return self.dispatcher.give_back(job);
+        }
         self.dispatcher.complete(self.completion(job, sent, began));
     }
 

@@ -20,6 +20,7 @@ use crate::{
     support::{
         receiver::{Received, Receiver, Reply, status},
         rest::Rest,
+        wait::until,
     },
 };
 
@@ -210,12 +211,12 @@ impl Place {
             let page = format!(
                 "{url}/v1/external/webhooks/{id}/deliveries?status={status}&page_size=1000&page_token={token}"
             );
-            let page = self
-                .rest
-                .call("GET", &page, &[], "")
-                .await
-                .unwrap()
-                .expect(200);
+            // A fault may have ended just now.
+            let page = until("a page of deliveries", async || {
+                let answer = self.rest.call("GET", &page, &[], "").await.unwrap();
+                (answer.status != 503).then(|| answer.expect(200))
+            })
+            .await;
             all.extend(page["deliveries"].as_array().unwrap().iter().cloned());
             page["next_page_token"]
                 .as_str()

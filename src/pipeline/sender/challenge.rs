@@ -1,13 +1,13 @@
 //! Asks a URL to prove that it wants webhooks.
 
-use std::{sync::Arc, sync::atomic::AtomicBool, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Version, header};
 use http_body_util::{BodyExt as _, Limited};
 
-use super::{Failure, Sender, SignedBody};
+use super::{Failure, Kept, Leave, Sender, SignedBody};
 use crate::{domain::signature::X_WEBHOOK_CHALLENGE, target::Target};
 
 /// How long the answer may take.
@@ -46,10 +46,13 @@ impl Sender {
         };
         let mut request = Request::new(SignedBody {
             data: Some(Bytes::from_static(BODY)),
-            signed_at: (self.clock)(),
-            window: PATIENCE,
+            leave: Leave {
+                signed_at: (self.clock)(),
+                window: PATIENCE,
+                lease: None,
+                kept: Kept::default(),
+            },
             clock: self.clock.clone(),
-            expired: Arc::new(AtomicBool::new(false)),
         });
         *request.method_mut() = Method::POST;
         *request.uri_mut() = target.uri.clone();

@@ -4,9 +4,9 @@
 //! gone, keeps its statements waiting until the kernel gives up, many minutes
 //! later; and the driver asks a connection whether it still works each time it
 //! comes back, without a limit, so that one silent connection would keep its place
-//! for as long. Here a connection that did not answer in time is dropped, and with
-//! it all that were idle: what happened to one happened to them. One that answered
-//! comes back without being asked again.
+//! for as long. Here a connection that did not answer in time, or broke, is dropped,
+//! and with it all that were idle: what happened to one happened to them. One that
+//! answered comes back without being asked again.
 
 use std::{
     io,
@@ -58,7 +58,7 @@ struct Shared {
     most: u32,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Kept>>,
-    /// Counts up whenever a connection was found silent: older ones are not kept.
+    /// Counts up whenever a connection was found broken: older ones are not kept.
     generation: AtomicU64,
     closed: AtomicBool,
 }
@@ -98,7 +98,7 @@ impl Shared {
         }
     }
 
-    fn found_silent(&self) {
+    fn found_broken(&self) {
         let mut idle = self.idle();
         self.generation.fetch_add(1, Ordering::AcqRel);
         idle.clear();
@@ -135,6 +135,16 @@ async fn is_writable(connection: &mut PgConnection) -> Result<bool, Error> {
 /// itself be read.
 fn is_read_only(error: &Error) -> bool {
     matches!(error, Error::Database(e) if e.code().as_deref() == Some("25006"))
+}
+
+/// Whether the server has ended the connection, with a word or without.
+fn is_ended(error: &Error) -> bool {
+    match error {
+        Error::Io(_) => true,
+        // "admin shutdown", "crash shutdown"
+        Error::Database(e) => matches!(e.code().as_deref(), Some("57P01" | "57P02")),
+        _ => false,
+    }
 }
 
 /// Whether a server that refuses a connection may take it in a moment.
@@ -291,19 +301,19 @@ impl Held {
     ) -> Result<T, Error> {
         self.busy = false;
         let result = ended.unwrap_or_else(|_| {
-            self.pool.shared.found_silent();
+            self.pool.shared.found_broken();
             Err(silent("no answer in time"))
         });
-        if let Err(e) = &result {
-            if is_read_only(e) {
-                // The primary is elsewhere by now: so do all the others lead to this
-                // one.
-                self.pool.shared.found_silent();
-                self.kept = None;
-            } else if !matches!(e, Error::Database(_) | Error::RowNotFound) {
-                // After an error of another kind it is not known what comes next.
+        match &result {
+            // A primary that is elsewhere by now, or a server that went: so it is
+            // with all the others.
+            Err(e) if is_read_only(e) || is_ended(e) => {
+                self.pool.shared.found_broken();
                 self.kept = None;
             }
+            // After an error of another kind it is not known what comes next.
+            Err(e) if !matches!(e, Error::Database(_) | Error::RowNotFound) => self.kept = None,
+            _ => {}
         }
         result
     }
@@ -338,7 +348,7 @@ impl Drop for Held {
                 match timeout(pool.limit, settled).await {
                     Ok(Ok(())) => pool.shared.keep(kept),
                     Ok(Err(_)) => {}
-                    Err(_) => pool.shared.found_silent(),
+                    Err(_) => pool.shared.found_broken(),
                 }
                 drop(permit);
             });
