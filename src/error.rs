@@ -306,6 +306,12 @@ pub fn meaning(reason: Reason) -> Meaning {
             "The database can't be reached",
             "It may or may not have taken effect: send the call again, with the same idempotency key.",
         ),
+        Reason::Overloaded => (
+            503,
+            Code::ResourceExhausted,
+            "Too much at once",
+            "Nothing was stored: send it again once `Retry-After` has passed.",
+        ),
         Reason::Degraded => (
             503,
             Code::Unavailable,

@@ -23,7 +23,7 @@ use crate::{
             BREAKER_CLOSED, BREAKER_OPENED, DELIVERY_DEAD, OPERATIONAL, SECRET_ROTATED,
             SUBSCRIPTION_DISABLED,
         },
-        id::{DeliveryId, SubscriptionId, TenantId, wall_clock},
+        id::{DeliveryId, Micros, SubscriptionId, TenantId},
         subscription::Disabled,
     },
     store::{Store, StoreError},
@@ -51,8 +51,8 @@ const MUST_BE_NAMED: [&str; 4] = [
 /// Why the server switches a subscription off.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Why {
-    /// Its receiver answered 410.
-    Gone,
+    /// Its receiver answered 410 at an address that was read then.
+    Gone(Micros),
     /// Nothing was delivered for days.
     Failing,
 }
@@ -60,7 +60,7 @@ pub(super) enum Why {
 impl Why {
     const fn reason(self) -> &'static str {
         match self {
-            Self::Gone => "gone",
+            Self::Gone(_) => "gone",
             Self::Failing => "failing",
         }
     }
@@ -133,36 +133,51 @@ impl Announcer {
         }
     }
 
-    /// Switches a subscription off, and tells its owner.
-    pub(super) async fn disable(&self, id: SubscriptionId, why: Why) -> Result<(), StoreError> {
+    /// Switches a subscription off, and tells its owner; called again with the same
+    /// time until it has said that it is done.
+    pub(super) async fn disable(
+        &self,
+        id: SubscriptionId,
+        why: Why,
+        at: Micros,
+    ) -> Result<(), StoreError> {
+        let off = Disabled {
+            at,
+            reason: why.reason().into(),
+        };
         loop {
             let Some(mut s) = self.store.get_subscription(id).await? else {
                 return Ok(());
             };
-            if s.disabled.is_some() {
-                return Ok(());
-            }
-            let before = s.updated_at;
-            let now = wall_clock();
-            s.disabled = Some(Disabled {
-                at: now,
-                reason: why.reason().into(),
-            });
-            s.updated_at = now.max(before + 1);
-            match self.store.update_subscription(&s, before).await {
-                Ok(()) => {}
-                Err(StoreError::Conflict) => continue,
-                Err(e) => return Err(e),
+            match &s.disabled {
+                // By a call whose answer was lost.
+                Some(by) if *by == off => {}
+                Some(_) => return Ok(()),
+                // What answered may not be what it leads to by now.
+                None if matches!(why, Why::Gone(since) if since < s.updated_at) => return Ok(()),
+                None => {
+                    let before = s.updated_at;
+                    s.disabled = Some(off.clone());
+                    s.updated_at = at.max(before + 1);
+                    match self.store.update_subscription(&s, before).await {
+                        Ok(()) => {}
+                        Err(StoreError::Conflict) => continue,
+                        Err(e) => return Err(e),
+                    }
+                }
             }
             match why {
-                Why::Gone => {
+                Why::Gone(_) => {
                     tracing::warn!(subscription.id = %id, "receiver is gone (410): subscription disabled");
                 }
                 Why::Failing => {
                     tracing::warn!(subscription.id = %id, "receiver fails for too long: subscription disabled");
                 }
             }
-            self.directory.refresh().await?;
+            // Read again sooner or later; its owner is told in any case.
+            if self.directory.refresh().await.is_err() {
+                self.directory.nudge();
+            }
             let data = json!({"reason": why.reason()});
             self.tell(s.tenant, id, SUBSCRIPTION_DISABLED, data, false)
                 .await;

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     domain::{
         delivery::Outcome,
-        id::{DeliveryId, SubscriptionId, wall_clock},
+        id::{DeliveryId, Micros, SubscriptionId, micros, wall_clock},
     },
     metrics::Metrics,
     store::{Finish, Finished, Settle, Store, StoreError},
@@ -45,13 +45,20 @@ fn released(batch: &[Ended]) -> HashSet<(DeliveryId, i32)> {
         .collect()
 }
 
+/// A subscription whose receiver is gone.
+pub(super) struct Gone {
+    pub(super) subscription: SubscriptionId,
+    /// Since when its address was known that says so.
+    pub(super) since: Micros,
+}
+
 pub(super) struct Finisher {
     pub(super) store: Arc<dyn Store>,
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) node: Arc<Node>,
     pub(super) metrics: Arc<Metrics>,
     /// Told of subscriptions whose receiver is gone.
-    pub(super) gone: mpsc::UnboundedSender<SubscriptionId>,
+    pub(super) gone: mpsc::UnboundedSender<Gone>,
     /// Told of deliveries that were given up.
     pub(super) deaths: mpsc::UnboundedSender<Death>,
 }
@@ -151,6 +158,9 @@ impl Finisher {
             });
             if cut {
                 Box::pin(self.record(batch)).await;
+            } else {
+                // It stays leased to nobody who knows of it: it is found, and sent again.
+                self.dispatcher.suspect();
             }
             return;
         }
@@ -210,13 +220,12 @@ impl Finisher {
                 "Webhook delivery failed after {attempts} attempts"
             );
         }
-        if ended
-            .finish
-            .attempt
-            .as_ref()
-            .is_some_and(|a| a.response_status == GONE)
-        {
-            let _ = self.gone.send(job.subscription);
+        let attempt = ended.finish.attempt.as_ref();
+        if attempt.is_some_and(|a| a.response_status == GONE) {
+            let _ = self.gone.send(Gone {
+                subscription: job.subscription,
+                since: wall_clock() - micros(job.since.elapsed()),
+            });
         }
     }
 }

@@ -10,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     announce::{Announcer, Why},
     dispatch::Dispatcher,
+    finish::Gone,
     node::Node,
 };
 use crate::{
     directory::Directory,
-    domain::id::SubscriptionId,
+    domain::id::{SubscriptionId, wall_clock},
     metrics::Metrics,
     settings::Live,
     store::{Hint, Store, StoreError},
@@ -46,7 +47,7 @@ impl Follower {
         self,
         tasks: &Tasks,
         hinted: mpsc::UnboundedReceiver<SubscriptionId>,
-        gone: mpsc::UnboundedReceiver<SubscriptionId>,
+        gone: mpsc::UnboundedReceiver<Gone>,
         cancel: &CancellationToken,
     ) {
         tasks.spawn("hints out", self.clone().send_hints(hinted, cancel.clone()));
@@ -234,17 +235,23 @@ impl Follower {
     /// off and its owner told.
     async fn disable_gone(
         self,
-        mut gone: mpsc::UnboundedReceiver<SubscriptionId>,
+        mut gone: mpsc::UnboundedReceiver<Gone>,
         cancel: CancellationToken,
     ) {
         loop {
-            let subscription = tokio::select! {
+            let Gone {
+                subscription,
+                since,
+            } = tokio::select! {
                 () = cancel.cancelled() => return,
-                s = gone.recv() => match s { Some(s) => s, None => return },
+                gone = gone.recv() => match gone { Some(gone) => gone, None => return },
             };
-            let mut wait = Duration::from_millis(100);
+            let (mut wait, at) = (Duration::from_millis(100), wall_clock());
             loop {
-                let disabled = self.announcer.disable(subscription, Why::Gone).await;
+                let disabled = self
+                    .announcer
+                    .disable(subscription, Why::Gone(since), at)
+                    .await;
                 self.metrics.troubles.note(
                     "gone receivers",
                     &disabled,

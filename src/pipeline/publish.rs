@@ -287,11 +287,8 @@ impl Publisher {
 
     async fn commit(&self, publish: Publish) -> Result<Published> {
         let full = || {
-            Error::new(
-                Reason::StoreUnavailable,
-                "too many events wait for the database",
-            )
-            .retry_after(Duration::from_secs(1))
+            Error::new(Reason::Overloaded, "too many events wait for the database")
+                .retry_after(Duration::from_secs(1))
         };
         let bytes = u32::try_from(Pending::bytes(&publish)).unwrap_or(u32::MAX);
         let room = self.room.clone().try_acquire_many_owned(bytes);

@@ -252,9 +252,9 @@ impl Receivers {
     }
 
     async fn disable(&self, id: SubscriptionId, cancel: &CancellationToken) {
-        let mut wait = Duration::from_millis(100);
+        let (mut wait, at) = (Duration::from_millis(100), wall_clock());
         loop {
-            let disabled = self.announcer.disable(id, Why::Failing).await;
+            let disabled = self.announcer.disable(id, Why::Failing, at).await;
             self.metrics.troubles.note(
                 "failing receivers",
                 &disabled,

@@ -35,11 +35,13 @@ contract![
 const REST_ONLY: [&str; 2] = ["METHOD_NOT_ALLOWED", "UNSUPPORTED_MEDIA_TYPE"];
 
 /// Reasons of issues that are not built, and those that are a fault of ours.
-/// STORE_UNAVAILABLE is provoked with the nodes' tests.
-const ELSEWHERE: [&str; 7] = [
+/// STORE_UNAVAILABLE is provoked with the nodes' tests, OVERLOADED with a silent
+/// database.
+const ELSEWHERE: [&str; 8] = [
     "UNSPECIFIED",
     "INTERNAL",
     "STORE_UNAVAILABLE",
+    "OVERLOADED",
     "TOKEN_EXPIRED",
     "SCHEMA_MISMATCH",
     "PII_DETECTED",

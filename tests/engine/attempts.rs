@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
 };
 
 use super::scene::micros;
@@ -22,6 +22,7 @@ contract![
     retry_after_is_honoured,
     redirects_are_not_followed,
     gone_disables_and_tells,
+    gone_is_said_of_the_address_that_was_asked,
     broken_connections_are_retried,
     what_follows_a_status_does_not_matter,
     attempts_are_kept,
@@ -173,6 +174,33 @@ async fn gone_disables_and_tells(db: Db) {
         .await;
     assert_eq!(shown["disabled_reason"].as_str().unwrap_or_default(), "");
     app.is(&parked, "DELIVERED").await;
+    app.stop().await;
+}
+
+// A3: an answer that comes after the address was corrected says nothing of the new one.
+async fn gone_is_said_of_the_address_that_was_asked(db: Db) {
+    let app = TestApp::start(&db).await;
+    let (answer, answers) = watch::channel(false);
+    let old = Receiver::with(move |_| {
+        let mut answers = answers.clone();
+        async move {
+            answers.wait_for(|go| *go).await.unwrap();
+            status(410)
+        }
+    })
+    .await;
+    let new = Receiver::start().await;
+    let sub = app
+        .webhook(&old.url(), json!({"event_types": ["a.b"]}))
+        .await;
+    let late = app.one_delivery("a.b").await;
+    old.wait(1).await;
+    app.change(&sub.id, json!({"url": new.url()})).await;
+    answer.send_replace(true);
+    app.is(&late, "DEAD").await;
+    let next = app.one_delivery("a.b").await;
+    app.is(&next, "DELIVERED").await;
+    assert_eq!(app.subscription(&sub.id).await["enabled"], true);
     app.stop().await;
 }
 

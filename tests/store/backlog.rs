@@ -22,7 +22,10 @@ contract![
     leases_are_found_in_a_long_queue,
 ];
 
-on_postgres_alone![ending_a_session_holds_no_lock_for_long,];
+on_postgres_alone![
+    ending_a_session_holds_no_lock_for_long,
+    slices_of_a_long_queue_are_found_by_index,
+];
 
 /// So many that reading them all for each batch takes many times as long as the
 /// batch.
@@ -141,6 +144,46 @@ async fn leases_are_found_in_a_long_queue(db: Db) {
     for id in held {
         assert_eq!(node.status(id).await, Status::Pending);
     }
+}
+
+/// How often the queue's index was used, and how many rows were read without one.
+async fn scans(db: &Db) -> (i64, i64) {
+    let figures =
+        "select idx_scan || ' ' || seq_tup_read from pg_stat_user_tables where relname = 'queue'";
+    let text = db.texts(figures).await.remove(0);
+    let (index, rows) = text.split_once(' ').unwrap();
+    (index.parse().unwrap(), rows.parse().unwrap())
+}
+
+// B6, N4: also with plans for any arguments, made by a planner that knows how long the
+// queue is.
+async fn slices_of_a_long_queue_are_found_by_index(db: Db) {
+    let node = db.node().await;
+    let sub = DEFAULT.sub();
+    let first = node.accept(&DEFAULT.event_to(sub)).await[0];
+    pad(&db, first, 50_000).await;
+    db.tamper("analyze queue").await;
+    let part = sub.part();
+    let (store, age) = (&node.store, Duration::ZERO);
+    for _ in 0..10 {
+        assert_eq!(node.claim(sub, 256).await.len(), 256);
+        store.revive(part, sub, false, 256).await.unwrap();
+        store.bury(&[part], 256).await.unwrap();
+        store.give_up(part, sub, age, 256).await.unwrap();
+        assert_eq!(store.cancel(part, sub, 256).await.unwrap(), 256);
+    }
+    // A backend tells what it did once a second, when it ends something.
+    until("it is told how the queue was read", async || {
+        node.claim(sub, 1).await;
+        store.cancel(part, sub, 1).await.unwrap();
+        (scans(&db).await.0 >= 50).then_some(())
+    })
+    .await;
+    let (_, rows) = scans(&db).await;
+    assert!(
+        rows < 300_000,
+        "{rows} rows were read to find 256 at a time"
+    );
 }
 
 // N4: partitions can be taken while what their last owner held is still being

@@ -57,10 +57,10 @@ join kept_bodies k on k.part = i.part and k.event = i.id";
 
 const ADD_UP: &str = "
 with old as (
-  delete from counters c using (
+  delete from counters where ctid = any(array(
     select ctid from counters where part = any($1::smallint[]) and minute < now_us() / $2 - $3
-    limit $4 for update skip locked) x
-  where c.ctid = x.ctid returning c.*),
+    limit $4 for update skip locked))
+  returning *),
 kept as (
   insert into counter_days as d (part, tenant, day, what, n)
   select part, tenant, case when what in (4, 8, 10) then (minute / 1440)::integer else 0 end,

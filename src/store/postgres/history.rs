@@ -102,9 +102,8 @@ impl Postgres {
             }
             let table = format!("idempotency_{bucket}");
             let swept = sqlx::query(sqlx::AssertSqlSafe(format!(
-                "delete from {table} i using (
-                   select ctid from {table} where at <= now_us() - 86400000000 limit $1) x
-                 where i.ctid = x.ctid"
+                "delete from {table} where ctid = any(array(
+                   select ctid from {table} where at <= now_us() - 86400000000 limit $1))"
             )))
             .bind(limit)
             .execute(&self.pool)

@@ -436,9 +436,9 @@ returning id, tenant, sub,
   reason";
 
 /// What failed while its receiver was ill, chosen twice in one transaction. What the
-/// receiver itself asked to come later does.
+/// receiver itself asked to come later does, and what waits for another of its key.
 const ILL: &str = "where part = $1 and sub = $2 and lease_sid = 0 and due_at > $3
-  and (state = 3 and (status = 0 or status >= 500) and (status <> 503 or not $4) or state = 5 and dead_at > $3)
+  and (state = 3 and due_at < 9223372036854775807 and (status = 0 or status >= 500) and (status <> 503 or not $4) or state = 5 and dead_at > $3)
   order by due_at, id limit $5";
 
 async fn changed(tx: &mut Transaction<'_>, query: Query) -> Result<u64> {
