@@ -138,7 +138,7 @@ impl Dispatcher {
         let (ended, receiver) = mpsc::unbounded_channel();
         let mut lanes = Lanes::new(concurrency);
         lanes.unknown_but(|_| false);
-        let delivering = directory.switches().delivery && !node.is_restored();
+        let delivering = directory.switches().delivery && node.hold().is_none();
         let delivering = AtomicBool::new(delivering);
         let session = AtomicI64::new(node.session().0);
         let dispatcher = Arc::new(Self {
@@ -753,7 +753,7 @@ impl Dispatcher {
     /// Follows a change of switches and subscriptions: what may not be sent any
     /// more is given back to the store. True where delivery was switched.
     pub(super) fn reconfigured(&self) -> bool {
-        let delivering = self.directory.switches().delivery && !self.node.is_restored();
+        let delivering = self.directory.switches().delivery && self.node.hold().is_none();
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
         let days = self.live.load().endpoint_disable_after;
         let disable = micros(days);
