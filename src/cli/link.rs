@@ -307,11 +307,7 @@ impl<H: Handle> Worker<H> {
                 );
             }
             Some(Says::GoAway(go)) => {
-                let none = Credit {
-                    messages: 0,
-                    bytes: 0,
-                };
-                tell(Some(say), Message::Credit(none));
+                tell(Some(say), Message::Credit(Credit::default()));
                 return Some((millis(go.reconnect_after_ms), millis(go.drain_by_ms)));
             }
             Some(Says::Ping(_)) => tell(Some(say), Message::Pong(Pong {})),
