@@ -341,11 +341,7 @@ impl<H: Handle> Worker<H> {
                 );
             }
             Some(Says::GoAway(go)) => {
-                let none = Credit {
-                    messages: 0,
-                    bytes: 0,
-                };
-                tell(Some(say), Message::Credit(none));
+                tell(Some(say), Message::Credit(Credit::default()));
                 let drain_by = millis(go.drain_by_ms);
                 for doing in self.doing.values() {
                     doing.hold.shorten(since + drain_by);
