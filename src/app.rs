@@ -182,13 +182,16 @@ impl App {
             settings.node_name.clone(),
             settings.session,
         ));
-        let watch = timeline::Watch::begin(
-            store.clone(),
-            node.clone(),
-            witness(&settings),
-            metrics.clone(),
-        )
-        .await?;
+        let witness = witness(&settings);
+        if witness.is_none() {
+            tracing::warn!(
+                "nothing outside the database notes how far it has come: a backup that is \
+                 restored on the same server would send what it has queued. Set \
+                 ONERING_DATA_DIR to a folder that lasts, or ONERING_REDIS_URL"
+            );
+        }
+        let watch =
+            timeline::Watch::begin(store.clone(), node.clone(), witness, metrics.clone()).await?;
         let watch = Arc::new(watch);
         node.begin().await?;
 

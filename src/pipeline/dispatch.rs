@@ -138,7 +138,7 @@ impl Dispatcher {
         let (ended, receiver) = mpsc::unbounded_channel();
         let mut lanes = Lanes::new(concurrency);
         lanes.unknown_but(|_| false);
-        let delivering = directory.switches().delivery && !node.is_restored();
+        let delivering = directory.switches().delivery && node.hold().is_none();
         let delivering = AtomicBool::new(delivering);
         let session = AtomicI64::new(node.session().0);
         let dispatcher = Arc::new(Self {
@@ -191,7 +191,7 @@ impl Dispatcher {
         }
         let class = Class::of(&target);
         let taken =
-            || (self.embedded && class != Class::Stream) || self.served.load().reaches(&target);
+            || (self.embedded && !class.is_consumed()) || self.served.load().reaches(&target);
         if !self.is_delivering() || !taken() {
             return Way::Hold { url: target.url };
         }
@@ -594,7 +594,7 @@ impl Dispatcher {
     /// Lets a taker at the other end of a stream, by its number, have at most so
     /// many deliveries at once from now on; none: it is gone.
     pub fn serve(&self, number: u64, taker: Option<(Taker, usize)>) {
-        let mut takers = self.takers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut takers = self.takers();
         match taker {
             Some(taker) => {
                 takers.insert(number, taker);
@@ -603,22 +603,46 @@ impl Dispatcher {
                 takers.remove(&number);
             }
         }
-        let served = Served::by(&takers);
-        let before = self.served.load();
-        if **before == served {
-            return;
+        self.share_capacity(&takers);
+        let served = Served::by(takers.values().map(|(taker, _)| taker));
+        if **self.served.load() == served {
+            drop(takers);
+            return self.wake_takers();
         }
-        let relayed = served.relayed;
         self.served.store(Arc::new(served));
         drop(takers);
         let mut lanes = self.lanes();
-        lanes.set_capacity(self.concurrency.saturating_add(relayed));
         // What waits for somebody who is gone is free for another node.
         let after = lanes.adjust(|s| self.way(s));
         drop(lanes);
         self.follow(after);
         self.look_around();
         self.wake_takers();
+    }
+
+    /// A taker can have at most so many deliveries at once from now on.
+    pub fn resize(&self, number: u64, most: usize) {
+        let mut takers = self.takers();
+        let Some((taker, before)) = takers.get_mut(&number) else {
+            return;
+        };
+        if std::mem::replace(before, most) == most || !taker.relays() {
+            return;
+        }
+        self.share_capacity(&takers);
+        drop(takers);
+        self.wake_takers();
+    }
+
+    fn takers(&self) -> MutexGuard<'_, HashMap<u64, (Taker, usize)>> {
+        self.takers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As many attempts can be under way as this process makes, and relays can have.
+    fn share_capacity(&self, takers: &HashMap<u64, (Taker, usize)>) {
+        let relays = takers.values().filter(|(taker, _)| taker.relays());
+        let relayed = relays.fold(self.concurrency, |sum, (_, most)| sum.saturating_add(*most));
+        self.lanes().set_capacity(relayed);
     }
 
     /// Which subscriptions live for a while only, and those of them that an open
@@ -753,7 +777,7 @@ impl Dispatcher {
     /// Follows a change of switches and subscriptions: what may not be sent any
     /// more is given back to the store. True where delivery was switched.
     pub(super) fn reconfigured(&self) -> bool {
-        let delivering = self.directory.switches().delivery && !self.node.is_restored();
+        let delivering = self.directory.switches().delivery && self.node.hold().is_none();
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
         let days = self.live.load().endpoint_disable_after;
         let disable = micros(days);

@@ -570,7 +570,7 @@ impl Lanes {
             let (terms, patience) = (lane.terms, self.patience);
             // Whoever takes over a stream says itself how much it takes.
             let sign = match terms.class {
-                Class::Stream => Sign::Nothing,
+                Class::Stream | Class::Temporary => Sign::Nothing,
                 Class::Webhook | Class::Certified => sign,
             };
             let changed = lane
