@@ -9,7 +9,7 @@ use std::{
 };
 
 use self::ring::Ring;
-use super::job::{Fetch, Job};
+use super::job::Job;
 use crate::{
     domain::{
         breaker::Sign,
@@ -18,6 +18,7 @@ use crate::{
     store::ReceiverState,
 };
 
+mod fetching;
 mod hosts;
 mod receiver;
 
@@ -27,6 +28,7 @@ pub(super) use receiver::{Bad, Changed, Clock, Patience, Terms, Way};
 
 mod ring;
 mod taker;
+mod turns;
 
 pub(super) use taker::Served;
 pub use taker::{Class, Taker, Whose};
@@ -42,9 +44,6 @@ const FETCH: usize = 256;
 /// How many jobs stay in memory for an ill receiver: the next probe. Ill receivers by
 /// the hundred leave room for the others.
 const ILL: usize = 1;
-
-/// Looks at one lane within this time are one.
-const TICK: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct Lane {
@@ -425,127 +424,6 @@ impl Lanes {
         }
     }
 
-    fn enter_ring(&mut self, subscription: SubscriptionId) {
-        if !self.knows(subscription.part()) {
-            return;
-        }
-        let Some(lane) = self.by_id.get_mut(&subscription) else {
-            return;
-        };
-        let Some(tenant) = lane.tenant.filter(|_| lane.may_send() && !lane.in_ring) else {
-            return;
-        };
-        lane.in_ring = true;
-        self.rings[lane.terms.class.index()].enter(tenant, subscription);
-    }
-
-    /// The next job of the lanes that the taker may take from, with a body of at
-    /// most so many bytes. It is in flight from now on.
-    pub(super) fn take(&mut self, taker: &Taker, most: usize) -> Option<Job> {
-        let job = self.take_at(taker, most, Instant::now())?;
-        // What streams hold is bounded by their windows.
-        if *taker != Taker::EMBEDDED {
-            self.drop_body(&job);
-        }
-        Some(job)
-    }
-
-    fn take_at(&mut self, taker: &Taker, most: usize, at: Instant) -> Option<Job> {
-        self.resume(at);
-        self.turn = self.turn.wrapping_add(1);
-        let first = self.turn;
-        if let Whose::Only(only) = &taker.whose {
-            let turns = (0..only.len()).map(|n| only[(first + n) % only.len()]);
-            for subscription in turns {
-                let wanted = self.knows(subscription.part())
-                    && self.by_id.get(&subscription).is_some_and(|lane| {
-                        taker.classes.contains(&lane.terms.class)
-                            && lane.may_send()
-                            && lane.next_bytes() <= most
-                            && self.hosts.is_free(lane.terms.host, lane.in_flight)
-                    });
-                // It stays in its ring: whoever comes to it there looks again.
-                if wanted && let Some(job) = self.take_from(subscription, at) {
-                    return Some(job);
-                }
-            }
-            return None;
-        }
-        let classes = taker.classes.len();
-        (0..classes).find_map(|n| {
-            let class = taker.classes[(first + n) % classes];
-            self.take_turn(class, &taker.whose, most, at)
-        })
-    }
-
-    fn take_turn(&mut self, class: Class, whose: &Whose, most: usize, at: Instant) -> Option<Job> {
-        loop {
-            let ring = &mut self.rings[class.index()];
-            let subscription = match whose {
-                Whose::Tenant(tenant) => ring.next_of(*tenant)?,
-                Whose::All | Whose::Only(_) => ring.next()?,
-            };
-            let Some(lane) = self.by_id.get_mut(&subscription) else {
-                continue;
-            };
-            let known = self.known >> subscription.part().get() & 1 == 1;
-            if !lane.may_send() || !known {
-                lane.in_ring = false;
-                continue;
-            }
-            if lane.terms.class != class {
-                lane.in_ring = false;
-                self.enter_ring(subscription);
-                continue;
-            }
-            // A lane never has more than is left over for all others: with ten
-            // receivers that hang, each holds an eleventh of the capacity at
-            // most, and an eleventh stays free.
-            let free = self.capacity.saturating_sub(self.in_flight);
-            if class.shares_capacity() && lane.in_flight > 0 && lane.in_flight as usize >= free {
-                self.sated.push_back(subscription);
-                continue;
-            }
-            if !self
-                .hosts
-                .has_room(lane.terms.host, subscription, lane.in_flight)
-            {
-                continue;
-            }
-            lane.in_ring = false;
-            if lane.next_bytes() > most {
-                self.enter_ring(subscription);
-                return None;
-            }
-            if let Some(job) = self.take_from(subscription, at) {
-                return Some(job);
-            }
-        }
-    }
-
-    /// The next job of a lane, unless its receiver is to be spared for a while.
-    fn take_from(&mut self, subscription: SubscriptionId, at: Instant) -> Option<Job> {
-        let clock = self.clock(at);
-        let lane = self.by_id.get_mut(&subscription)?;
-        if let Err(wait) = lane.receiver.pace(lane.terms.rate, clock.now) {
-            self.resume_at(clock.now + wait, subscription);
-            return None;
-        }
-        let mut job = lane.next()?;
-        lane.receiver.sends(&mut job, clock, at);
-        self.hosts.sent(lane.terms.host);
-        lane.in_flight += 1;
-        if lane.terms.class.shares_capacity() {
-            self.in_flight += 1;
-        } else {
-            self.streamed += 1;
-        }
-        self.waiting -= 1;
-        self.enter_ring(subscription);
-        self.want_fetch(subscription);
-        Some(job)
-    }
-
     /// Changes how many attempts can be made at once.
     pub(super) fn set_capacity(&mut self, capacity: usize) {
         self.capacity = capacity;
@@ -658,120 +536,6 @@ impl Lanes {
     /// Whether this node knows of a lease.
     pub(super) fn holds(&self, id: DeliveryId) -> bool {
         self.held.contains_key(&id)
-    }
-
-    /// The store has or may have due rows of this lane.
-    pub(super) fn sign(&mut self, subscription: SubscriptionId) {
-        self.by_id.entry(subscription).or_default().signs += 1;
-        self.want_fetch(subscription);
-    }
-
-    fn want_fetch(&mut self, subscription: SubscriptionId) {
-        let Some(lane) = self.by_id.get_mut(&subscription) else {
-            return;
-        };
-        // Of what waits only the stored ones count: fresh ones must not keep older
-        // rows out. One that is not well is asked with one.
-        let hungry = if lane.receiver.is_well() {
-            lane.stored.len() < LOW
-        } else {
-            lane.receiver.may_send() && lane.waiting() == 0
-        };
-        let hungry = hungry && self.known >> subscription.part().get() & 1 == 1;
-        if lane.signs != lane.seen && !lane.fetching && !lane.wants_fetch && hungry {
-            lane.wants_fetch = true;
-            self.fetches.push_back(subscription);
-        }
-    }
-
-    /// What to fetch now, of lanes that may send. The others are signed again when
-    /// they may.
-    pub(super) fn fetches(
-        &mut self,
-        most: usize,
-        may_send: impl Fn(SubscriptionId) -> bool,
-    ) -> Vec<Fetch> {
-        let mut out = Vec::new();
-        let mut left = self.room().min(most);
-        while left > 0 && out.len() < 64 {
-            let Some(subscription) = self.fetches.pop_front() else {
-                break;
-            };
-            let Some(lane) = self.by_id.get_mut(&subscription) else {
-                continue;
-            };
-            lane.wants_fetch = false;
-            if !may_send(subscription) {
-                lane.seen = lane.signs;
-                continue;
-            }
-            // Since it queued up it may have been found ill. It is fetched for once
-            // it may be asked.
-            if !lane.receiver.may_send() {
-                continue;
-            }
-            lane.fetching = true;
-            let limit = if lane.receiver.is_well() {
-                FETCH.min(left)
-            } else {
-                1
-            };
-            left -= limit;
-            out.push(Fetch {
-                subscription,
-                limit,
-                signs: lane.signs,
-            });
-        }
-        out
-    }
-
-    /// A fetch ended with so many rows; fewer than asked for means that the
-    /// store has no more for now.
-    pub(super) fn fetched(&mut self, fetch: Fetch, rows: Option<usize>) {
-        if let Some(lane) = self.by_id.get_mut(&fetch.subscription) {
-            lane.fetching = false;
-            if rows.is_some_and(|n| n < fetch.limit) {
-                lane.seen = fetch.signs;
-            }
-            self.want_fetch(fetch.subscription);
-        }
-    }
-
-    /// Looks at a lane again at that time.
-    pub(super) fn wake_at(&mut self, at: Instant, subscription: SubscriptionId) {
-        let tick = self.tick_of(at);
-        let lane = self.by_id.entry(subscription).or_default();
-        if lane.wakes.insert(tick) {
-            self.timers.push(Reverse((tick, subscription)));
-        }
-    }
-
-    /// The tick that ends at that time or just after it.
-    fn tick_of(&self, at: Instant) -> u64 {
-        let millis = at.saturating_duration_since(self.started).as_millis();
-        u64::try_from(millis.div_ceil(TICK.as_millis())).unwrap_or(u64::MAX)
-    }
-
-    /// When the next lane is to be looked at.
-    pub(super) fn next_wake(&self) -> Option<Instant> {
-        let Reverse((tick, _)) = self.timers.peek()?;
-        self.started
-            .checked_add(TICK * u32::try_from(*tick).unwrap_or(u32::MAX))
-    }
-
-    /// Looks at every lane whose time has come.
-    pub(super) fn wake(&mut self, now: Instant) {
-        while self.next_wake().is_some_and(|at| at <= now) {
-            let Some(Reverse((tick, subscription))) = self.timers.pop() else {
-                return;
-            };
-            if let Some(lane) = self.by_id.get_mut(&subscription)
-                && lane.wakes.remove(&tick)
-            {
-                self.sign(subscription);
-            }
-        }
     }
 
     /// Brings the lanes to their terms, and takes back what waits in those that are to
