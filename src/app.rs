@@ -164,7 +164,8 @@ impl App {
             outside.resolver,
             settings.egress_proxy.clone(),
         );
-        let tls = connector::Tls::new(&settings, connector).map_err(StartError::Settings)?;
+        let tls =
+            connector::Tls::new(&settings, connector.clone()).map_err(StartError::Settings)?;
         let clock = outside.clock.clone();
         let sender = Arc::new(Sender::new(Clients::new(tls), live.clone(), outside.clock));
         // The address is taken before the session is begun: of two nodes with
@@ -255,6 +256,7 @@ impl App {
         );
         tasks.spawn("peers", peers.clone().run(background.clone()));
         let context = Context {
+            connector,
             peers,
             store,
             directory: directory.clone(),

@@ -318,6 +318,12 @@ pub fn meaning(reason: Reason) -> Meaning {
             "Reduced capacity",
             "Optional features are switched off for the moment: try again later.",
         ),
+        Reason::WorkerSilent => (
+            408,
+            Code::DeadlineExceeded,
+            "The worker was silent",
+            "Answer each ping, read what comes, and connect again.",
+        ),
         Reason::Internal | Reason::Unspecified => (
             500,
             Code::Internal,

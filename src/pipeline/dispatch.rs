@@ -12,6 +12,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -176,7 +177,7 @@ impl Dispatcher {
     fn terms(&self, subscription: SubscriptionId) -> Option<Terms> {
         match self.way(subscription) {
             Way::Send(terms) => Some(terms),
-            Way::Hold | Way::Off => None,
+            Way::Hold { .. } | Way::Off => None,
         }
     }
 
@@ -190,9 +191,9 @@ impl Dispatcher {
         }
         let class = Class::of(&target);
         let taken =
-            || (self.embedded && class != Class::Stream) || self.served.load().reaches(&target);
+            || (self.embedded && !class.is_consumed()) || self.served.load().reaches(&target);
         if !self.is_delivering() || !taken() {
-            return Way::Hold;
+            return Way::Hold { url: target.url };
         }
         Way::Send(Terms {
             in_flight: s.max_in_flight,
@@ -455,8 +456,11 @@ impl Dispatcher {
             .iter()
             .filter(|s| parts.contains(&s.subscription.part()));
         lanes.load(&parts, mine, Instant::now());
+        // From now on it is known when one of them becomes another.
+        let after = lanes.adjust(|s| self.way(s));
         lanes.is_sooner();
         drop(lanes);
+        self.follow(after);
         self.sooner.notify_one();
         self.wake_takers();
         self.look_around();
@@ -481,7 +485,7 @@ impl Dispatcher {
     /// token alone says whether it still counts.
     pub fn record(&self, completion: Completion, answer: Option<Answer>) {
         let Completion {
-            job,
+            mut job,
             outcome,
             reason,
             attempt,
@@ -529,6 +533,8 @@ impl Dispatcher {
             ordered: job.ordering_key.is_some(),
         };
         let now = Instant::now();
+        // What waits for the database does so without its body.
+        job.body = Bytes::new();
         // Fails once the finisher has stopped: then the process is about to end
         // and the lease with it.
         let _ = self.ended.send(Ended {
@@ -588,7 +594,7 @@ impl Dispatcher {
     /// Lets a taker at the other end of a stream, by its number, have at most so
     /// many deliveries at once from now on; none: it is gone.
     pub fn serve(&self, number: u64, taker: Option<(Taker, usize)>) {
-        let mut takers = self.takers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut takers = self.takers();
         match taker {
             Some(taker) => {
                 takers.insert(number, taker);
@@ -597,22 +603,46 @@ impl Dispatcher {
                 takers.remove(&number);
             }
         }
-        let served = Served::by(&takers);
-        let before = self.served.load();
-        if **before == served {
-            return;
+        self.share_capacity(&takers);
+        let served = Served::by(takers.values().map(|(taker, _)| taker));
+        if **self.served.load() == served {
+            drop(takers);
+            return self.wake_takers();
         }
-        let relayed = served.relayed;
         self.served.store(Arc::new(served));
         drop(takers);
         let mut lanes = self.lanes();
-        lanes.set_capacity(self.concurrency.saturating_add(relayed));
         // What waits for somebody who is gone is free for another node.
         let after = lanes.adjust(|s| self.way(s));
         drop(lanes);
         self.follow(after);
         self.look_around();
         self.wake_takers();
+    }
+
+    /// A taker can have at most so many deliveries at once from now on.
+    pub fn resize(&self, number: u64, most: usize) {
+        let mut takers = self.takers();
+        let Some((taker, before)) = takers.get_mut(&number) else {
+            return;
+        };
+        if std::mem::replace(before, most) == most || !taker.relays() {
+            return;
+        }
+        self.share_capacity(&takers);
+        drop(takers);
+        self.wake_takers();
+    }
+
+    fn takers(&self) -> MutexGuard<'_, HashMap<u64, (Taker, usize)>> {
+        self.takers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As many attempts can be under way as this process makes, and relays can have.
+    fn share_capacity(&self, takers: &HashMap<u64, (Taker, usize)>) {
+        let relays = takers.values().filter(|(taker, _)| taker.relays());
+        let relayed = relays.fold(self.concurrency, |sum, (_, most)| sum.saturating_add(*most));
+        self.lanes().set_capacity(relayed);
     }
 
     /// Which subscriptions live for a while only, and those of them that an open

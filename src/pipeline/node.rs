@@ -109,8 +109,22 @@ impl Node {
     /// Whether no other node can have taken over yet.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        now < self.valid_until.load(Ordering::Acquire)
+        self.started.elapsed() < self.valid_until()
+    }
+
+    fn valid_until(&self) -> Duration {
+        Duration::from_micros(self.valid_until.load(Ordering::Acquire))
+    }
+
+    /// How long a beat may take: from the session's end on it is another's to say
+    /// who owns what.
+    fn patience(&self) -> Duration {
+        let most = self.ttl / 2;
+        if self.session().0 == 0 {
+            return most;
+        }
+        let end = self.valid_until() + self.ttl / MARGIN;
+        most.min(end.saturating_sub(self.started.elapsed()))
     }
 
     /// Whether nothing is sent because the database went back in time.
@@ -314,7 +328,7 @@ impl Node {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(every) => {}
             }
-            let result = match tokio::time::timeout(self.ttl / 2, self.beat(&watch)).await {
+            let result = match tokio::time::timeout(self.patience(), self.beat(&watch)).await {
                 Ok(result) => result.map_err(|e| e.to_string()),
                 Err(_) => Err("no answer in time".to_owned()),
             };

@@ -27,7 +27,9 @@ mod lease;
 mod link;
 mod links;
 mod opening;
+mod pace;
 mod peers;
+mod queue;
 mod roster;
 mod session;
 
@@ -67,7 +69,7 @@ impl WorkerService for Workers {
             Kind::Consumer => caller.key().tenant,
             Kind::Admin => None,
         };
-        let ticket = context.workers.enter(consumer)?;
+        let ticket = context.workers.enter(consumer, caller.is_through_node())?;
         let (outbound, messages) = mpsc::channel(TAKEN);
         tokio::spawn(serve(
             context,

@@ -666,7 +666,7 @@ pub struct ReceiverState {
     pub outages: Vec<Outage>,
     /// For how long there has been one now, on the same clock.
     pub outage: Option<Duration>,
-    /// For how long nothing was delivered of what was tried.
+    /// For how long nothing was delivered of what was tried, on the same clock.
     pub failing: Option<Duration>,
     /// Whether its owner was told of that.
     pub warned: bool,

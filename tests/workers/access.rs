@@ -2,7 +2,7 @@
 
 use onering::proto::v1::{
     SubscriptionKind,
-    worker_message::{Filter, Message, Open},
+    worker_message::{Extend, Filter, Message, Open},
 };
 use serde_json::json;
 
@@ -16,6 +16,7 @@ contract![
     a_consumer_takes_its_own_streams_alone,
     keys_need_their_scope,
     a_key_that_is_revoked_ends_its_stream,
+    a_revoked_keys_streams_do_no_more,
     streams_have_rules_of_their_own,
     what_is_no_message_ends_the_stream,
     filters_choose,
@@ -117,6 +118,38 @@ async fn a_key_that_is_revoked_ends_its_stream(db: Db) {
     assert_eq!(reason(&ended), "KEY_REVOKED");
     let mut other = Worker::start(&app, "other", 1).await;
     assert_eq!(other.delivery().await.delivery_id, held.delivery_id);
+    app.stop().await;
+}
+
+// K5: once a revocation is answered its node's streams are over, at their next word
+// and not with their next look at the key.
+async fn a_revoked_keys_streams_do_no_more(db: Db) {
+    let app = TestApp::start(&db).await;
+    let (id, key) = app
+        .key(json!({"kind": "ADMIN", "scopes": ["deliveries:work"]}))
+        .await;
+    let mut workers = Vec::new();
+    for n in 0..8 {
+        let open = open(&format!("w{n}"), 1);
+        workers.push(Worker::open(&app, &key, open).await.unwrap());
+    }
+    let path = format!("/v1/admin/external/keys/{id}/revoke");
+    app.post(&path, &app.admin, json!({})).await.ok();
+    for worker in &mut workers {
+        let mut answered = 0;
+        let ended = loop {
+            worker.say(Message::Extend(Extend {
+                seconds: 1,
+                ..Extend::default()
+            }));
+            match worker.next().await {
+                Ok(Some(_)) if answered < 20 => answered += 1,
+                Err(e) => break e,
+                other => panic!("not over: {other:?}"),
+            }
+        };
+        assert_eq!(reason(&ended), "KEY_REVOKED");
+    }
     app.stop().await;
 }
 

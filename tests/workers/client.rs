@@ -229,7 +229,11 @@ impl Worker {
     }
 
     pub(crate) fn credit(&self, messages: i32, bytes: i64) {
-        self.say(Message::Credit(Credit { messages, bytes }));
+        self.say(Message::Credit(Credit {
+            messages,
+            bytes,
+            ..Credit::default()
+        }));
     }
 
     /// What came until a question was answered: whatever was to come before it has.

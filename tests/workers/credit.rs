@@ -1,6 +1,8 @@
 //! Windows.
 
-use onering::proto::v1::worker_message::Open;
+use std::time::{Duration, Instant};
+
+use onering::proto::v1::worker_message::{Ack, AckItem, Message, Open};
 use serde_json::json;
 
 use super::client::{Worker, ids, open};
@@ -11,6 +13,7 @@ contract![
     bytes_count_too,
     a_slow_worker_holds_nobody_back,
     windows_that_make_no_sense_are_refused,
+    a_worker_is_heard_at_a_rate,
 ];
 
 // W3: no more than the window comes, and what is done makes room; a smaller
@@ -124,5 +127,26 @@ async fn windows_that_make_no_sense_are_refused(db: Db) {
     worker.credit(-1, 0);
     let refused = worker.ended().await.unwrap_err();
     assert_eq!(fields(&refused), ["credit.messages"]);
+    app.stop().await;
+}
+
+// Z5: of what a worker says a second's worth is heard at once, and the rest in its
+// time; all of it is answered.
+async fn a_worker_is_heard_at_a_rate(db: Db) {
+    let app = TestApp::start(&db).await;
+    let mut worker = Worker::start(&app, "w", 0).await;
+    let began = Instant::now();
+    for n in 0..60 {
+        worker.say(Message::Ack(Ack {
+            request_id: n.to_string(),
+            items: vec![AckItem::default(); 1000],
+        }));
+    }
+    for n in 0..60 {
+        let told = worker.result(&n.to_string()).await;
+        assert_eq!(told.stale.len(), 1000);
+    }
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(1900), "{took:?}");
     app.stop().await;
 }

@@ -1,6 +1,9 @@
 //! What a worker gets, and what its acks are worth.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use onering::{
     domain::{
@@ -8,13 +11,14 @@ use onering::{
         signature::{Verifier, VerifyingKey},
     },
     proto::v1::{
+        server_message::Message as Says,
         server_message::RevokeReason,
-        worker_message::{Ack, AckItem, Action, Filter, Message},
+        worker_message::{Ack, AckItem, Action, Extend, Filter, Message},
     },
 };
 use serde_json::json;
 
-use super::client::{Worker, open};
+use super::client::{Worker, lease, open};
 use crate::support::{
     app::{TestApp, eventually},
     faults::{Fault, Faults},
@@ -29,6 +33,7 @@ contract![
     nacks_do_what_they_say,
     nobody_acks_what_is_anothers,
     an_outcome_that_is_not_recorded_is_temporary,
+    what_may_be_another_nodes_is_taken_back,
 ];
 
 // W1, W7: a delivery has all that its worker needs, signed; its ack ends it.
@@ -296,6 +301,54 @@ async fn an_outcome_that_is_not_recorded_is_temporary(db: Db) {
     })
     .await;
     assert_eq!(app.attempts_of(&d.delivery_id).await.len(), 1);
+    db.counts_agree().await;
+    app.stop().await;
+}
+
+// N2, W4: once another node may take over by this one's own clock its workers have
+// nothing of it any more, however long an answer is waited for; nothing is extended,
+// and the session is given up in time.
+async fn what_may_be_another_nodes_is_taken_back(db: Db) {
+    let faults = Faults::none();
+    let app = TestApp::builder(&db)
+        .set("SESSION_SECONDS", 6)
+        .faults(&faults)
+        .start()
+        .await;
+    app.stream(json!({})).await;
+    let mut worker = Worker::start(&app, "w", 1).await;
+    app.events("a.b", 1).await;
+    let d = worker.delivery().await;
+    let node = app.app().context.node.clone();
+    let session = node.session();
+    faults.always("renew_session", Fault::Late);
+    eventually("another may take over", || async {
+        (!node.is_alive()).then_some(())
+    })
+    .await;
+    let fenced = Instant::now();
+    worker.say(Message::Extend(Extend {
+        items: vec![lease(&d)],
+        seconds: 600,
+        ..Extend::default()
+    }));
+    let revoked = worker.revoked().await;
+    assert_eq!(revoked.delivery_ids, std::slice::from_ref(&d.delivery_id));
+    assert_eq!(revoked.reason(), RevokeReason::Session);
+    match worker.next().await {
+        Ok(Some(Says::Result(told))) => assert_eq!(told.stale, revoked.delivery_ids),
+        other => panic!("not a result: {other:?}"),
+    }
+    eventually("the session is given up", || async {
+        (node.session() != session).then_some(())
+    })
+    .await;
+    let late = fenced.elapsed();
+    assert!(late < Duration::from_millis(2400), "{late:?}");
+    faults.mend("renew_session");
+    let again = worker.delivery().await;
+    assert_eq!((&again.delivery_id, again.attempt), (&d.delivery_id, 1));
+    assert_eq!(worker.ack(&[&again]).await.ok.len(), 1);
     db.counts_agree().await;
     app.stop().await;
 }

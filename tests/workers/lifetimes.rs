@@ -1,5 +1,6 @@
 //! Subscriptions that live as long as somebody takes from them.
 
+use onering::proto::v1::worker_message::{Filter, Open};
 use serde_json::json;
 
 use super::client::{Worker, open};
@@ -10,8 +11,9 @@ use crate::support::{
 
 contract![a_temporary_subscription_ends_with_its_streams];
 
-// W9: a temporary subscription stays while a stream is open for it, and is deleted
-// when nobody has opened one for as long as it was to live; others stay.
+// W9: a temporary subscription stays while a stream is open that names it, and is
+// deleted when nobody has opened one for as long as it was to live; others stay. Who
+// takes everything gets nothing of it, and does not keep it.
 async fn a_temporary_subscription_ends_with_its_streams(db: Db) {
     let app = TestApp::start(&db).await;
     let store = app.app().context.store.clone();
@@ -25,7 +27,18 @@ async fn a_temporary_subscription_ends_with_its_streams(db: Db) {
         at.as_microsecond()
     };
     let first = ends().await;
-    let worker = Worker::open(&app, &app.admin, open("w", 1)).await.unwrap();
+    let mut other = Worker::start(&app, "other", 10).await;
+    let named = Open {
+        filter: Some(Filter {
+            subscription_ids: vec![sub.id.clone()],
+            ..Filter::default()
+        }),
+        ..open("w", 1)
+    };
+    let mut worker = Worker::open(&app, &app.admin, named).await.unwrap();
+    app.events("a.b", 1).await;
+    let d = worker.delivery().await;
+    assert_eq!(worker.ack(&[&d]).await.ok.len(), 1);
     for _ in 0..2 {
         store.shift_clock(40 * SECOND).await.unwrap();
         let before = ends().await;
@@ -37,12 +50,13 @@ async fn a_temporary_subscription_ends_with_its_streams(db: Db) {
     assert!(ends().await > first + 60 * SECOND);
     drop(worker);
     eventually("nobody has it open", || async {
-        (app.app().context.workers.streams() == 0).then_some(())
+        (app.app().context.workers.streams() == 1).then_some(())
     })
     .await;
     let event = app.events("a.b", 1).await.remove(0);
     let deliveries = app.deliveries_of(&app.admin, &event).await;
     let delivery = deliveries[0]["id"].as_str().unwrap().to_owned();
+    assert!(other.everything_until_now().await.is_empty());
     store.shift_clock(61 * SECOND).await.unwrap();
     eventually("it is deleted", || async {
         (app.get(&path, &app.admin).await.status == 404).then_some(())

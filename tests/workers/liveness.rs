@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use onering::proto::v1::worker_message::Open;
+use onering::proto::v1::worker_message::{Ack, AckItem, Message, Open};
 use serde_json::json;
 
 use super::client::{Worker, ids, lease, open};
@@ -16,6 +16,7 @@ contract![
     what_a_broken_connection_held_goes_to_others,
     a_worker_that_comes_back_goes_on,
     a_silent_worker_loses_what_it_has,
+    who_reads_nothing_is_cut_off,
     an_earlier_life_is_fenced,
     what_is_not_resumed_is_given_back,
 ];
@@ -111,11 +112,35 @@ async fn a_silent_worker_loses_what_it_has(db: Db) {
     let held = silent.delivery().await;
     let mut other = Worker::start(&app, "other", 1).await;
     let (ended, taken) = tokio::join!(silent.ended(), other.delivery());
-    assert_eq!(reason(&ended.unwrap_err()), "FAILED_PRECONDITION");
+    assert_eq!(reason(&ended.unwrap_err()), "WORKER_SILENT");
     assert_eq!(taken.delivery_id, held.delivery_id);
     assert_eq!(taken.attempt, 1);
     // The other one has answered all the while.
     assert_eq!(other.ack(&[&taken]).await.ok.len(), 1);
+    app.stop().await;
+}
+
+// W3, W4: who goes on writing and reads nothing of what it is answered is gone too.
+async fn who_reads_nothing_is_cut_off(db: Db) {
+    let app = TestApp::start(&db).await;
+    app.stream(json!({})).await;
+    let mut deaf = Worker::start(&app, "deaf", 1).await;
+    app.events("a.b", 1).await;
+    let held = deaf.delivery().await;
+    let mut other = Worker::start(&app, "other", 1).await;
+    let junk = AckItem {
+        delivery_id: "x".repeat(64),
+        ..AckItem::default()
+    };
+    let ack = Ack {
+        items: vec![junk; 1000],
+        ..Ack::default()
+    };
+    for _ in 0..600 {
+        deaf.say(Message::Ack(ack.clone()));
+    }
+    let taken = other.delivery().await;
+    assert_eq!((taken.delivery_id, taken.attempt), (held.delivery_id, 1));
     app.stop().await;
 }
 

@@ -1,12 +1,13 @@
 //! Workers of a node that owns nothing: what the others have comes through it.
 
-use std::{net::TcpListener, sync::Arc};
+use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use onering::{
     domain::id::TenantId,
     proto::v1::{
+        SubscriptionKind,
         server_message::Message as Says,
-        worker_message::{Action, Open},
+        worker_message::{Action, Filter, Open},
     },
 };
 use serde_json::json;
@@ -14,7 +15,7 @@ use serde_json::json;
 use super::client::{Worker, ids, lease, open};
 use crate::support::{
     app::{TestApp, eventually, reason},
-    faults::Faults,
+    faults::{Fault, Faults},
     proxy::Proxy,
     store::Db,
 };
@@ -25,14 +26,25 @@ on_postgres_alone![
     an_owner_that_stops_leaves_nothing_behind,
     what_nobody_answers_is_recorded_here,
     a_nodes_credential_is_for_this_alone,
+    acks_count_while_a_link_is_broken,
+    what_is_resumed_too_late_is_given_back,
+    what_an_owner_leaves_is_taken_back_at_once,
+    a_relays_window_counts_at_every_node,
+    links_take_nobodys_place,
 ];
 
 /// A node that the others reach.
 async fn node(first: Option<&TestApp>, db: &Db) -> TestApp {
-    faulty(first, db, &Faults::none()).await
+    with(first, db, &Faults::none(), &[]).await
 }
 
-async fn faulty(first: Option<&TestApp>, db: &Db, faults: &Arc<Faults>) -> TestApp {
+/// As [`node`], with these variables too.
+async fn with(
+    first: Option<&TestApp>,
+    db: &Db,
+    faults: &Arc<Faults>,
+    more: &[(&str, u64)],
+) -> TestApp {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
@@ -40,6 +52,9 @@ async fn faulty(first: Option<&TestApp>, db: &Db, faults: &Arc<Faults>) -> TestA
         None => TestApp::builder(db),
         Some(first) => first.again(),
     };
+    let builder = more
+        .iter()
+        .fold(builder, |builder, (name, value)| builder.set(name, value));
     builder
         .set("LISTEN", address)
         .set("ADVERTISE_URL", format!("http://{address}"))
@@ -51,15 +66,15 @@ async fn faulty(first: Option<&TestApp>, db: &Db, faults: &Arc<Faults>) -> TestA
 
 /// The node that owns what the tenant `default` has, and one beside it.
 async fn two(db: &Db) -> (TestApp, TestApp) {
-    let (owner, beside, _) = two_with(db).await;
+    let (owner, beside, _) = two_with(db, &[]).await;
     (owner, beside)
 }
 
-/// As [`two`], and the faults of the one beside the owner.
-async fn two_with(db: &Db) -> (TestApp, TestApp, Arc<Faults>) {
+/// As [`two`] with these variables, and the faults of the one beside the owner.
+async fn two_with(db: &Db, more: &[(&str, u64)]) -> (TestApp, TestApp, Arc<Faults>) {
     let faults = [Faults::none(), Faults::none()];
-    let first = faulty(None, db, &faults[0]).await;
-    let second = faulty(Some(&first), db, &faults[1]).await;
+    let first = with(None, db, &faults[0], more).await;
+    let second = with(Some(&first), db, &faults[1], more).await;
     let owned = |app: &TestApp| app.app().context.node.owned().len();
     // They move a few at a time: shared is what has not moved for a while.
     let mut same = (0, 0);
@@ -77,6 +92,30 @@ async fn two_with(db: &Db) -> (TestApp, TestApp, Arc<Faults>) {
     } else {
         (second, first, of_first)
     }
+}
+
+/// Stands before the owner for the other node, whose faults these are.
+async fn before(owner: &TestApp, faults: &Faults) -> Proxy {
+    let proxy = Proxy::to(owner.address.to_string()).await;
+    // The other node knows the owner by the proxy's address.
+    let context = &owner.app().context;
+    let url = format!("http://{}", proxy.address);
+    eventually("both have advertised themselves", || async {
+        let peers = context.store.peers().await.unwrap();
+        (peers.len() == 2).then_some(())
+    })
+    .await;
+    let session = context.node.session();
+    context.store.advertise(session, &url).await.unwrap();
+    faults.wait("peers", faults.answered("peers") + 2).await;
+    proxy
+}
+
+async fn streams(app: &TestApp, count: usize) {
+    eventually(&format!("{count} streams are open"), || async {
+        (app.app().context.workers.streams() == count).then_some(())
+    })
+    .await;
 }
 
 async fn in_flight(app: &TestApp, count: usize) {
@@ -127,10 +166,7 @@ async fn a_worker_has_work_of_all_nodes(db: Db) {
     worker.drain();
     worker.half_close();
     worker.ended().await.unwrap();
-    eventually("the owner knows that it has gone", || async {
-        (owner.app().context.workers.streams() == 0).then_some(())
-    })
-    .await;
+    streams(&owner, 0).await;
     db.counts_agree().await;
     beside.stop().await;
     owner.stop().await;
@@ -216,19 +252,8 @@ async fn an_owner_that_stops_leaves_nothing_behind(db: Db) {
 // W2, W8: an ack whose owner does not answer is recorded by the node that it came
 // to: the fence is in the store.
 async fn what_nobody_answers_is_recorded_here(db: Db) {
-    let (owner, beside, faults) = two_with(&db).await;
-    let proxy = Proxy::to(owner.address.to_string()).await;
-    // The other node knows the owner by the proxy's address.
-    let context = &owner.app().context;
-    let url = format!("http://{}", proxy.address);
-    eventually("both have advertised themselves", || async {
-        let peers = context.store.peers().await.unwrap();
-        (peers.len() == 2).then_some(())
-    })
-    .await;
-    let session = context.node.session();
-    context.store.advertise(session, &url).await.unwrap();
-    faults.wait("peers", faults.answered("peers") + 2).await;
+    let (owner, beside, faults) = two_with(&db, &[]).await;
+    let proxy = before(&owner, &faults).await;
     owner.stream(json!({})).await;
     let mut worker = Worker::start(&beside, "w", 1).await;
     owner.events("a.b", 1).await;
@@ -267,4 +292,133 @@ async fn a_nodes_credential_is_for_this_alone(db: Db) {
         .unwrap();
     assert_eq!(reason(&refused), "KEY_REVOKED");
     app.stop().await;
+}
+
+// W1, W2, W8: what is said while the link to its owner is broken, and whole again
+// a moment later, is answered and counts once.
+async fn acks_count_while_a_link_is_broken(db: Db) {
+    let (owner, beside, faults) = two_with(&db, &[]).await;
+    let proxy = before(&owner, &faults).await;
+    owner.stream(json!({})).await;
+    let mut worker = Worker::start(&beside, "w", 1).await;
+    owner.events("a.b", 1).await;
+    let d = worker.delivery().await;
+    proxy.cut();
+    streams(&owner, 0).await;
+    proxy.mend();
+    let told = worker.ack(&[&d]).await;
+    assert_eq!(told.ok, std::slice::from_ref(&d.delivery_id));
+    assert_eq!(owner.state_of(&d.delivery_id).await["status"], "DELIVERED");
+    assert_eq!(owner.attempts_of(&d.delivery_id).await.len(), 1);
+    owner.events("a.b", 1).await;
+    let next = worker.delivery().await;
+    assert_ne!(next.delivery_id, d.delivery_id);
+    assert_eq!(worker.ack(&[&next]).await.ok.len(), 1);
+    in_flight(&owner, 0).await;
+    db.counts_agree().await;
+    beside.stop().await;
+    owner.stop().await;
+}
+
+// W5, W8: a worker was told that a delivery is lost, since its owner was slow to
+// say that it is resumed: it is another's at once, not when its time is over.
+async fn what_is_resumed_too_late_is_given_back(db: Db) {
+    let (owner, beside, faults) = two_with(&db, &[]).await;
+    let between = before(&owner, &faults).await;
+    owner.stream(json!({})).await;
+    let front = Proxy::to(owner.address.to_string()).await;
+    let url = format!("http://{}", front.address);
+    let mut first = Worker::open_at(&url, &owner.admin, open("w", 1))
+        .await
+        .unwrap();
+    owner.events("a.b", 1).await;
+    let held = first.delivery().await;
+    between.slow_down(Duration::from_secs(2));
+    front.cut();
+    assert!(first.ended().await.is_err());
+    let resume = Open {
+        resume: vec![lease(&held)],
+        ..open("w", 0)
+    };
+    let second = Worker::open(&beside, &beside.admin, resume).await.unwrap();
+    assert_eq!(second.opened.lost, std::slice::from_ref(&held.delivery_id));
+    let mut other = Worker::start(&owner, "other", 1).await;
+    let again = other.delivery().await;
+    assert_eq!((&again.delivery_id, again.attempt), (&held.delivery_id, 1));
+    assert_eq!(other.ack(&[&again]).await.ok.len(), 1);
+    drop(second);
+    between.mend();
+    beside.stop().await;
+    owner.stop().await;
+}
+
+// W5, W8: what a node that stops did not get back from another node's worker in
+// time is not that worker's any more, and it is told so before it comes again.
+async fn what_an_owner_leaves_is_taken_back_at_once(db: Db) {
+    let (owner, beside, faults) = two_with(&db, &[]).await;
+    owner.stream(json!({})).await;
+    let mut worker = Worker::start(&beside, "w", 2).await;
+    owner.events("a.b", 1).await;
+    let held = worker.delivery().await;
+    faults.always("peers", Fault::Fails);
+    owner.stop().await;
+    let revoked = worker.revoked().await;
+    assert_eq!(
+        revoked.delivery_ids,
+        std::slice::from_ref(&held.delivery_id)
+    );
+    assert!(worker.early.is_empty(), "it has come again before");
+    faults.mend("peers");
+    let again = worker.delivery().await;
+    assert_eq!((&again.delivery_id, again.attempt), (&held.delivery_id, 1));
+    assert_eq!(worker.ack(&[&again]).await.ok.len(), 1);
+    db.counts_agree().await;
+    beside.stop().await;
+}
+
+// W6, W8: a relay has as much of one subscription as its window and
+// `max_in_flight` allow, also of a node that it is not connected to.
+async fn a_relays_window_counts_at_every_node(db: Db) {
+    let (owner, beside, _) = two_with(&db, &[("EMBEDDED_WORKER", 0)]).await;
+    let hook = json!({"url": "http://127.0.0.1:9/", "max_in_flight": 20});
+    owner.subscribe(&owner.admin, hook).await;
+    let relay = Open {
+        filter: Some(Filter {
+            kinds: vec![SubscriptionKind::Webhook.into()],
+            ..Filter::default()
+        }),
+        ..open("relay", 0)
+    };
+    let mut relay = Worker::open(&beside, &beside.admin, relay).await.unwrap();
+    relay.credit(64, 0);
+    owner.events("a.b", 12).await;
+    let held = relay.deliveries(12).await;
+    let all: Vec<_> = held.iter().collect();
+    assert_eq!(relay.ack(&all).await.ok.len(), 12);
+    beside.stop().await;
+    owner.stop().await;
+}
+
+// W8: workers of other nodes do not count where their work comes from.
+async fn links_take_nobodys_place(db: Db) {
+    let (owner, beside) = two(&db).await;
+    let acme = owner.tenant("acme").await;
+    let mut workers = Vec::new();
+    for n in 0..50 {
+        let id = format!("w{n}");
+        workers.push(
+            Worker::open(&beside, &acme.key, open(&id, 1))
+                .await
+                .unwrap(),
+        );
+    }
+    streams(&owner, 50).await;
+    Worker::open(&owner, &acme.key, open("own", 1))
+        .await
+        .unwrap();
+    let refused = Worker::open(&beside, &acme.key, open("one", 1)).await;
+    assert_eq!(reason(&refused.err().unwrap()), "QUOTA_EXCEEDED");
+    drop(workers);
+    beside.stop().await;
+    owner.stop().await;
 }

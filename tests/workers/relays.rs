@@ -16,6 +16,7 @@ contract![
     a_relays_outcomes_are_as_if_sent_here,
     a_signature_that_is_too_old_is_made_again,
     without_relays_webhooks_wait,
+    a_window_may_come_later,
 ];
 
 fn relay(max_messages: i32) -> Open {
@@ -165,5 +166,20 @@ async fn without_relays_webhooks_wait(db: Db) {
     let all = worker.deliveries(3).await;
     let all: Vec<_> = all.iter().collect();
     assert_eq!(worker.ack_with(&all, answered(200, b"")).await.ok.len(), 3);
+    app.stop().await;
+}
+
+// W1, W6: who opens with no window at all has as much at once later as who opens
+// with it.
+async fn a_window_may_come_later(db: Db) {
+    let app = without_embedded(&db).await;
+    webhook(&app, json!({"max_in_flight": 20})).await;
+    let mut worker = Worker::open(&app, &app.admin, relay(0)).await.unwrap();
+    app.events("a.b", 12).await;
+    assert!(worker.everything_until_now().await.is_empty());
+    worker.credit(64, 0);
+    let held = worker.deliveries(12).await;
+    let all: Vec<_> = held.iter().collect();
+    assert_eq!(worker.ack_with(&all, answered(200, b"")).await.ok.len(), 12);
     app.stop().await;
 }

@@ -2,10 +2,7 @@
 //! A lane's class says by what way its deliveries leave, a taker which lanes it
 //! may take from.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use crate::{
     domain::{
@@ -25,16 +22,20 @@ pub enum Class {
     Certified,
     /// Over a stream, to whoever consumes it.
     Stream,
+    /// Over a stream, to who names its subscription: that lives as long as somebody
+    /// does.
+    Temporary,
 }
 
 impl Class {
     /// How many there are.
-    pub(super) const COUNT: usize = 3;
+    pub(super) const COUNT: usize = 4;
 
     /// The class of a subscription's lane.
     #[must_use]
     pub fn of(target: &Target) -> Self {
         match target.subscription.kind {
+            Kind::Stream if target.subscription.lifetime.is_some() => Self::Temporary,
             Kind::Stream => Self::Stream,
             Kind::Webhook if target.client_certificate.is_some() => Self::Certified,
             Kind::Webhook => Self::Webhook,
@@ -46,9 +47,15 @@ impl Class {
         self as usize
     }
 
+    /// Whether its deliveries are consumed at the other ends of streams.
+    #[must_use]
+    pub const fn is_consumed(self) -> bool {
+        matches!(self, Self::Stream | Self::Temporary)
+    }
+
     /// Whether its lanes share the attempts that can be under way at once.
     pub(super) const fn shares_capacity(self) -> bool {
-        !matches!(self, Self::Stream)
+        !self.is_consumed()
     }
 }
 
@@ -78,14 +85,17 @@ impl Taker {
         classes: &[Class::Webhook, Class::Certified],
         whose: Whose::All,
     };
+
+    /// Whether it sends webhooks.
+    pub(in crate::pipeline) fn relays(&self) -> bool {
+        self.classes.contains(&Class::Webhook)
+    }
 }
 
 /// Which lanes some open stream takes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::pipeline) struct Served {
     classes: [Reach; Class::COUNT],
-    /// Deliveries that relays can have at once.
-    pub(in crate::pipeline) relayed: usize,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,13 +106,10 @@ struct Reach {
 }
 
 impl Served {
-    /// What these serve together, each with the most that it can have at once.
-    pub(in crate::pipeline) fn by(takers: &HashMap<u64, (Taker, usize)>) -> Self {
+    /// What these serve together.
+    pub(in crate::pipeline) fn by<'a>(takers: impl Iterator<Item = &'a Taker>) -> Self {
         let mut served = Self::default();
-        for (taker, most) in takers.values() {
-            if taker.classes.contains(&Class::Webhook) {
-                served.relayed += most;
-            }
+        for taker in takers {
             for class in taker.classes {
                 let reach = &mut served.classes[class.index()];
                 match &taker.whose {

@@ -1,6 +1,6 @@
 //! What a worker says, and what it is answered.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use super::{
     link::News,
@@ -16,7 +16,6 @@ use crate::{
     error::{Error, Result},
     pipeline::{Answer, Job, Told, dispatch::Completion},
     proto::v1::{
-        WorkerMessage,
         server_message::{self as says, Message as Says},
         worker_message::{self as hears, Message as Hears},
     },
@@ -40,28 +39,33 @@ pub(super) struct Said {
 }
 
 impl Session {
-    pub(super) fn hear(&mut self, message: WorkerMessage) -> Result<()> {
-        match message.message {
-            Some(Hears::Open(_)) => Err(Error::field("open", "comes once, first")),
-            Some(Hears::Credit(credit)) => {
-                self.window = opening::credit(credit)?;
+    pub(super) fn hear(&mut self, message: Hears) -> Result<()> {
+        match message {
+            Hears::Open(_) => Err(Error::field("open", "comes once, first")),
+            Hears::Credit(credit) => {
+                let (window, whole) = opening::credit(&self.caller, credit)?;
+                self.window = window;
+                self.context.dispatcher.resize(self.number, whole.max(1));
                 Ok(())
             }
-            Some(Hears::Ack(ack)) => self.ack(ack),
-            Some(Hears::Nack(nack)) => self.nack(nack),
-            Some(Hears::Extend(extend)) => self.extend(extend),
-            Some(Hears::Drain(hears::Drain {})) => {
+            Hears::Ack(ack) => self.ack(ack),
+            Hears::Nack(nack) => self.nack(nack),
+            Hears::Extend(extend) => self.extend(extend),
+            Hears::Drain(hears::Drain {}) => {
                 self.draining = true;
                 Ok(())
             }
-            // A message of a later version changes nothing here.
-            Some(Hears::Pong(hears::Pong {})) | None => Ok(()),
+            Hears::Pong(hears::Pong {}) => Ok(()),
         }
     }
 
     fn ack(&mut self, ack: hears::Ack) -> Result<()> {
         let asking = self.question(&ack.request_id, ack.items.len())?;
-        for item in ack.items {
+        for mut item in ack.items {
+            if let Some(outcome) = &mut item.outcome {
+                outcome.response_body = beginning(&outcome.response_body, KEEP_FAILURE);
+                outcome.error = text(&outcome.error);
+            }
             let Some(job) = self.leased(&item.delivery_id, &item.lease_token) else {
                 self.stale(asking, item.delivery_id);
                 continue;
@@ -81,7 +85,8 @@ impl Session {
 
     fn nack(&mut self, nack: hears::Nack) -> Result<()> {
         let asking = self.question(&nack.request_id, nack.items.len())?;
-        for item in nack.items {
+        for mut item in nack.items {
+            item.reason = text(&item.reason);
             let Some(job) = self.leased(&item.delivery_id, &item.lease_token) else {
                 self.stale(asking, item.delivery_id);
                 continue;
@@ -105,6 +110,8 @@ impl Session {
             return Err(Error::field("extend.seconds", takes));
         }
         let asking = self.question(&extend.request_id, extend.items.len())?;
+        // What may be another node's by now is not the worker's for longer.
+        self.fence();
         let by = Duration::from_secs(extend.seconds.unsigned_abs().into());
         for item in extend.items {
             let job = self.leased(&item.delivery_id, &item.lease_token);
@@ -176,7 +183,8 @@ impl Session {
     pub(super) fn not_answered(&mut self, items: Vec<(u64, String)>) {
         for (number, _) in items {
             let Some((job, said)) = self.passed_on.remove(&number) else {
-                self.told(number, Told::Stale);
+                // An extension: it is known where the lease is alone.
+                self.told(number, Told::Unknown);
                 continue;
             };
             let answer = Answer::to(number, self.answers.clone());
@@ -194,14 +202,21 @@ impl Session {
     pub(super) fn learn(&mut self, node: NodeSession, news: News) {
         match news {
             News::Opened(resumed) => {
-                let tokens = std::mem::take(&mut self.asked_for.resume);
-                for lease in &tokens {
-                    if resumed.contains(&lease.delivery_id) {
-                        let (id, token) = (lease.delivery_id.clone(), lease.lease_token.clone());
-                        self.links.insert(node, id, token, 0);
+                let named: HashSet<&[u8]> = self
+                    .asked_for
+                    .resume
+                    .iter()
+                    .map(|lease| &*lease.lease_token)
+                    .collect();
+                for lease in resumed {
+                    if named.contains(&*lease.lease_token) {
+                        self.links
+                            .insert(node, lease.delivery_id, lease.lease_token, 0);
+                    } else if !self.links.knows(node, &lease) {
+                        // The worker was told that it is lost, or has acked it.
+                        self.links.release(node, lease);
                     }
                 }
-                self.asked_for.resume = tokens;
                 self.links.answered(node);
             }
             News::Delivery(delivery) => self.links.came(node, *delivery),
@@ -219,7 +234,8 @@ impl Session {
                 }
             }
             News::Revoked(ids, reason) => {
-                let had = ids.into_iter().filter(|id| self.links.forget(id)).collect();
+                let had = ids.into_iter();
+                let had = had.filter(|id| self.links.forget_of(node, id)).collect();
                 self.taken_back(had, reason);
             }
             News::Replaced => self.replaced = true,
@@ -363,8 +379,7 @@ impl Session {
             Outcome::Delivered => KEEP_SUCCESS,
             _ => KEEP_FAILURE,
         };
-        let mut response = said.response_body.clone();
-        response.truncate(keep);
+        let response = beginning(&said.response_body, keep);
         let attempt = Attempt {
             number: job.attempts + 1,
             token: job.token,
@@ -395,6 +410,11 @@ fn seconds(n: i64) -> Option<Duration> {
     Some(Duration::from_secs(n))
 }
 
+/// The beginning of a body, in no more memory than that takes.
+fn beginning(body: &[u8], most: usize) -> Vec<u8> {
+    body[..body.len().min(most)].to_vec()
+}
+
 /// A reason as it can be stored and shown: a line of at most 200 characters.
 fn text(given: &str) -> String {
     given
@@ -402,4 +422,18 @@ fn text(given: &str) -> String {
         .filter(|c| !c.is_control())
         .take(200)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // W3: of a large answer only the part that is kept takes memory.
+    #[test]
+    fn a_large_answer_is_not_kept_whole() {
+        let body = vec![b'x'; 8 << 20];
+        let kept = beginning(&body, KEEP_FAILURE);
+        assert_eq!((kept.len(), kept.capacity()), (KEEP_FAILURE, KEEP_FAILURE));
+        assert_eq!(beginning(b"ab", KEEP_SUCCESS), b"ab");
+    }
 }

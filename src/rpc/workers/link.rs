@@ -2,7 +2,7 @@
 //! for the worker comes through here. It is opened again while the node lives.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,7 +35,7 @@ const LAST: Duration = Duration::from_secs(2);
 /// What a link tells its session.
 pub(super) enum News {
     /// The node has answered: what it resumed.
-    Opened(Vec<String>),
+    Opened(Vec<Lease>),
     /// A delivery.
     Delivery(Box<Delivery>),
     /// The result of what was asked.
@@ -76,8 +76,10 @@ pub(super) fn begin(far: Far) -> Link {
 enum End {
     /// The session has ended.
     Over,
-    /// The node went away, or wants no more.
+    /// The node went away.
     Broken,
+    /// The node stops, and has given back what the worker had.
+    Gone,
     /// Another stream of the worker's has taken over.
     Replaced,
 }
@@ -90,17 +92,19 @@ impl Far {
         let mut broken_at: Option<Instant> = None;
         loop {
             let began = Instant::now();
-            match self.stream(&mut open, &mut said, &mut holding).await {
+            let gone = match self.stream(&mut open, &mut said, &mut holding).await {
                 End::Over => return,
                 // To come back would take the seat from that one.
                 End::Replaced => return self.tell(News::Replaced),
-                End::Broken => {}
-            }
+                End::Broken => false,
+                End::Gone => true,
+            };
             if began.elapsed() > KEPT {
                 (wait, broken_at) = (WAITS[0], None);
             }
             self.tell(News::Broken);
-            if broken_at.get_or_insert_with(Instant::now).elapsed() > KEPT && !holding.is_empty() {
+            let late = broken_at.get_or_insert_with(Instant::now).elapsed() > KEPT;
+            if (gone || late) && !holding.is_empty() {
                 let lost = holding.drain().map(|(id, _)| id).collect();
                 self.revoked(lost);
             }
@@ -109,9 +113,14 @@ impl Far {
                 () = self.news.closed() => return,
             }
             wait = (wait * 2).min(WAITS[1]);
-            // What is said to nobody: what it was about is settled otherwise.
+            let mut unheard = false;
             while let Ok(message) = said.try_recv() {
                 note(&message, &mut open, &mut holding);
+                unheard = true;
+            }
+            if unheard {
+                // It was said to nobody, and nobody else will answer it.
+                self.tell(News::Broken);
             }
             if said.is_closed() {
                 return;
@@ -177,17 +186,20 @@ impl Far {
             }
             Err(_) => return End::Broken,
         };
-        let mut leaving = false;
+        let (mut leaving, mut going) = (false, false);
         loop {
             tokio::select! {
                 heard = tokio::time::timeout(SILENCE, hear.message()) => {
                     let message = match heard {
                         Ok(Ok(Some(message))) => message,
                         Ok(Err(e)) if e.code() == Code::FailedPrecondition => return End::Replaced,
+                        _ if going => return End::Gone,
                         _ => return End::Broken,
                     };
                     match message.message {
                         Some(Says::Ping(_)) => tell(Message::Pong(Pong {})),
+                        // Its stream ends soon; what is left then is not the worker's.
+                        Some(Says::GoAway(_)) => going = true,
                         Some(message) => self.hear(message, open, holding),
                         None => {}
                     }
@@ -214,10 +226,14 @@ impl Far {
     fn hear(&self, message: Says, open: &Open, holding: &mut HashMap<String, Vec<u8>>) {
         match message {
             Says::Opened(opened) => {
-                for lease in &open.resume {
-                    if opened.resumed.contains(&lease.delivery_id) {
-                        holding.insert(lease.delivery_id.clone(), lease.lease_token.clone());
-                    }
+                let ids: HashSet<String> = opened.resumed.into_iter().collect();
+                let named = open.resume.iter();
+                let resumed: Vec<Lease> = named
+                    .filter(|lease| ids.contains(&lease.delivery_id))
+                    .cloned()
+                    .collect();
+                for lease in &resumed {
+                    holding.insert(lease.delivery_id.clone(), lease.lease_token.clone());
                 }
                 let lost: Vec<String> = opened
                     .lost
@@ -227,7 +243,7 @@ impl Far {
                 if !lost.is_empty() {
                     self.revoked(lost);
                 }
-                self.tell(News::Opened(opened.resumed));
+                self.tell(News::Opened(resumed));
             }
             Says::Delivery(delivery) => {
                 holding.insert(delivery.delivery_id.clone(), delivery.lease_token.clone());
@@ -240,7 +256,6 @@ impl Far {
                 }
                 self.tell(News::Revoked(revoke.delivery_ids, revoke.reason));
             }
-            // Its stream ends soon; what is left then is not the worker's any more.
             Says::GoAway(_) | Says::Ping(_) => {}
         }
     }

@@ -52,7 +52,7 @@ struct Line {
     /// What it brought since its window was last looked at.
     came: usize,
     /// The window as it was last told.
-    told: Option<(i32, i64)>,
+    told: Option<Credit>,
     answered: bool,
 }
 
@@ -164,6 +164,40 @@ impl Links {
         }
     }
 
+    /// A node has taken a delivery back; whether the worker had it of that node.
+    pub(super) fn forget_of(&mut self, node: Session, id: &str) -> bool {
+        if self.has.get(id).is_some_and(|far| far.node == node) {
+            return self.forget(id);
+        }
+        self.waiting
+            .retain(|(_, of, d)| *of != node || d.delivery_id != id);
+        false
+    }
+
+    /// Whether the worker has a node's delivery, or is to have it, under that token.
+    pub(super) fn knows(&self, node: Session, lease: &Lease) -> bool {
+        let (id, token) = (&lease.delivery_id, &lease.lease_token);
+        let has = self.has.get(id);
+        has.is_some_and(|far| far.node == node && far.token == *token)
+            || self
+                .waiting
+                .iter()
+                .any(|(_, of, d)| *of == node && d.delivery_id == *id && d.lease_token == *token)
+    }
+
+    /// Gives back what a node takes for the worker's.
+    pub(super) fn release(&self, node: Session, lease: Lease) {
+        let item = NackItem {
+            delivery_id: lease.delivery_id,
+            lease_token: lease.lease_token,
+            action: Action::Release.into(),
+            ..NackItem::default()
+        };
+        let request_id = UNASKED.to_owned();
+        let items = vec![item];
+        self.send(node, Message::Nack(Nack { request_id, items }));
+    }
+
     /// The node of a delivery that the worker has under that token.
     pub(super) fn node_of(&self, id: &str, token: &[u8]) -> Option<Session> {
         let far = self.has.get(id)?;
@@ -257,19 +291,11 @@ impl Links {
             let Some((_, node, delivery)) = self.waiting.pop_front() else {
                 return;
             };
-            let item = NackItem {
+            let lease = Lease {
                 delivery_id: delivery.delivery_id,
                 lease_token: delivery.lease_token,
-                action: Action::Release.into(),
-                ..NackItem::default()
             };
-            self.send(
-                node,
-                Message::Nack(Nack {
-                    request_id: UNASKED.to_owned(),
-                    items: vec![item],
-                }),
-            );
+            self.release(node, lease);
         }
     }
 
@@ -311,18 +337,22 @@ impl Links {
                 line.ahead.min(free)
             };
             let most = (has + ahead).min(window.messages.max(1) + 1);
-            let told = (
-                i32::try_from(most).unwrap_or(i32::MAX),
-                i64::try_from((has_bytes + bytes).clamp(1, window.bytes)).unwrap_or(i64::MAX),
-            );
+            let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+            let credit = Credit {
+                messages: number(most),
+                bytes: i64::try_from((has_bytes + bytes).clamp(1, window.bytes))
+                    .unwrap_or(i64::MAX),
+                whole_messages: number(window.messages),
+            };
             // Of bytes only what matters: each delivery changes them.
-            if line.told.is_none_or(|(messages, _)| messages != told.0) {
-                line.told = Some(told);
-                changed.push((*node, told));
+            let told = line.told.map(|c| (c.messages, c.whole_messages));
+            if told != Some((credit.messages, credit.whole_messages)) {
+                line.told = Some(credit);
+                changed.push((*node, credit));
             }
         }
-        for (node, (messages, bytes)) in changed {
-            self.send(node, Message::Credit(Credit { messages, bytes }));
+        for (node, credit) in changed {
+            self.send(node, Message::Credit(credit));
         }
     }
 

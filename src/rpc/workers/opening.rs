@@ -63,11 +63,12 @@ pub(super) fn window(messages: i32, bytes: i64, names: [&str; 2], faults: &mut F
     }
 }
 
-/// The window of a `credit`.
+/// The window of a `credit`, and the most deliveries that the worker has at once,
+/// of other nodes too.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`.
-pub(super) fn credit(credit: Credit) -> Result<Window> {
+pub(super) fn credit(caller: &Caller, credit: Credit) -> Result<(Window, usize)> {
     let mut faults = Faults::under("credit.");
     let window = window(
         credit.messages,
@@ -76,7 +77,13 @@ pub(super) fn credit(credit: Credit) -> Result<Window> {
         &mut faults,
     );
     faults.done()?;
-    Ok(window)
+    let whole = if caller.is_through_node() {
+        let most = credit.whole_messages.clamp(0, MOST_MESSAGES);
+        usize::try_from(most).unwrap_or_default()
+    } else {
+        0
+    };
+    Ok((window, whole.max(window.messages)))
 }
 
 impl Opening {
@@ -107,8 +114,8 @@ impl Opening {
             faults.add("resume", format!("has at most {MOST_MESSAGES} entries"));
         }
         let filter = open.filter.clone().unwrap_or_default();
-        let classes = classes(&filter, caller, &mut faults);
         let ids = ids(&filter, &mut faults);
+        let classes = classes(&filter, !ids.is_empty(), caller, &mut faults);
         faults.done()?;
         let whose = whose(context, caller, &filter, ids).await?;
         Ok(Self {
@@ -126,8 +133,9 @@ impl Opening {
     }
 }
 
-/// From which lanes a worker takes.
-fn classes(filter: &Filter, caller: &Caller, faults: &mut Faults) -> &'static [Class] {
+/// From which lanes a worker takes. What lives for a while only is taken by who
+/// names it.
+fn classes(filter: &Filter, named: bool, caller: &Caller, faults: &mut Faults) -> &'static [Class] {
     let (mut webhooks, mut streams) = (false, filter.kinds.is_empty());
     for kind in &filter.kinds {
         match SubscriptionKind::try_from(*kind) {
@@ -144,10 +152,12 @@ fn classes(filter: &Filter, caller: &Caller, faults: &mut Faults) -> &'static [C
             "to relay webhooks takes an admin key (sk_admin_…) with deliveries:work",
         ));
     }
-    match (webhooks, streams) {
-        (true, true) => &[Class::Webhook, Class::Stream],
-        (true, false) => &[Class::Webhook],
-        (false, _) => &[Class::Stream],
+    match (webhooks, streams, named) {
+        (true, true, true) => &[Class::Webhook, Class::Stream, Class::Temporary],
+        (true, true, false) => &[Class::Webhook, Class::Stream],
+        (true, false, _) => &[Class::Webhook],
+        (false, _, true) => &[Class::Stream, Class::Temporary],
+        (false, _, false) => &[Class::Stream],
     }
 }
 

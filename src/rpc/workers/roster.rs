@@ -22,6 +22,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const HAND_OVER: Duration = Duration::from_secs(2);
 /// The most streams of one node.
 const MOST: usize = 1000;
+/// The most streams of workers of other nodes, which have their own limits.
+const MOST_LINKS: usize = 16_000;
 /// The most streams of one tenant's consumers on one node.
 const MOST_OF_TENANT: usize = 50;
 
@@ -41,6 +43,8 @@ struct Seats {
     /// Streams of consumers, by tenant.
     consumers: HashMap<TenantId, usize>,
     streams: usize,
+    /// Those of workers of other nodes.
+    links: usize,
     last: u64,
 }
 
@@ -66,11 +70,16 @@ pub(super) struct HandOver(oneshot::Sender<Held>);
 pub(super) struct Ticket {
     roster: Arc<Roster>,
     consumer: Option<TenantId>,
+    through_node: bool,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut seats = self.roster.seats();
+        if self.through_node {
+            seats.links = seats.links.saturating_sub(1);
+            return;
+        }
         seats.streams = seats.streams.saturating_sub(1);
         if let Some(tenant) = self.consumer
             && let Some(count) = seats.consumers.get_mut(&tenant)
@@ -107,30 +116,46 @@ impl Roster {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Streams that are open.
+    /// Streams that are open, those of other nodes' workers too.
     #[must_use]
     pub fn streams(&self) -> usize {
-        self.seats().streams
+        let seats = self.seats();
+        seats.streams + seats.links
     }
 
-    /// Lets another stream in; a consumer's is counted for its tenant.
-    pub(super) fn enter(self: &Arc<Self>, consumer: Option<TenantId>) -> Result<Ticket> {
+    /// Lets another stream in; a consumer's is counted for its tenant. One that comes
+    /// through another node was counted there.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        consumer: Option<TenantId>,
+        through_node: bool,
+    ) -> Result<Ticket> {
         let mut seats = self.seats();
         let own = consumer.map_or(0, |t| seats.consumers.get(&t).copied().unwrap_or(0));
-        if seats.streams >= MOST || own >= MOST_OF_TENANT {
+        let is_full = if through_node {
+            seats.links >= MOST_LINKS
+        } else {
+            seats.streams >= MOST || own >= MOST_OF_TENANT
+        };
+        if is_full {
             return Err(Error::new(
                 Reason::QuotaExceeded,
                 "as many streams are open as there may be",
             ));
         }
-        seats.streams += 1;
-        if let Some(tenant) = consumer {
-            *seats.consumers.entry(tenant).or_default() += 1;
+        if through_node {
+            seats.links += 1;
+        } else {
+            seats.streams += 1;
+            if let Some(tenant) = consumer {
+                *seats.consumers.entry(tenant).or_default() += 1;
+            }
         }
         drop(seats);
         Ok(Ticket {
             roster: self.clone(),
             consumer,
+            through_node,
         })
     }
 

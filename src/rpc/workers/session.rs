@@ -2,7 +2,7 @@
 //! what it does not take waits in a queue that its window bounds.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +18,9 @@ use super::{
     link::{self, Far, News},
     links::Links,
     opening::{Opening, Window},
+    pace::Pace,
     peers::Others,
+    queue::Queue,
     roster::{HandOver, Roster, Seated},
 };
 use crate::{
@@ -45,7 +47,7 @@ const PING: Duration = Duration::from_secs(5);
 const PONG: Duration = Duration::from_secs(10);
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// How often the key is looked at.
+/// How often the key is looked at, as it ends by itself too.
 const LOOK_AT_KEY: Duration = Duration::from_secs(1);
 /// How long other nodes may take to say what they resume.
 const OTHERS: Duration = Duration::from_millis(1500);
@@ -86,10 +88,10 @@ enum End {
 pub(super) struct Session {
     pub(super) context: Context,
     pub(super) roster: Arc<Roster>,
-    caller: Caller,
+    pub(super) caller: Caller,
     pub(super) holder: Holder,
     taker: Taker,
-    number: u64,
+    pub(super) number: u64,
     pub(super) held: Held,
     /// What it has of other nodes.
     pub(super) links: Links,
@@ -98,7 +100,8 @@ pub(super) struct Session {
     pub(super) asked_for: worker_message::Open,
     pub(super) window: Window,
     pub(super) lease: Duration,
-    queue: VecDeque<Message>,
+    queue: Queue,
+    pace: Pace,
     pub(super) questions: HashMap<u64, Question>,
     /// Which item of which question is asked under that number.
     pub(super) asked: HashMap<u64, (u64, String)>,
@@ -163,7 +166,8 @@ pub(super) async fn serve(
         asked_for: opening.open,
         window: opening.window,
         lease: opening.lease,
-        queue: VecDeque::new(),
+        queue: Queue::new(),
+        pace: Pace::new(now),
         questions: HashMap::new(),
         asked: HashMap::new(),
         passed_on: HashMap::new(),
@@ -293,7 +297,7 @@ impl Session {
                 tokio::time::timeout_at(end, self.links.news.recv()).await
         {
             if let News::Opened(resumed) = &news {
-                found.extend(resumed.iter().cloned());
+                found.extend(resumed.iter().map(|lease| lease.delivery_id.clone()));
             }
             self.learn(node, news);
         }
@@ -322,7 +326,9 @@ impl Session {
                 // That one may yet ask for what this one has.
                 return End::Broken(Some(taken_over()));
             }
-            let hears = self.said_last.is_none() && !self.is_full();
+            let now = Instant::now();
+            let later = self.pace.next(now);
+            let hears = self.said_last.is_none() && !self.is_full() && later.is_none();
             tokio::select! {
                 next = hand_over.recv() => {
                     if let Some(next) = next {
@@ -333,7 +339,7 @@ impl Session {
                     }
                 }
                 room = outbound.reserve(), if !self.queue.is_empty() => match room {
-                    Ok(room) => if let Some(message) = self.queue.pop_front() {
+                    Ok(room) => if let Some(message) = self.queue.pop() {
                         room.send(Ok(ServerMessage { message: Some(message) }));
                     },
                     Err(_) => return self.broken(None),
@@ -341,8 +347,11 @@ impl Session {
                 message = inbound.message(), if hears => match message {
                     Ok(Some(message)) => {
                         self.heard = Instant::now();
-                        if let Err(e) = self.hear(message) {
-                            return End::Refused(e);
+                        if let Some(message) = message.message {
+                            self.pace.hear(&message, self.heard);
+                            if let Err(e) = self.hear(message) {
+                                return End::Refused(e);
+                            }
                         }
                     }
                     Ok(None) => {
@@ -357,7 +366,13 @@ impl Session {
                 Some((node, news)) = self.links.news.recv() => self.learn(node, news),
                 Ok(()) = others.changed() => self.follow(others),
                 _ = work.changed(), if self.wants_more() => {}
-                _ = configuration.changed() => self.look_at_held(),
+                () = tokio::time::sleep_until(later.unwrap_or(now).into()), if later.is_some() => {}
+                _ = configuration.changed() => {
+                    self.look_at_held();
+                    if let Err(e) = self.look_at_key() {
+                        return End::Refused(e);
+                    }
+                }
                 _ = ticks.tick() => if let Err(e) = self.tick() {
                     return End::Refused(e);
                 },
@@ -417,7 +432,7 @@ impl Session {
             End::Replaced => Some(taken_over()),
         };
         // What was still to be said goes as far as there is room.
-        for message in self.queue.drain(..) {
+        while let Some(message) = self.queue.pop() {
             let message = Some(message);
             if outbound.try_send(Ok(ServerMessage { message })).is_err() {
                 break;
@@ -429,11 +444,11 @@ impl Session {
     }
 
     pub(super) fn say(&mut self, message: Message) {
-        self.queue.push_back(message);
+        self.queue.push(message);
     }
 
     fn is_full(&self) -> bool {
-        self.asked.len() >= UNKNOWN || self.queue.len() >= 8 * AHEAD
+        self.asked.len() >= UNKNOWN || self.queue.is_full()
     }
 
     fn wants_more(&self) -> bool {
@@ -582,12 +597,9 @@ impl Session {
         if self.said_last.is_some_and(|at| now >= at + HANG_UP) {
             self.roster.give_back(&mut self.held);
         }
-        let session = self.context.node.session();
-        let lost = self.held.take_if(|held| held.job.session != session);
-        self.revoke(lost, says::RevokeReason::Session);
+        self.fence();
         if now >= self.next_look {
-            self.next_look = now + LOOK_AT_KEY;
-            self.context.gate.may_go_on(PATH, &self.caller)?;
+            self.look_at_key()?;
         }
         self.links.look(self.window.messages);
         self.links
@@ -604,6 +616,22 @@ impl Session {
         self.ping(now)
     }
 
+    /// Takes back what may be another node's by now.
+    pub(super) fn fence(&mut self) {
+        let node = &self.context.node;
+        let (session, is_alive) = (node.session(), node.is_alive());
+        let lost = self
+            .held
+            .take_if(|held| !is_alive || held.job.session != session);
+        self.revoke(lost, says::RevokeReason::Session);
+    }
+
+    /// Whether the worker may still do what it does.
+    fn look_at_key(&mut self) -> Result<(), Error> {
+        self.next_look = Instant::now() + LOOK_AT_KEY;
+        self.context.gate.may_go_on(PATH, &self.caller)
+    }
+
     fn ping(&mut self, now: Instant) -> Result<(), Error> {
         if self.said_last.is_some() {
             return Ok(());
@@ -613,10 +641,10 @@ impl Session {
             self.pinged = None;
         }
         if self.pinged.is_some_and(|at| now >= at + PONG) {
-            return Err(Error::new(
-                Reason::FailedPrecondition,
-                "no pong within 10 seconds",
-            ));
+            return Err(silent("no pong within 10 seconds"));
+        }
+        if self.queue.is_full() && self.queue.stands(now) >= PONG {
+            return Err(silent("nothing was read for 10 seconds"));
         }
         if now >= self.next_ping {
             self.next_ping = now + PING;
@@ -670,6 +698,11 @@ impl Session {
             drain_by_ms: millis(drain_by),
         }));
     }
+}
+
+/// Not how a stream ends that was replaced: who is cut off may come back.
+fn silent(why: &str) -> Error {
+    Error::new(Reason::WorkerSilent, why)
 }
 
 fn taken_over() -> Error {
