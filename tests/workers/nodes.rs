@@ -412,6 +412,11 @@ async fn a_relays_window_counts_at_every_node(db: Db) {
 async fn links_take_nobodys_place(db: Db) {
     let (owner, beside) = two(&db).await;
     let acme = owner.tenant("acme").await;
+    eventually("the key is known beside", || async {
+        let listed = beside.get("/v1/external/webhooks", &acme.key).await;
+        (listed.status == 200).then_some(())
+    })
+    .await;
     let mut workers = Vec::new();
     for n in 0..50 {
         let id = format!("w{n}");
