@@ -180,7 +180,7 @@ impl Metrics {
             ),
             restored: r.gauge(
                 "onering_restored",
-                "1 while deliveries are held because the database went back in time",
+                "1 while deliveries are held because the database went back in time, or that is not known",
             ),
             config_stale: r.gauge(
                 "onering_config_stale",

@@ -14,10 +14,14 @@ mod chance;
 mod chaos;
 #[path = "ledger/disk.rs"]
 mod disk;
+#[path = "ledger/egress.rs"]
+mod egress;
 #[path = "ledger/failover.rs"]
 mod failover;
 #[path = "ledger/load.rs"]
 mod load;
+#[path = "ledger/remote.rs"]
+mod remote;
 #[path = "ledger/server.rs"]
 mod server;
 mod support;
@@ -27,8 +31,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use book::Book;
+use book::{Book, Interruption, Of, Summary};
 use chance::{Chance, any_seed};
+use egress::Sender;
 use load::{Load, Place};
 use server::{Server, Setup};
 use support::{
@@ -90,7 +95,7 @@ fn postgres_a_killed_nodes_partitions_are_taken_over() {
 
         let killed = Instant::now();
         nodes[0].kill().await;
-        place.book.killed(nodes[0].name());
+        place.book.killed(nodes[0].sender());
         support::wait::until_after(
             TAKEOVER,
             "every tenant is delivered to by the other node",
@@ -118,7 +123,7 @@ async fn killed_again_and_again(db: &Db, count: usize) {
             .await;
         let node = &mut nodes[chance.below(count)];
         node.kill().await;
-        place.book.killed(node.name());
+        place.book.killed(node.sender());
         // Now and then for longer than its session lives.
         tokio::time::sleep(chance.between(Duration::ZERO, SESSION * 2)).await;
         node.start_again().await;
@@ -131,7 +136,7 @@ async fn killed_again_and_again(db: &Db, count: usize) {
 async fn start(db: &Db, count: usize) -> Vec<Server> {
     let mut nodes = Vec::new();
     for n in 0..count {
-        nodes.push(Server::start(Setup::of(db.database()), &format!("node-{n}")).await);
+        nodes.push(Server::start(Setup::of(db.database()), n.try_into().unwrap()).await);
     }
     nodes
 }
@@ -146,13 +151,14 @@ async fn settle(place: &Place, url: &str) {
 }
 
 /// Compares what was promised with what was done.
-async fn end(db: Option<&Db>, place: &Place, nodes: &[Server]) {
+async fn end(db: Option<&Db>, place: &Place, nodes: &[Server]) -> Summary {
     let log: Vec<_> = nodes.iter().flat_map(Server::interruptions).collect();
     let url = nodes.iter().rev().find(|n| n.is_running()).unwrap().url();
     place.compare_log(&url).await;
     compare_counters(db, place.book.promised().len(), &url).await;
     let summary = place.book.close(&log);
     eprintln!("{summary}");
+    summary
 }
 
 /// Whatever was killed when: the counters say what a count of the rows does, and
@@ -179,44 +185,56 @@ async fn compare_counters(db: Option<&Db>, delivered: usize, url: &str) {
 /// What the harness would call lost, twice or unexplained, it does.
 #[test]
 fn the_book_finds_what_is_wrong() {
+    let fails = |book: &Book, why: &str| {
+        let closed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| book.close(&[])));
+        assert!(closed.is_err(), "{why}");
+    };
+    let [one, two, worker] = [Sender::Node(1), Sender::Node(2), Sender::Worker(1)];
+    let delivered = |book: &Book, event: &str, by: Sender| {
+        book.delivered(event, "sub_1", 1, by, Instant::now());
+    };
     let book = Book::default();
-    let now = Instant::now;
     book.accepted(1, "evt_1", &["sub_1"]);
-    assert!(
-        std::panic::catch_unwind(|| book.close(&[])).is_err(),
-        "lost"
-    );
-    book.delivered("evt_1", "sub_1", 1, now());
+    fails(&book, "lost");
+    delivered(&book, "evt_1", one);
     book.close(&[]);
-    book.delivered("evt_1", "sub_1", 1, now());
-    assert!(
-        std::panic::catch_unwind(|| book.close(&[])).is_err(),
-        "twice, nobody was killed"
-    );
-    let book = Book::default();
-    book.accepted(1, "evt_1", &["sub_1"]);
-    book.delivered("evt_1", "sub_1", 1, now());
-    book.killed("node-0");
-    book.delivered("evt_1", "sub_1", 1, now());
-    assert_eq!(book.close(&[]).duplicates.len(), 1, "twice, with a reason");
+    delivered(&book, "evt_1", two);
+    fails(&book, "twice, nobody was killed");
+    book.killed(two);
+    book.killed(worker);
+    fails(&book, "twice, others were killed");
+    let links = |what: &str| Interruption::now(Of::Workers, what);
+    book.interrupted(links("links cut"));
+    fails(&book, "twice, of no worker");
+
+    for (first, cause) in [
+        (one, Interruption::now(Of::One(one), "killed")),
+        (worker, Interruption::now(Of::One(worker), "killed")),
+        (worker, Interruption::now(Of::One(two), "killed")),
+        (worker, links("links cut")),
+    ] {
+        let book = Book::default();
+        book.accepted(1, "evt_1", &["sub_1"]);
+        delivered(&book, "evt_1", first);
+        book.interrupted(cause);
+        delivered(&book, "evt_1", two);
+        assert_eq!(book.close(&[]).duplicates.len(), 1, "twice, with a reason");
+    }
+
     let book = Arc::new(Book::default());
-    let first = book.begins("dlv_1");
-    drop(book.begins("dlv_2"));
+    let first = book.begins("dlv_1", one);
+    drop(book.begins("dlv_2", one));
     book.close(&[]);
-    let second = book.begins("dlv_1");
-    assert!(
-        std::panic::catch_unwind(|| book.close(&[])).is_err(),
-        "two at a time"
-    );
+    let second = book.begins("dlv_1", worker);
+    fails(&book, "two at a time");
     drop((first, second));
-    book.killed("node-0");
+    book.killed(worker);
+    fails(&book, "two at a time, the second was killed");
+    book.killed(one);
     assert_eq!(book.close(&[]).overlaps, 1, "two at a time, with a reason");
     let book = Book::default();
     book.accepted(1, "evt_1", &["sub_1"]);
-    book.delivered("evt_1", "sub_1", 1, now());
-    book.delivered("evt_2", "sub_1", 1, now());
-    assert!(
-        std::panic::catch_unwind(|| book.close(&[])).is_err(),
-        "one publish, two events"
-    );
+    delivered(&book, "evt_1", one);
+    delivered(&book, "evt_2", one);
+    fails(&book, "one publish, two events");
 }

@@ -17,6 +17,8 @@ mod conformance;
 mod credit;
 #[path = "workers/fences.rs"]
 mod fences;
+#[path = "workers/late.rs"]
+mod late;
 #[path = "workers/leaving.rs"]
 mod leaving;
 #[path = "workers/lifetimes.rs"]

@@ -20,12 +20,19 @@ use tonic::{Code, Status, Streaming};
 use super::{
     client::{CallError, Connection},
     failed,
+    hold::{Hold, Line},
 };
-use crate::proto::v1::{
-    ServerMessage, WorkerMessage,
-    server_message::{Delivery, Message as Says, Result as Told},
-    worker_message::{Ack, AckItem, Credit, Drain, Filter, Lease, Message, Open, Outcome, Pong},
-    worker_service_client::WorkerServiceClient,
+use crate::{
+    error::Reason,
+    proto::v1::{
+        ServerMessage, WorkerMessage,
+        server_message::{Delivery, Message as Says, Opened, Result as Told},
+        worker_message::{
+            Ack, AckItem, Action, Credit, Drain, Filter, Lease, Message, Nack, NackItem, Open,
+            Outcome, Pong,
+        },
+        worker_service_client::WorkerServiceClient,
+    },
 };
 
 /// Without a word from the server for so long, the connection is taken for broken:
@@ -44,8 +51,13 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 /// What a worker does with a delivery.
 pub(super) trait Handle: Send + Sync + 'static {
-    /// Does it: what became of it.
-    fn handle(&self, delivery: Delivery) -> impl Future<Output = Outcome> + Send;
+    /// Does it, if it is not too late for that when it is begun: what became of it.
+    /// None: it was not begun.
+    fn handle(
+        &self,
+        delivery: Delivery,
+        hold: Arc<Hold>,
+    ) -> impl Future<Output = Option<Outcome>> + Send;
 }
 
 /// Which deliveries a worker takes, from where.
@@ -77,18 +89,32 @@ enum Ended {
     Refused(CallError),
 }
 
+/// A delivery that is being done.
+struct Doing {
+    token: Vec<u8>,
+    hold: Arc<Hold>,
+}
+
+/// A delivery that is done, or was not begun.
+#[derive(Clone)]
+struct Finished {
+    id: String,
+    token: Vec<u8>,
+    outcome: Option<Outcome>,
+}
+
 /// A worker between and during its connections.
 struct Worker<H> {
     link: Link,
     epoch: i64,
     handler: Arc<H>,
-    /// What is being done, and under which lease.
-    doing: HashMap<String, Vec<u8>>,
+    line: Arc<Line>,
+    doing: HashMap<String, Doing>,
     /// What is done, and not known to be recorded.
-    unacked: HashMap<String, AckItem>,
+    unacked: HashMap<String, Finished>,
     tasks: JoinSet<()>,
-    done: UnboundedSender<AckItem>,
-    finished: UnboundedReceiver<AckItem>,
+    done: UnboundedSender<Finished>,
+    finished: UnboundedReceiver<Finished>,
     stop: CancellationToken,
 }
 
@@ -101,6 +127,7 @@ impl Link {
             epoch: crate::domain::id::wall_clock(),
             link: self,
             handler,
+            line: Line::opening(),
             doing: HashMap::new(),
             unacked: HashMap::new(),
             tasks: JoinSet::new(),
@@ -120,7 +147,10 @@ impl<H: Handle> Worker<H> {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            let wait = match self.connected().await {
+            let ended = self.connected().await;
+            // What the server does with it now the next stream tells.
+            self.end_holds();
+            let wait = match ended {
                 Ended::Done => return Ok(()),
                 Ended::Refused(e) => return Err(e),
                 Ended::SentAway(wait) => wait,
@@ -148,6 +178,10 @@ impl<H: Handle> Worker<H> {
         }
     }
 
+    fn end_holds(&self) {
+        self.doing.values().for_each(|doing| doing.hold.end());
+    }
+
     fn is_idle(&self) -> bool {
         self.doing.is_empty() && self.unacked.is_empty()
     }
@@ -169,15 +203,19 @@ impl<H: Handle> Worker<H> {
             let leaving = away.is_some() || draining;
             let late = leave_by.is_some_and(|at| Instant::now() >= at);
             if leaving && (self.is_idle() || late) {
-                // Half-closed: the server says its last.
+                // Half-closed: the server says its last. What is left it gives back.
+                self.end_holds();
                 say = None;
             }
             tokio::select! {
                 heard = tokio::time::timeout(SILENCE, hear.message()) => match heard {
                     Err(_) => return Ended::Broken("the server is silent".into()),
                     Ok(Ok(Some(message))) => {
+                        let Some(since) = self.line.hears(Instant::now()) else {
+                            return Ended::Broken("the stream stood still".into());
+                        };
                         if let Some(say) = &say {
-                            let go = self.hear(message, say, &mut repeat);
+                            let go = self.hear(message, say, since, &mut repeat);
                             away = go.map(|(wait, by)| (wait, Instant::now() + by)).or(away);
                             leave_by = away.map(|(_, by)| by).or(leave_by);
                         }
@@ -200,23 +238,12 @@ impl<H: Handle> Worker<H> {
                     while items.len() < ITEMS && let Ok(more) = self.finished.try_recv() {
                         items.push(more);
                     }
-                    for item in &items {
-                        // It may have come again meanwhile, under another lease.
-                        if self.doing.get(&item.delivery_id) == Some(&item.lease_token) {
-                            self.doing.remove(&item.delivery_id);
-                            self.unacked.insert(item.delivery_id.clone(), item.clone());
-                        }
-                    }
-                    ack(say.as_ref(), items);
+                    items.iter().for_each(|item| self.finish(item));
+                    tell_all(say.as_ref(), items);
                 }
                 _ = again.tick(), if repeat => {
                     repeat = false;
-                    let mut items: Vec<AckItem> = self.unacked.values().cloned().collect();
-                    while !items.is_empty() {
-                        let rest = items.split_off(items.len().min(ITEMS));
-                        ack(say.as_ref(), items);
-                        items = rest;
-                    }
+                    tell_all(say.as_ref(), self.unacked.values().cloned().collect());
                 }
                 () = self.stop.cancelled(), if !draining => {
                     draining = true;
@@ -262,12 +289,13 @@ impl<H: Handle> Worker<H> {
             resume: self
                 .doing
                 .iter()
-                .map(|(id, token)| Lease {
+                .map(|(id, doing)| Lease {
                     delivery_id: id.clone(),
-                    lease_token: token.clone(),
+                    lease_token: doing.token.clone(),
                 })
                 .collect(),
         };
+        self.line.opens(Instant::now());
         tell(Some(say), Message::Open(open));
         let call = connection.request(messages);
         let answer = WorkerServiceClient::new(connection.channel)
@@ -276,15 +304,15 @@ impl<H: Handle> Worker<H> {
         answer.map(tonic::Response::into_inner).map_err(refused)
     }
 
-    /// Acts on what the server says; when to come back and when to be gone, where
-    /// it says that.
+    /// Acts on what the server has said since then; when to come back and when to be
+    /// gone, where it says that.
     fn hear(
         &mut self,
         message: ServerMessage,
         say: &UnboundedSender<WorkerMessage>,
+        since: Instant,
         repeat: &mut bool,
     ) -> Option<(Duration, Duration)> {
-        let millis = |n: i64| Duration::from_millis(u64::try_from(n).unwrap_or_default());
         match message.message {
             Some(Says::Opened(opened)) => {
                 tracing::info!(
@@ -295,11 +323,17 @@ impl<H: Handle> Worker<H> {
                     deliveries.lost = opened.lost.len(),
                     "connected"
                 );
+                self.opened(&opened, since);
             }
-            Some(Says::Delivery(delivery)) => self.begin(delivery),
+            Some(Says::Delivery(delivery)) => self.begin(delivery, since),
             Some(Says::Result(told)) => self.told(&told, repeat),
-            // What is on its way can't be called back; its ack is stale then.
+            // What has left can't be called back; its ack is stale then.
             Some(Says::Revoke(revoke)) => {
+                for id in &revoke.delivery_ids {
+                    if let Some(doing) = self.doing.get(id) {
+                        doing.hold.end();
+                    }
+                }
                 tracing::info!(
                     deliveries.count = revoke.delivery_ids.len(),
                     revoke.reason = revoke.reason().as_str_name(),
@@ -308,7 +342,11 @@ impl<H: Handle> Worker<H> {
             }
             Some(Says::GoAway(go)) => {
                 tell(Some(say), Message::Credit(Credit::default()));
-                return Some((millis(go.reconnect_after_ms), millis(go.drain_by_ms)));
+                let drain_by = millis(go.drain_by_ms);
+                for doing in self.doing.values() {
+                    doing.hold.shorten(since + drain_by);
+                }
+                return Some((millis(go.reconnect_after_ms), drain_by));
             }
             Some(Says::Ping(_)) => tell(Some(say), Message::Pong(Pong {})),
             None => {}
@@ -316,29 +354,57 @@ impl<H: Handle> Worker<H> {
         None
     }
 
-    fn begin(&mut self, delivery: Delivery) {
+    /// What it still has is the worker's again, where the server says so.
+    fn opened(&self, opened: &Opened, since: Instant) {
+        let lease = u64::try_from(opened.lease_seconds).unwrap_or_default();
+        for id in &opened.resumed {
+            if let Some(doing) = self.doing.get(id) {
+                doing.hold.resume(since + Duration::from_secs(lease));
+            }
+        }
+    }
+
+    fn begin(&mut self, delivery: Delivery, since: Instant) {
         let (id, token) = (delivery.delivery_id.clone(), delivery.lease_token.clone());
+        let hold = Hold::new(self.line.clone(), since + millis(delivery.deadline_in_ms));
         self.unacked.remove(&id);
-        self.doing.insert(id.clone(), token.clone());
+        let doing = Doing {
+            token: token.clone(),
+            hold: hold.clone(),
+        };
+        if let Some(before) = self.doing.insert(id.clone(), doing) {
+            before.hold.end();
+        }
         let (handler, done) = (self.handler.clone(), self.done.clone());
         self.tasks.spawn(async move {
-            let outcome = handler.handle(delivery).await;
+            let outcome = handler.handle(delivery, hold).await;
             // Nobody hears it where the command ends.
-            let _ = done.send(AckItem {
-                delivery_id: id,
-                lease_token: token,
-                outcome: Some(outcome),
-            });
+            let _ = done.send(Finished { id, token, outcome });
         });
     }
 
+    /// Notes what became of a delivery: it is told until its result comes.
+    fn finish(&mut self, item: &Finished) {
+        let own = self.doing.get(&item.id);
+        // It may have come again meanwhile, under another lease.
+        if own.is_some_and(|doing| doing.token == item.token) {
+            self.doing.remove(&item.id);
+            self.unacked.insert(item.id.clone(), item.clone());
+        }
+    }
+
     fn told(&mut self, told: &Told, repeat: &mut bool) {
-        for id in told.ok.iter().chain(&told.stale) {
+        for id in &told.ok {
             self.unacked.remove(id);
         }
-        if !told.stale.is_empty() {
+        let mut late = 0;
+        for id in &told.stale {
+            // What was not begun is nobody's loss.
+            late += usize::from(self.unacked.remove(id).is_some_and(|i| i.outcome.is_some()));
+        }
+        if late > 0 {
             tracing::warn!(
-                deliveries.count = told.stale.len(),
+                deliveries.count = late,
                 "outcomes came too late: these deliveries are somebody else's by now"
             );
         }
@@ -356,9 +422,37 @@ fn tell(say: Option<&UnboundedSender<WorkerMessage>>, message: Message) {
     }
 }
 
-fn ack(say: Option<&UnboundedSender<WorkerMessage>>, items: Vec<AckItem>) {
-    let request_id = String::new();
-    tell(say, Message::Ack(Ack { request_id, items }));
+/// Tells what became of deliveries.
+fn tell_all(say: Option<&UnboundedSender<WorkerMessage>>, items: Vec<Finished>) {
+    let (mut acks, mut nacks) = (Vec::new(), Vec::new());
+    for item in items {
+        let (delivery_id, lease_token) = (item.id, item.token);
+        match item.outcome {
+            Some(outcome) => acks.push(AckItem {
+                delivery_id,
+                lease_token,
+                outcome: Some(outcome),
+            }),
+            None => nacks.push(NackItem {
+                delivery_id,
+                lease_token,
+                action: Action::Release.into(),
+                ..NackItem::default()
+            }),
+        }
+    }
+    for items in acks.chunks(ITEMS) {
+        let (request_id, items) = (String::new(), items.to_vec());
+        tell(say, Message::Ack(Ack { request_id, items }));
+    }
+    for items in nacks.chunks(ITEMS) {
+        let (request_id, items) = (String::new(), items.to_vec());
+        tell(say, Message::Nack(Nack { request_id, items }));
+    }
+}
+
+fn millis(n: i64) -> Duration {
+    Duration::from_millis(u64::try_from(n).unwrap_or_default())
 }
 
 async fn until(at: Option<Instant>) {
@@ -378,7 +472,9 @@ fn refused(status: Status) -> Ended {
             | Code::NotFound
             | Code::Unimplemented
     );
-    if for_good {
+    let error = crate::error::Error::from(&status);
+    // That mode ends, and then the worker is wanted.
+    if for_good && error.reason != Reason::CanaryOnlyMode {
         Ended::Refused(status.into())
     } else {
         Ended::Broken(status.message().to_owned())

@@ -9,10 +9,12 @@ use super::{
     WRONG,
     client::{CallError, Connection},
     failed,
+    hold::Hold,
     link::{self, Handle, Link},
     worker::{Poster, outcome},
 };
 use crate::{
+    domain::delivery,
     proto::v1::{
         CreateSubscriptionRequest, CreateSubscriptionResponse, DeleteSubscriptionRequest,
         SubscriptionKind,
@@ -165,11 +167,12 @@ struct Forward {
 }
 
 impl Handle for Forward {
-    async fn handle(&self, delivery: Delivery) -> Outcome {
+    async fn handle(&self, delivery: Delivery, hold: Arc<Hold>) -> Option<Outcome> {
         let (event_type, id) = (delivery.event_type.clone(), delivery.delivery_id.clone());
         let attempt = delivery.attempt;
-        let sent = self.poster.post(delivery, &self.to).await;
+        let sent = self.poster.post(delivery, &self.to, hold).await;
         let status = match sent.status {
+            _ if matches!(sent.outcome, delivery::Outcome::Released) => "taken back".to_owned(),
             0 => sent.error.clone(),
             status => status.to_string(),
         };

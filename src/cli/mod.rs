@@ -11,6 +11,7 @@ mod dead_letters;
 mod dev;
 mod doctor;
 mod flags;
+mod hold;
 mod http;
 mod keys;
 mod link;

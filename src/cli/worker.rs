@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::{
     WRONG, failed,
+    hold::Hold,
     link::{self, Handle, Link},
 };
 use crate::{
@@ -103,9 +104,9 @@ pub(super) async fn run(args: WorkerArgs) -> ExitCode {
 struct Relay(Poster);
 
 impl Handle for Relay {
-    async fn handle(&self, delivery: Delivery) -> Outcome {
+    async fn handle(&self, delivery: Delivery, hold: Arc<Hold>) -> Option<Outcome> {
         let uri = delivery.url.clone();
-        let sent = self.0.post(delivery, &uri).await;
+        let sent = self.0.post(delivery, &uri, hold).await;
         self::outcome(sent)
     }
 }
@@ -131,8 +132,9 @@ impl Poster {
     }
 
     /// POSTs a delivery there, as it was signed, unless that is too long ago by
-    /// then. The age counts from its arrival: the server's clock may be another.
-    pub(super) async fn post(&self, delivery: Delivery, url: &str) -> Sent {
+    /// then, or it may be another's. The age counts from its arrival: the server's
+    /// clock may be another.
+    pub(super) async fn post(&self, delivery: Delivery, url: &str, hold: Arc<Hold>) -> Sent {
         let unsendable = |why: &str| Sent {
             outcome: delivery::Outcome::Permanent,
             status: 0,
@@ -161,7 +163,7 @@ impl Poster {
                 window: Duration::from_millis(millis),
                 patience: Duration::from_secs(seconds.max(1)),
                 certificate: None,
-                lease: None,
+                fence: hold,
             })
             .await;
         sent.took = sent.took.max(began.elapsed());
@@ -178,8 +180,8 @@ fn headers(delivery: &Delivery) -> Option<HeaderMap> {
     Some(headers)
 }
 
-/// What is told of an attempt.
-pub(super) fn outcome(sent: Sent) -> Outcome {
+/// What is told of an attempt; none: nothing was sent.
+pub(super) fn outcome(sent: Sent) -> Option<Outcome> {
     let retry_after = match sent.outcome {
         delivery::Outcome::Retryable {
             retry_after: Some(wait),
@@ -187,16 +189,17 @@ pub(super) fn outcome(sent: Sent) -> Outcome {
         _ => 0,
     };
     let result = match sent.outcome {
+        delivery::Outcome::Released => return None,
         delivery::Outcome::ReplayExpired => What::ReplayExpired,
         _ if sent.status > 0 => What::Answered,
         _ => What::Failed,
     };
-    Outcome {
+    Some(Outcome {
         result: result.into(),
         response_status: sent.status.into(),
         error: sent.error,
         duration_ms: i64::try_from(sent.took.as_millis()).unwrap_or(i64::MAX),
         retry_after_seconds: retry_after,
         response_body: sent.response,
-    }
+    })
 }

@@ -192,15 +192,27 @@ pub struct Post<'a> {
     pub patience: Duration,
     /// What it shows to its receiver.
     pub certificate: Option<&'a Arc<ClientCertificate>>,
-    /// What it is sent under, where that is this process' to know.
-    pub lease: Option<Lease>,
+    /// What it is sent under.
+    pub fence: Arc<dyn Fence>,
+}
+
+/// Says whether the delivery is still whose attempt this is.
+pub trait Fence: Send + Sync {
+    /// Whether nobody else can have it yet.
+    fn stands(&self) -> bool;
+}
+
+impl Fence for Lease {
+    fn stands(&self) -> bool {
+        Self::stands(self)
+    }
 }
 
 /// Under which conditions a body leaves.
 struct Leave {
     signed_at: Micros,
     window: Duration,
-    lease: Option<Lease>,
+    fence: Option<Arc<dyn Fence>>,
     kept: Kept,
 }
 
@@ -230,14 +242,14 @@ pub struct SignedBody {
 enum NotSent {
     #[error("the signature is older than the replay window")]
     Expired,
-    #[error("another node may have taken the delivery over")]
+    #[error("another may have taken the delivery over")]
     Fenced,
 }
 
 impl Leave {
     fn refusal(&self, now: Micros) -> Option<NotSent> {
         let window = Micros::try_from(self.window.as_micros()).unwrap_or(Micros::MAX);
-        if self.lease.as_ref().is_some_and(|lease| !lease.stands()) {
+        if self.fence.as_ref().is_some_and(|fence| !fence.stands()) {
             Some(NotSent::Fenced)
         } else if now - self.signed_at > window {
             Some(NotSent::Expired)
@@ -311,7 +323,7 @@ impl Sender {
             window: self.live.load().replay_window,
             patience: Duration::from_secs(target.subscription.timeout.into()),
             certificate,
-            lease: Some(lease),
+            fence: Arc::new(lease),
         })
         .await
     }
@@ -324,7 +336,7 @@ impl Sender {
         let leave = Leave {
             signed_at: post.signed_at,
             window: post.window,
-            lease: post.lease,
+            fence: Some(post.fence),
             kept: kept.clone(),
         };
         let mut headers = post.headers;
@@ -530,11 +542,11 @@ mod tests {
         let metrics = Arc::new(Metrics::new());
         let node = Arc::new(Node::new(store, metrics, "n".into(), ttl));
         node.begin().await.unwrap();
-        let lease = Some(node.lease(node.session()));
+        let fence: Arc<dyn Fence> = Arc::new(node.lease(node.session()));
         let leave = Leave {
             signed_at: 0,
             window: Duration::from_secs(1),
-            lease,
+            fence: Some(fence),
             kept: Kept::default(),
         };
         assert_eq!(leave.refusal(1_000_000), None);

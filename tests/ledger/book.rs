@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::egress::Sender;
+
 /// A delivery whose receiver's answer came this long before a node was killed
 /// may not have been recorded: outcomes are written in batches, behind a queue
 /// on a busy machine.
@@ -15,16 +17,21 @@ const UNRECORDED: Duration = Duration::from_secs(3);
 /// A node may say so much later that its session has ended: when it next looks.
 const TOLD_LATE: Duration = Duration::from_secs(2);
 
+const KILLED: &str = "killed";
+
+/// So much later may arrive what had left.
+const ARRIVES_LATE: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 pub(crate) struct Book(Mutex<Pages>);
 
 impl Pages {
-    /// Whether an interruption is why a delivery that was answered came again: it came
-    /// between, before the outcome can have been recorded.
+    /// Whether an interruption is why a delivery that was answered came again: it was
+    /// of who had sent it, and came between, before the outcome can have been recorded.
     fn explains(&self, c: &Interruption, first: Answered, again: Answered) -> bool {
-        let between = first.began <= c.at && c.at <= again.at + TOLD_LATE;
-        let unrecorded = c.at.saturating_duration_since(first.at);
-        between && unrecorded.saturating_sub(self.troubled(first.at, c.at)) <= UNRECORDED
+        let unrecorded = c.from.saturating_duration_since(first.at);
+        c.ends(first.sender, first.began, again.at)
+            && unrecorded.saturating_sub(self.troubled(first.at, c.from)) <= UNRECORDED
     }
 
     /// For how long of that time a database was in trouble.
@@ -36,14 +43,6 @@ impl Pages {
     }
 }
 
-/// What a cause is, without which node it befell.
-fn kind(what: &str) -> String {
-    match what.split_once(": ") {
-        Some((_, message)) => message.to_owned(),
-        None => "a node was killed".to_owned(),
-    }
-}
-
 #[derive(Default)]
 struct Pages {
     /// By the number that the publisher gave.
@@ -51,14 +50,14 @@ struct Pages {
     /// When each event was answered with 200, by subscription.
     delivered: HashMap<(String, String), Vec<Answered>>,
     /// Attempts that a receiver works on, by delivery.
-    under_way: HashMap<String, Vec<Instant>>,
+    under_way: HashMap<String, Vec<(Instant, Sender)>>,
     /// Deliveries of which an attempt began while another was under way.
     overlaps: Vec<Overlap>,
     /// When the database was away from a node, or was slow to answer.
     troubles: Vec<(Instant, Instant)>,
     /// Every event that carried a number.
     carriers: HashMap<u64, HashSet<String>>,
-    kills: Vec<Interruption>,
+    interruptions: Vec<Interruption>,
 }
 
 /// A request that was answered with 200.
@@ -66,14 +65,15 @@ struct Pages {
 struct Answered {
     began: Instant,
     at: Instant,
+    sender: Sender,
 }
 
 #[derive(Debug)]
 struct Overlap {
     #[expect(dead_code, reason = "shown where it is one too many")]
     delivery: String,
-    first: Instant,
-    second: Instant,
+    first: (Instant, Sender),
+    second: (Instant, Sender),
 }
 
 /// A request that a receiver works on, until it is dropped: also where its sender
@@ -88,7 +88,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut pages = self.book.pages();
         if let Some(attempts) = pages.under_way.get_mut(&self.delivery) {
-            attempts.retain(|began| *began != self.began);
+            attempts.retain(|(began, _)| *began != self.began);
             if attempts.is_empty() {
                 pages.under_way.remove(&self.delivery);
             }
@@ -101,11 +101,57 @@ struct Accepted {
     subscriptions: Vec<String>,
 }
 
-/// What may make a node's work be done again.
+/// Whose attempts an interruption may cause to be made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    One(Sender),
+    /// Any worker's: they have work of all nodes, over links between these.
+    Workers,
+}
+
+/// What may make work be done again.
 #[derive(Debug, Clone)]
 pub(crate) struct Interruption {
-    pub(crate) at: Instant,
+    pub(crate) of: Of,
+    pub(crate) from: Instant,
+    pub(crate) until: Instant,
     pub(crate) what: String,
+}
+
+impl Interruption {
+    pub(crate) fn now(of: Of, what: impl Into<String>) -> Self {
+        Self::since(of, what, Instant::now())
+    }
+
+    pub(crate) fn since(of: Of, what: impl Into<String>, from: Instant) -> Self {
+        Self {
+            of,
+            from,
+            until: Instant::now(),
+            what: what.into(),
+        }
+    }
+
+    /// Whether it is why the lease of an attempt that began first may have ended
+    /// before another one began: it is the sender's; or a node's, where the sender is
+    /// a worker, whose leases are some node's.
+    fn ends(&self, sender: Sender, first: Instant, again: Instant) -> bool {
+        let is_workers = matches!(sender, Sender::Worker(_));
+        let concerns = match self.of {
+            Of::One(one) => one == sender || is_workers && matches!(one, Sender::Node(_)),
+            Of::Workers => is_workers,
+        };
+        concerns && first <= self.until + ARRIVES_LATE && self.from <= again + TOLD_LATE
+    }
+
+    /// What it is, without which one it befell.
+    fn kind(&self) -> String {
+        match self.of {
+            Of::One(Sender::Node(_)) => format!("a node: {}", self.what),
+            Of::One(Sender::Worker(_)) => format!("a worker: {}", self.what),
+            Of::Workers => self.what.clone(),
+        }
+    }
 }
 
 /// What the book says at the end.
@@ -113,11 +159,13 @@ pub(crate) struct Summary {
     pub(crate) accepted: usize,
     pub(crate) delivered: usize,
     pub(crate) kills: usize,
+    /// How many requests each has sent that were answered with 200.
+    pub(crate) by_sender: BTreeMap<Sender, usize>,
     /// Each with its cause.
     pub(crate) duplicates: Vec<String>,
     /// How many of them have a cause of which kind.
     pub(crate) by_cause: BTreeMap<String, usize>,
-    /// Attempts that began while another was under way whose session had ended.
+    /// Attempts that began while another was under way whose lease had ended.
     pub(crate) overlaps: usize,
 }
 
@@ -134,9 +182,12 @@ impl fmt::Display for Summary {
         for (cause, count) in &self.by_cause {
             writeln!(f, "  {count} duplicates: {cause}")?;
         }
+        for (sender, count) in &self.by_sender {
+            writeln!(f, "  {count} sent by {}", sender.name())?;
+        }
         writeln!(
             f,
-            "  {} attempts beside one of an ended session, 0 under two live leases",
+            "  {} attempts beside one of an ended lease, 0 under two live leases",
             self.overlaps
         )
     }
@@ -157,17 +208,17 @@ impl Book {
     }
 
     /// A receiver has got a request.
-    pub(crate) fn begins(self: &Arc<Self>, delivery: &str) -> UnderWay {
+    pub(crate) fn begins(self: &Arc<Self>, delivery: &str, sender: Sender) -> UnderWay {
         let began = Instant::now();
         let mut pages = self.pages();
         let attempts = pages.under_way.entry(delivery.to_owned()).or_default();
         let first = attempts.first().copied();
-        attempts.push(began);
+        attempts.push((began, sender));
         if let Some(first) = first {
             pages.overlaps.push(Overlap {
                 delivery: delivery.to_owned(),
                 first,
-                second: began,
+                second: (began, sender),
             });
         }
         UnderWay {
@@ -185,11 +236,18 @@ impl Book {
     }
 
     /// A receiver answered 200 to a request that began then.
-    pub(crate) fn delivered(&self, event: &str, subscription: &str, number: u64, began: Instant) {
+    pub(crate) fn delivered(
+        &self,
+        event: &str,
+        subscription: &str,
+        number: u64,
+        sender: Sender,
+        began: Instant,
+    ) {
         let mut pages = self.pages();
         let key = (event.to_owned(), subscription.to_owned());
         let at = Instant::now();
-        let answered = Answered { began, at };
+        let answered = Answered { began, at, sender };
         pages.delivered.entry(key).or_default().push(answered);
         pages
             .carriers
@@ -198,11 +256,12 @@ impl Book {
             .insert(event.to_owned());
     }
 
-    pub(crate) fn killed(&self, node: &str) {
-        self.pages().kills.push(Interruption {
-            at: Instant::now(),
-            what: format!("{node} was killed"),
-        });
+    pub(crate) fn killed(&self, who: Sender) {
+        self.interrupted(Interruption::now(Of::One(who), KILLED));
+    }
+
+    pub(crate) fn interrupted(&self, by: Interruption) {
+        self.pages().interruptions.push(by);
     }
 
     /// How many deliveries were answered with 200.
@@ -236,7 +295,7 @@ impl Book {
             .iter()
             .filter(|(_, events)| events.len() > 1)
             .collect();
-        let causes: Vec<_> = pages.kills.iter().chain(interruptions).collect();
+        let causes: Vec<_> = pages.interruptions.iter().chain(interruptions).collect();
         let mut duplicates = Vec::new();
         let mut unexplained = Vec::new();
         for (delivery, answers) in &pages.delivered {
@@ -245,24 +304,28 @@ impl Book {
                 let cause = causes.iter().find(|c| pages.explains(c, *first, *again));
                 match cause {
                     Some(c) => {
-                        duplicates.push((kind(&c.what), format!("{delivery:?}: {}", c.what)));
+                        duplicates.push((c.kind(), format!("{delivery:?}: {c:?}")));
                     }
-                    None => unexplained.push((delivery, again.at - first.at)),
+                    None => unexplained.push((delivery, *first, *again)),
                 }
             }
         }
-        // Two at a time, only where the lease of the first had ended with its session.
+        // Two at a time, only where the lease of the first had ended.
         let (explained, at_once): (Vec<_>, Vec<_>) = pages.overlaps.iter().partition(|o| {
-            let ended = |c: &&Interruption| o.first <= c.at && c.at <= o.second + TOLD_LATE;
-            causes.iter().any(ended)
+            let ((first, sender), (second, _)) = (o.first, o.second);
+            causes.iter().any(|c| c.ends(sender, first, second))
         });
-        assert!(at_once.is_empty(), "under two live leases: {at_once:?}");
+        assert!(at_once.is_empty(), "under two live leases: {at_once:?}; {causes:?}");
         assert!(lost.is_empty(), "lost: {lost:?}");
         assert!(split.is_empty(), "several events of one publish: {split:?}");
         assert!(
             unexplained.is_empty(),
-            "delivered again for no reason: {unexplained:?}"
+            "delivered again for no reason: {unexplained:?}; {causes:?}"
         );
+        let mut by_sender = BTreeMap::new();
+        for answer in pages.delivered.values().flatten() {
+            *by_sender.entry(answer.sender).or_insert(0) += 1;
+        }
         duplicates.sort_unstable();
         let mut by_cause = BTreeMap::new();
         for (kind, _) in &duplicates {
@@ -273,7 +336,8 @@ impl Book {
             overlaps: explained.len(),
             accepted: pages.accepted.len(),
             delivered: pages.delivered.values().map(Vec::len).sum(),
-            kills: pages.kills.len(),
+            kills: causes.iter().filter(|c| c.what == KILLED).count(),
+            by_sender,
             duplicates: duplicates.into_iter().map(|(_, text)| text).collect(),
         }
     }

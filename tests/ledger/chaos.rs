@@ -1,5 +1,5 @@
-//! Three nodes on one PostgreSQL and one Redis, and whatever may befall any of them,
-//! by chance.
+//! Three nodes on one PostgreSQL and one Redis, four workers, each connected to one of
+//! the nodes, and whatever may befall any of them, by chance.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,10 @@ use tokio::process::{Child, Command};
 
 use super::{Chance, Load, Place, SESSION, Server, Setup, any_seed, end, number, settle};
 use crate::{
+    book::{Interruption, Of},
+    egress::Sender,
     load::Mood,
+    remote::Remote,
     support::{
         cluster::{Cluster, free_port, url},
         contract::run_alone,
@@ -22,11 +25,14 @@ use crate::{
     },
 };
 
-const NODES: usize = 3;
+const NODES: u8 = 3;
+/// The node of each worker, and whether that one is slow. Nodes but for the first send
+/// nothing themselves.
+const WORKERS: [(usize, bool); 4] = [(0, false), (1, false), (2, false), (1, true)];
+const SENDS_ITSELF: usize = 0;
 
-/// What may go wrong. The stream's workers come here too: a worker that is killed, and
-/// its connection cut.
-const FAULTS: [Fault; 14] = [
+/// What may go wrong.
+const FAULTS: [Fault; 18] = [
     Fault::NodeKilled,
     Fault::NodeKilled,
     Fault::NodeRestarted,
@@ -41,6 +47,10 @@ const FAULTS: [Fault; 14] = [
     Fault::AnswersLost,
     Fault::ReceiversBad,
     Fault::ClockJumps,
+    Fault::WorkerKilled,
+    Fault::WorkerStopped,
+    Fault::StreamCut,
+    Fault::LinksCut,
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +68,17 @@ enum Fault {
     AnswersLost,
     ReceiversBad,
     ClockJumps,
+    WorkerKilled,
+    WorkerStopped,
+    StreamCut,
+    LinksCut,
+}
+
+/// What ends later, while other things go wrong.
+enum Ends {
+    Stop(usize),
+    StreamCut(usize, Instant),
+    LinksCut(usize, Instant),
 }
 
 struct Redis {
@@ -130,6 +151,8 @@ struct World {
     /// Each node's way to the database.
     ways: Vec<Proxy>,
     nodes: Vec<Server>,
+    workers: Vec<Remote>,
+    later: Vec<(Instant, Ends)>,
     place: Place,
     befell: BTreeMap<Fault, usize>,
 }
@@ -137,6 +160,8 @@ struct World {
 /// How long statements may wait behind a connection that has gone silent.
 const SILENT: Duration = Duration::from_secs(12);
 const SOON: Duration = Duration::from_secs(2);
+/// How long a worker is stopped, in milliseconds: longer than its node waits for it.
+const STOPPED: [u64; 2] = [16_000, 20_000];
 
 impl World {
     async fn begin(seed: u64) -> Self {
@@ -146,13 +171,19 @@ impl World {
         let (mut ways, mut nodes) = (Vec::new(), Vec::new());
         for n in 0..NODES {
             let way = Proxy::to(format!("127.0.0.1:{}", cluster.port)).await;
+            let embedded = u8::from(usize::from(n) == SENDS_ITSELF).to_string();
             let setup = Setup {
                 database: url(way.address.port(), "ledger"),
                 redis: Some(redis.url()),
+                more: vec![("ONERING_EMBEDDED_WORKER".to_owned(), embedded)],
                 ..Setup::default()
             };
-            nodes.push(Server::start(setup, &format!("node-{n}")).await);
+            nodes.push(Server::start(setup, n).await);
             ways.push(way);
+        }
+        let mut workers = Vec::new();
+        for (number, (node, slow)) in (0..).zip(WORKERS) {
+            workers.push(Remote::start(&nodes[node], number, slow).await);
         }
         let place = Place::prepare(&nodes[0].url(), Arc::default()).await;
         Self {
@@ -162,6 +193,8 @@ impl World {
             redis,
             ways,
             nodes,
+            workers,
+            later: Vec::new(),
             place,
             befell: BTreeMap::new(),
         }
@@ -174,12 +207,89 @@ impl World {
 
     async fn kill(&mut self, n: usize) {
         self.nodes[n].kill().await;
-        self.place.book.killed(self.nodes[n].name());
+        self.place.book.killed(self.nodes[n].sender());
+    }
+
+    /// Ends what has lasted for long enough, or all of it.
+    fn end_faults(&mut self, all: bool) {
+        let now = Instant::now();
+        let due = self.later.extract_if(.., |(at, _)| all || *at <= now);
+        for (_, ends) in due {
+            let by = match ends {
+                Ends::Stop(w) => {
+                    self.workers[w].signal("CONT");
+                    continue;
+                }
+                Ends::StreamCut(w, since) => {
+                    self.workers[w].way.mend();
+                    let of = Of::One(self.workers[w].sender());
+                    Interruption::since(of, "its stream was cut", since)
+                }
+                Ends::LinksCut(n, since) => {
+                    self.nodes[n].way.mend();
+                    Interruption::since(Of::Workers, "a link between nodes was cut", since)
+                }
+            };
+            self.place.book.interrupted(by);
+        }
+    }
+
+    /// Whether a worker is stopped, or its stream cut.
+    fn is_away(&self, worker: usize) -> bool {
+        self.later.iter().any(|(_, ends)| match ends {
+            Ends::Stop(w) | Ends::StreamCut(w, _) => *w == worker,
+            Ends::LinksCut(..) => false,
+        })
+    }
+
+    fn later(&mut self, least: u64, most: u64, ends: Ends) {
+        let (least, most) = (Duration::from_millis(least), Duration::from_millis(most));
+        let at = Instant::now() + self.chance.between(least, most);
+        self.later.push((at, ends));
+    }
+
+    /// What befalls workers, and the ways to them. Most of it lasts while other things
+    /// go wrong.
+    async fn befall_worker(&mut self, fault: Fault) {
+        let silent = self.chance.below(2) == 0;
+        let cut = if silent { Proxy::silence } else { Proxy::cut };
+        let began = Instant::now();
+        let n = self.chance.below(NODES.into());
+        if fault == Fault::LinksCut {
+            cut(&self.nodes[n].way);
+            return self.later(100, 8000, Ends::LinksCut(n, began));
+        }
+        let all = 0..WORKERS.len();
+        let here: Vec<usize> = all.filter(|w| !self.is_away(*w)).collect();
+        // At least one is left.
+        if here.len() < 2 {
+            return;
+        }
+        let w = here[self.chance.below(here.len())];
+        let sender = self.workers[w].sender();
+        match fault {
+            Fault::WorkerKilled => {
+                self.workers[w].kill().await;
+                self.place.book.killed(sender);
+                self.pass(0, 3000).await;
+                self.workers[w].start_again();
+            }
+            Fault::WorkerStopped => {
+                self.workers[w].signal("STOP");
+                let by = Interruption::now(Of::One(sender), "stopped");
+                self.place.book.interrupted(by);
+                self.later(STOPPED[0], STOPPED[1], Ends::Stop(w));
+            }
+            _ => {
+                cut(&self.workers[w].way);
+                self.later(100, 8000, Ends::StreamCut(w, began));
+            }
+        }
     }
 
     async fn befall(&mut self, fault: Fault) {
         *self.befell.entry(fault).or_default() += 1;
-        let n = self.chance.below(NODES);
+        let n = self.chance.below(NODES.into());
         let began = Instant::now();
         match fault {
             Fault::NodeKilled => {
@@ -260,12 +370,15 @@ impl World {
                 self.db.open().await.shift_clock(by).await.unwrap();
                 self.db.close().await;
             }
+            Fault::WorkerKilled | Fault::WorkerStopped | Fault::StreamCut | Fault::LinksCut => {
+                self.befall_worker(fault).await;
+            }
         }
     }
 }
 
-// H1, N2, W4: three nodes, any fault, by chance: nothing is lost, nothing is sent
-// under two live leases, and each duplicate has a cause.
+// H1, N2, W4, W8: three nodes and four workers, any fault, by chance: nothing is lost,
+// nothing is sent under two live leases, and each duplicate has a cause.
 #[test]
 fn postgres_three_nodes_and_everything_that_may_befall_them() {
     run_alone(async {
@@ -279,6 +392,7 @@ fn postgres_three_nodes_and_everything_that_may_befall_them() {
         let mut first: Vec<Fault> = FAULTS.to_vec();
         while Instant::now() < ends {
             world.pass(300, 2000).await;
+            world.end_faults(false);
             let fault = if first.is_empty() {
                 FAULTS[world.chance.below(FAULTS.len())]
             } else {
@@ -286,9 +400,23 @@ fn postgres_three_nodes_and_everything_that_may_befall_them() {
             };
             world.befall(fault).await;
         }
+        world.end_faults(true);
         load.stop().await;
         settle(&world.place, &world.nodes[0].url()).await;
-        end(Some(&world.db), &world.place, &world.nodes).await;
+        for worker in &mut world.workers {
+            worker.still_runs();
+            for by in worker.interruptions() {
+                world.place.book.interrupted(by);
+            }
+        }
+        let summary = end(Some(&world.db), &world.place, &world.nodes).await;
+        let mut senders = vec![Sender::Node(0)];
+        senders.extend(world.workers.iter().map(Remote::sender));
+        assert!(
+            summary.by_sender.keys().eq(&senders),
+            "all of them send, and nobody else: {:?}",
+            summary.by_sender
+        );
         eprintln!("  seed {seed}, {} s, faults:", length.as_secs());
         for (fault, count) in &world.befell {
             eprintln!("  {count} × {fault:?}");

@@ -35,7 +35,7 @@ fn sqlite_goes_on_after_a_full_disk() {
             within: within(&path),
             ..Setup::default()
         };
-        let nodes = vec![Server::start(setup, "node-0").await];
+        let nodes = vec![Server::start(setup, 0).await];
         let url = nodes[0].url();
         let place = Place::prepare(&url, Arc::default()).await;
         // What the server's own eyes see, not this process'.

@@ -56,7 +56,7 @@ fn postgres_fails_over_to_its_standby() {
         };
         let mut nodes = Vec::new();
         for n in 0..2 {
-            nodes.push(Server::start(setup.clone(), &format!("node-{n}")).await);
+            nodes.push(Server::start(setup.clone(), n).await);
         }
         let place = Place::prepare(&nodes[0].url(), Arc::default()).await;
         let addresses: Vec<_> = nodes.iter().map(Server::address).collect();

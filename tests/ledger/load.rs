@@ -15,6 +15,7 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{
     book::Book,
+    egress::Sender,
     number,
     server::{ADMIN_KEY, Address},
     support::{
@@ -74,7 +75,8 @@ const TIMEOUT_SECONDS: u64 = 2;
 
 async fn answer(book: Arc<Book>, mood: Mood, received: Received) -> Reply {
     let began = Instant::now();
-    let _under_way = book.begins(received.header("x-webhook-id"));
+    let sender = Sender::at(received.peer);
+    let _under_way = book.begins(received.header("x-webhook-id"), sender);
     let number = number_of(&received);
     match mood {
         Mood::Well => {}
@@ -89,7 +91,7 @@ async fn answer(book: Arc<Book>, mood: Mood, received: Received) -> Reply {
         return status(503);
     }
     let subscription = received.header("x-subscription");
-    book.delivered(received.event(), subscription, number, began);
+    book.delivered(received.event(), subscription, number, sender, began);
     status(200)
 }
 

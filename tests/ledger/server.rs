@@ -3,7 +3,7 @@
 use std::{
     process::Stdio,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use onering::store::Database;
@@ -14,8 +14,9 @@ use tokio::{
 };
 
 use crate::{
-    book::Interruption,
-    support::{app::database_url, wait::until},
+    book::{Interruption, Of},
+    egress::{Egress, Sender},
+    support::{app::database_url, proxy::Proxy, wait::until},
 };
 
 pub(crate) const ADMIN_KEY: &str = "sk_admin_ledger-0123456789abcdef0123";
@@ -23,6 +24,12 @@ const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 /// What a server logs when its session has ended although it runs.
 const ENDED: [&str; 2] = ["session is over", "session has ended"];
+
+/// What it logs when it has taken back what a worker had.
+const WORKER_GONE: &str = "worker has not come back";
+const WORKER_LEFT: &str = "worker disconnected";
+/// A stream's ends at which its worker keeps what it has, for a while at least.
+const KEPT: [&str; 2] = ["connection broken", "replaced"];
 
 /// Where a server listens: another port each time that it starts.
 pub(crate) type Address = Arc<Mutex<Option<String>>>;
@@ -34,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) redis: Option<String>,
     /// A command that runs the one behind it.
     pub(crate) within: Vec<String>,
+    /// What else is set.
+    pub(crate) more: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -46,20 +55,46 @@ impl Setup {
 }
 
 pub(crate) struct Server {
-    name: String,
+    sender: Sender,
+    egress: Egress,
+    /// How other nodes reach it.
+    pub(crate) way: Proxy,
     setup: Setup,
     child: Option<Child>,
     address: Address,
     log: Arc<Mutex<Vec<Interruption>>>,
 }
 
+/// A worker of whom a node has taken back what it had.
+fn left(message: &str, entry: &Value) -> Option<Interruption> {
+    let worker = Sender::named(entry["worker.id"].as_str()?)?;
+    let end = entry["worker.end"].as_str().unwrap_or_default();
+    let is_over = message.starts_with(WORKER_GONE)
+        || message.starts_with(WORKER_LEFT) && !KEPT.contains(&end);
+    is_over.then(|| Interruption::now(Of::One(worker), format!("{message} ({end})")))
+}
+
+/// A proxy in front of a server, wherever it listens.
+pub(crate) async fn way_to(address: &Address) -> Proxy {
+    let address = address.clone();
+    Proxy::towards(move || {
+        let url = address.lock().unwrap().clone()?;
+        url.strip_prefix("http://").map(str::to_owned)
+    })
+    .await
+}
+
 impl Server {
-    pub(crate) async fn start(setup: Setup, name: &str) -> Self {
+    pub(crate) async fn start(setup: Setup, number: u8) -> Self {
+        let sender = Sender::Node(number);
+        let address = Address::default();
         let mut server = Self {
-            name: name.to_owned(),
+            sender,
+            egress: Egress::of(sender, Duration::ZERO).await,
+            way: way_to(&address).await,
             setup,
             child: None,
-            address: Arc::default(),
+            address,
             log: Arc::default(),
         };
         server.start_again().await;
@@ -77,7 +112,12 @@ impl Server {
         let mut child = command
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("ONERING_DATABASE_URL", &self.setup.database)
-            .env("ONERING_NODE_NAME", &self.name)
+            .env("ONERING_NODE_NAME", self.sender.name())
+            .env("ONERING_EGRESS_PROXY", &self.egress.url)
+            .env(
+                "ONERING_ADVERTISE_URL",
+                format!("http://{}", self.way.address),
+            )
             .env("ONERING_MASTER_KEY", MASTER_KEY)
             .env("ONERING_BOOTSTRAP_ADMIN_KEY", ADMIN_KEY)
             .env("ONERING_LISTEN", "127.0.0.1:0")
@@ -93,13 +133,15 @@ impl Server {
             .env("ONERING_ALLOWED_ENDPOINT_CIDRS", "127.0.0.0/8")
             .env("ONERING_LOG", "info")
             .env("ONERING_LOG_FORMAT", "json")
+            .envs(self.setup.more.iter().cloned())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (address, log, name) = (self.address.clone(), self.log.clone(), self.name.clone());
+        let (address, log, sender) = (self.address.clone(), self.log.clone(), self.sender);
+        let name = sender.name();
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 let Ok(entry) = serde_json::from_str::<Value>(&line) else {
@@ -110,10 +152,10 @@ impl Server {
                 if let Some(at) = entry["server.address"].as_str() {
                     *address.lock().unwrap() = Some(format!("http://{at}"));
                 } else if ENDED.iter().any(|m| message.starts_with(m)) {
-                    log.lock().unwrap().push(Interruption {
-                        at: Instant::now(),
-                        what: format!("{name}: {message}"),
-                    });
+                    let ended = Interruption::now(Of::One(sender), message);
+                    log.lock().unwrap().push(ended);
+                } else if let Some(left) = left(message, &entry) {
+                    log.lock().unwrap().push(left);
                 } else if matches!(entry["level"].as_str(), Some("ERROR")) {
                     eprintln!("{name}: {line}");
                 }
@@ -146,7 +188,7 @@ impl Server {
             assert!(asked.unwrap().success());
             let ended = tokio::time::timeout(Duration::from_secs(60), child.wait()).await;
             let status = ended.expect("it ends").unwrap();
-            assert!(status.success(), "{}: {status}", self.name);
+            assert!(status.success(), "{}: {status}", self.sender.name());
         }
     }
 
@@ -159,8 +201,8 @@ impl Server {
         self.child.is_some()
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    pub(crate) const fn sender(&self) -> Sender {
+        self.sender
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -171,7 +213,8 @@ impl Server {
         self.address.lock().unwrap().clone().expect("it runs")
     }
 
-    /// Sessions that it lost without being killed: a machine that is too busy.
+    /// Sessions that it lost without being killed, such as when the machine is too
+    /// busy, and workers of whom it has taken back what they had.
     pub(crate) fn interruptions(&self) -> Vec<Interruption> {
         self.log.lock().unwrap().clone()
     }

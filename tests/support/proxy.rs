@@ -74,13 +74,19 @@ impl Proxy {
 
     /// In front of any address.
     pub async fn to(to: String) -> Self {
+        Self::towards(move || Some(to.clone())).await
+    }
+
+    /// In front of an address that may change, and for a while be none.
+    pub async fn towards(to: impl Fn() -> Option<String> + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(watch::Sender::new(State::Open));
         let now = state.clone();
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let (to, mut state) = (to.clone(), now.subscribe());
+                let Some(to) = to() else { continue };
+                let mut state = now.subscribe();
                 tokio::spawn(async move {
                     let began = *state.borrow_and_update();
                     match began {

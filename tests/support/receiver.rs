@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -36,6 +36,8 @@ pub struct Received {
     pub body: Bytes,
     /// Its connection: the first one is 0.
     pub connection: usize,
+    /// Where that came from.
+    pub peer: IpAddr,
     /// The SHA-256 of the client certificate that it came with, in hexadecimal.
     pub certificate: Option<String>,
 }
@@ -224,14 +226,14 @@ async fn serve(listener: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>, sh
     let mut connections = tokio::task::JoinSet::new();
     let mut accepted_before = 0;
     loop {
-        let (stream, _) = tokio::select! {
+        let (stream, peer) = tokio::select! {
             accepted = listener.accept() => accepted.unwrap(),
             Some(_) = connections.join_next() => continue,
         };
         let number = accepted_before;
         accepted_before += 1;
         stream.set_nodelay(true).unwrap();
-        let (tls, shared) = (tls.clone(), shared.clone());
+        let (tls, shared, number) = (tls.clone(), shared.clone(), (number, peer.ip()));
         connections.spawn(async move {
             match tls {
                 None => connection(stream, shared, number, None).await,
@@ -251,7 +253,7 @@ async fn serve(listener: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>, sh
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     shared: Arc<Shared>,
-    number: usize,
+    number: (usize, IpAddr),
     certificate: Option<String>,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
@@ -267,7 +269,7 @@ async fn connection(
 async fn answer(
     shared: &Shared,
     request: Request<Incoming>,
-    connection: usize,
+    (connection, peer): (usize, IpAddr),
     certificate: Option<String>,
 ) -> Result<Reply, Infallible> {
     let under_way = UnderWay::new(shared);
@@ -282,6 +284,7 @@ async fn answer(
         headers: head.headers,
         body: body.to_bytes(),
         connection,
+        peer,
         certificate,
     };
     if shared.keeps {

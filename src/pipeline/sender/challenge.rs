@@ -49,7 +49,7 @@ impl Sender {
             leave: Leave {
                 signed_at: (self.clock)(),
                 window: PATIENCE,
-                lease: None,
+                fence: None,
                 kept: Kept::default(),
             },
             clock: self.clock.clone(),

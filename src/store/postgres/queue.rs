@@ -25,9 +25,9 @@ use crate::{
 /// rows that are too many are locked until the statement's end, and left as they
 /// were. Sums run in the order in which rows come, which takes no sorting.
 ///
-/// Here and below rows are touched by an array of their places, not by a join with
-/// them: the planner guesses how many a limit lets through as a share of the table, and
-/// would read a long queue whole to join with it.
+/// The planner guesses how many rows a limit lets through as a share of the table, and
+/// would read a long one whole to join with it. So events are looked up one by one,
+/// and rows are touched, here and below, by an array of their places.
 const CLAIM: &str = "
 with t as materialized (select now_us() as now),
 own as materialized (
@@ -50,8 +50,11 @@ chosen as materialized (
       where part = w.part and sub = w.sub and lease_sid = 0 and due_at <= t.now
       order by due_at limit w.n for update skip locked
     ) due
-    left join events e on e.part = due.part and e.day = due.event_day and e.id = due.event
-    left join kept_bodies k on k.part = due.part and k.event = due.event
+    left join lateral (
+      select type, body, trace from events
+      where part = due.part and day = due.event_day and id = due.event limit 1) e on true
+    left join lateral (
+      select type, body, trace from kept_bodies where part = due.part and event = due.event limit 1) k on true
   ) q
   where q.before is null or q.before < $5
 ),
