@@ -832,7 +832,9 @@ impl Lanes {
             }
         }
         self.waiting -= out.len();
-        out.iter().for_each(|job| self.drop_body(job));
+        for job in &out {
+            self.drop_body(job);
+        }
         self.by_id.retain(|_, lane| !lane.is_idle() || lane.in_ring);
         out
     }

@@ -505,12 +505,18 @@ async fn whoever_watches_is_decided_on_again(db: Db) {
         next(&mut stream).await.unwrap().unwrap();
         stream
     };
-    let ends = async |mut stream: tonic::Streaming<v1::WatchMetricsResponse>| loop {
-        match next(&mut stream).await {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("no reason"),
-            Err(e) => break reason(&e).to_owned(),
-        }
+    let ends = async |mut stream: tonic::Streaming<v1::WatchMetricsResponse>| {
+        let ended = async {
+            loop {
+                match next(&mut stream).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("no reason"),
+                    Err(e) => break reason(&e),
+                }
+            }
+        };
+        let ended = tokio::time::timeout(PATIENCE, ended).await;
+        ended.expect("it ends")
     };
     for (change, why) in [
         (json!({"scopes": ["keys:verify"]}), "SCOPE_MISSING"),

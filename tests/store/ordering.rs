@@ -512,11 +512,11 @@ fn verb() -> impl Strategy<Value = Verb> {
         6 => (0..3usize, 0..2usize).prop_map(|(key, node)| Verb::Publish { key, node }),
         6 => (1..5i64).prop_map(|limit| Verb::Claim { limit }),
         8 => (0..64usize, 0..8usize).prop_map(|(which, end)| Verb::End { which, end }),
-        1 => (0..64usize).prop_map(|which| Verb::RetryByHand { which }),
+        3 => (0..64usize).prop_map(|which| Verb::RetryByHand { which }),
         1 => (0..64usize).prop_map(|which| Verb::Skip { which }),
         1 => Just(Verb::Kill),
         1 => Just(Verb::Bury),
-        1 => Just(Verb::Revive),
+        3 => Just(Verb::Revive),
     ]
 }
 
