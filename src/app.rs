@@ -164,7 +164,8 @@ impl App {
             outside.resolver,
             settings.egress_proxy.clone(),
         );
-        let tls = connector::Tls::new(&settings, connector).map_err(StartError::Settings)?;
+        let tls =
+            connector::Tls::new(&settings, connector.clone()).map_err(StartError::Settings)?;
         let clock = outside.clock.clone();
         let sender = Arc::new(Sender::new(Clients::new(tls), live.clone(), outside.clock));
         // The address is taken before the session is begun: of two nodes with
@@ -181,13 +182,16 @@ impl App {
             settings.node_name.clone(),
             settings.session,
         ));
-        let watch = timeline::Watch::begin(
-            store.clone(),
-            node.clone(),
-            witness(&settings),
-            metrics.clone(),
-        )
-        .await?;
+        let witness = witness(&settings);
+        if witness.is_none() {
+            tracing::warn!(
+                "nothing outside the database notes how far it has come: a backup that is \
+                 restored on the same server would send what it has queued. Set \
+                 ONERING_DATA_DIR to a folder that lasts, or ONERING_REDIS_URL"
+            );
+        }
+        let watch =
+            timeline::Watch::begin(store.clone(), node.clone(), witness, metrics.clone()).await?;
         let watch = Arc::new(watch);
         node.begin().await?;
 
@@ -252,6 +256,7 @@ impl App {
         );
         tasks.spawn("peers", peers.clone().run(background.clone()));
         let context = Context {
+            connector,
             peers,
             store,
             directory: directory.clone(),
@@ -264,7 +269,12 @@ impl App {
             publisher: pipeline.publisher.clone(),
             sender,
             dispatcher: pipeline.dispatcher.clone(),
-            workers: Roster::new(pipeline.dispatcher.clone(), settings.shutdown, clock),
+            workers: Roster::new(
+                pipeline.dispatcher.clone(),
+                metrics.clone(),
+                settings.shutdown,
+                clock,
+            ),
             node: node.clone(),
             rest: rest.clone(),
         };

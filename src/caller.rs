@@ -1,6 +1,6 @@
 //! Who makes a call, and on which tenant.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::{
     directory::{Directory, KeyEntry},
@@ -18,15 +18,17 @@ use crate::{
 pub struct Caller {
     entry: Arc<KeyEntry>,
     through_node: bool,
+    address: Option<IpAddr>,
 }
 
 impl Caller {
-    /// The holder of a proven key.
+    /// The holder of a proven key, and where it calls from as far as that is known.
     #[must_use]
-    pub const fn new(entry: Arc<KeyEntry>) -> Self {
+    pub const fn new(entry: Arc<KeyEntry>, address: Option<IpAddr>) -> Self {
         Self {
             entry,
             through_node: false,
+            address,
         }
     }
 
@@ -36,6 +38,7 @@ impl Caller {
         Self {
             entry,
             through_node: true,
+            address: None,
         }
     }
 
@@ -43,6 +46,12 @@ impl Caller {
     #[must_use]
     pub const fn is_through_node(&self) -> bool {
         self.through_node
+    }
+
+    /// Where it calls from as far as that is known.
+    #[must_use]
+    pub const fn address(&self) -> Option<IpAddr> {
+        self.address
     }
 
     /// Its key.

@@ -27,6 +27,8 @@ mod tls;
 
 pub use tls::{Https, Tls};
 
+/// How long it may take to look where a subscription's name leads before it is made.
+const LOOK_UP: Duration = Duration::from_secs(2);
 /// How long opening one TCP connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -99,11 +101,7 @@ impl Connector {
         self,
         uri: Uri,
     ) -> Result<TcpStream, Box<dyn std::error::Error + Send + Sync>> {
-        let host = uri.host().unwrap_or_default();
-        let host = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
+        let host = host_of(&uri);
         let https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         if !https && !self.live.load().allow_http {
@@ -127,6 +125,15 @@ impl Connector {
             }
         }
         Err(last.unwrap_or_else(|| RefusedEndpoint::NoAddress(host).into()))
+    }
+
+    /// Whether nothing may be sent to a URL by the addresses that its host has now. One
+    /// that has none yet, or is looked up for too long, is looked at when it is
+    /// connected to.
+    pub async fn is_forbidden(&self, uri: &Uri) -> bool {
+        let host = host_of(uri);
+        let looked = tokio::time::timeout(LOOK_UP, self.allowed(&host)).await;
+        matches!(looked, Ok(Err(RefusedEndpoint::NotAllowed(_))))
     }
 
     /// The addresses of a host that may be connected to.
@@ -154,6 +161,13 @@ impl Connector {
         }
         Ok(allowed)
     }
+}
+
+/// The host of a URL, an IPv6 address without its brackets.
+fn host_of(uri: &Uri) -> String {
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.to_owned()
 }
 
 /// What receivers may be, as configured.

@@ -15,7 +15,7 @@ use crate::{
     domain::id::wall_clock,
     limiter::Limiter,
     metrics::Metrics,
-    pipeline::node::Node,
+    pipeline::{node::Node, timeline::Hold},
     store::Store,
 };
 
@@ -103,6 +103,9 @@ pub struct WorkerHealth {
     /// Whether deliveries are held because the database went back in time
     /// (`onering doctor restored`).
     pub restored: bool,
+    /// Why deliveries are held: `restored`, or `witness_unreachable` while what tells
+    /// whether the database went back in time does not answer. None where they are not.
+    pub held: Option<&'static str>,
 }
 
 /// The background tasks.
@@ -228,17 +231,21 @@ impl Health {
             applied,
             expected,
         };
-        let restored = self.node.is_restored();
+        let hold = self.node.hold();
         let worker = WorkerHealth {
-            status: match (self.node.is_alive(), restored) {
+            status: match (self.node.is_alive(), hold.is_some()) {
                 (false, _) => Condition::Unhealthy,
                 // Calls are answered: a balancer is to leave the node in.
                 (true, true) => Condition::Degraded,
                 (true, false) => Condition::Healthy,
             },
             partitions: self.node.owned().len(),
-            sending: self.directory.switches().delivery && !restored,
-            restored,
+            sending: self.directory.switches().delivery && hold.is_none(),
+            restored: hold == Some(Hold::Restored),
+            held: hold.map(|hold| match hold {
+                Hold::Restored => "restored",
+                Hold::Unknown => "witness_unreachable",
+            }),
         };
         let degraded = self.limiter.is_degraded();
         let limiter = LimiterHealth {

@@ -266,7 +266,14 @@ impl Front {
         request: &Request<Incoming>,
         passage: &mut Passage<'a>,
     ) -> Result<Response<Full<Bytes>>> {
-        match request.uri().path() {
+        let path = request.uri().path();
+        let of_docs = if docs::PATHS.contains(&path) {
+            "/docs"
+        } else {
+            path
+        };
+        self.gate.admit_plain(&format!("GET {of_docs}"))?;
+        match path {
             "/metrics" => self.scrape(request, passage).await,
             "/openapi.json" => Ok(transcode::json_response(
                 StatusCode::OK,

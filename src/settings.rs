@@ -279,7 +279,7 @@ fn live(source: &Source) -> Result<Live, BadSetting> {
             )?,
             open_seconds: source.number("BREAKER_OPEN_SECONDS", breaker::DEFAULT_OPEN, 1, 3600)?,
         },
-        host_max_in_flight: source.number("HOST_MAX_IN_FLIGHT", 1000, 0, 1_000_000)?,
+        host_max_in_flight: source.number("HOST_MAX_IN_FLIGHT", 256, 0, 1_000_000)?,
         endpoint_disable_after: Duration::from_secs(
             86_400 * source.number("ENDPOINT_DISABLE_AFTER_DAYS", 5, 0, 365)?,
         ),
@@ -500,7 +500,7 @@ mod tests {
         assert_eq!(s.live.replay_window, Duration::from_secs(300));
         let breaker = s.live.breaker;
         assert_eq!((breaker.failures_to_open, breaker.open_seconds), (5, 60));
-        assert_eq!(s.live.host_max_in_flight, 1000);
+        assert_eq!(s.live.host_max_in_flight, 256);
         let days = s.live.endpoint_disable_after;
         assert_eq!(days, Duration::from_secs(5 * 86_400));
         assert_eq!(s.delivery_loop, Duration::from_secs(5));

@@ -24,7 +24,7 @@ pub struct Target {
     pub uri: Uri,
     /// Which URL that is, as a number.
     pub url: u64,
-    /// Which host and port that is, as a number.
+    /// Which host's share that takes, as a number; 0: none's, it is a stream.
     pub host: u64,
     /// Its own headers.
     pub headers: HeaderMap,
@@ -75,14 +75,18 @@ impl Target {
             let value: HeaderValue = value.parse().map_err(|_| format!("bad value of {name}"))?;
             headers.insert(name, value);
         }
-        let uri = match s.kind {
-            Kind::Webhook => s.url.parse().map_err(|e| format!("bad URL: {e}"))?,
-            Kind::Stream => Uri::default(),
+        let (uri, host) = match s.kind {
+            Kind::Webhook => {
+                let uri: Uri = s.url.parse().map_err(|e| format!("bad URL: {e}"))?;
+                let host = host_of(&uri);
+                (uri, host)
+            }
+            Kind::Stream => (Uri::default(), 0),
         };
         Ok(Self {
             filter: filter(&s),
             url: number_of(&s.url),
-            host: host_of(&uri),
+            host,
             uri,
             headers,
             client_certificate,
@@ -111,14 +115,11 @@ fn number_of(text: &str) -> u64 {
     hasher.finish().max(1)
 }
 
-/// A number for the host and port that a URL names, however it spells them.
+/// A number for the host that a URL names, however it spells it: with another port
+/// it is the same machine.
 fn host_of(uri: &Uri) -> u64 {
     let host = uri.host().unwrap_or_default().trim_end_matches('.');
-    let port = uri.port_u16().unwrap_or(match uri.scheme_str() {
-        Some("http") => 80,
-        _ => 443,
-    });
-    number_of(&format!("{}:{port}", host.to_ascii_lowercase()))
+    number_of(&host.to_ascii_lowercase())
 }
 
 /// A subscription's filter. One that can't be compiled is a later version's, for
@@ -139,16 +140,19 @@ fn filter(s: &Subscription) -> Option<Rule> {
 mod tests {
     use super::*;
 
-    // D3: one host, however it is written.
+    // D3: one host, however it is written and whatever the port.
     #[test]
-    fn hosts_are_told_apart_by_name_and_port() {
+    fn hosts_are_told_apart_by_name() {
         let host = |text: &str| host_of(&text.parse().unwrap());
-        assert_eq!(
-            host("https://A.example/x"),
-            host("https://a.example.:443/y?z")
-        );
-        assert_ne!(host("https://a.example/"), host("http://a.example/"));
-        assert_ne!(host("https://a.example/"), host("https://a.example:8443/"));
+        for same in [
+            "https://A.example/x",
+            "https://a.example.:443/y?z",
+            "http://a.example/",
+            "https://a.example:8443/",
+        ] {
+            assert_eq!(host(same), host("https://a.example/"), "{same}");
+        }
         assert_ne!(host("https://a.example/"), host("https://b.example/"));
+        assert_ne!(host("https://a.example/"), 0);
     }
 }

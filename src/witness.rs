@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::domain::id::Micros;
 
-/// How long Redis may take: a node does not start later for it than this.
+/// How long Redis may take: a node that starts waits no longer for it.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// `KEYS`: the timeline. `ARGV`: a mark, of which the greatest is kept for 400 days.
@@ -25,6 +25,16 @@ if has < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
 redis.call('PEXPIRE', KEYS[1], 34560000000)
 return 1
 ";
+
+/// What is noted of a timeline.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The greatest mark of those that were found.
+    pub mark: Option<Micros>,
+    /// Why not all could be asked; none where they were. What these have noted may
+    /// be greater.
+    pub silent: Option<String>,
+}
 
 /// Where marks are noted.
 pub struct Witness {
@@ -48,25 +58,34 @@ impl Witness {
         Self { folder, redis }
     }
 
-    /// The greatest mark that was noted of a timeline.
-    pub async fn seen(&self, id: Uuid) -> Option<Micros> {
-        let file = match &self.folder {
-            Some(folder) => read(&path(folder, id)).await,
-            None => None,
-        };
-        file.max(self.seen_in_redis(id).await)
+    /// Whether marks are noted nowhere.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.folder.is_none() && self.redis.is_none()
     }
 
-    async fn seen_in_redis(&self, id: Uuid) -> Option<Micros> {
-        let (connection, _) = self.redis.as_ref()?;
-        let mut connection = connection.clone();
-        let asked = redis::cmd("GET")
-            .arg(key(id))
-            .query_async::<Option<Micros>>(&mut connection)
-            .await;
-        asked
-            .inspect_err(|e| tracing::debug!(error.message = %e, "Redis does not tell how far the database was"))
-            .ok()?
+    /// What was noted of a timeline.
+    pub async fn seen(&self, id: Uuid) -> Seen {
+        let mut seen = Seen::default();
+        if let Some(folder) = &self.folder {
+            let path = path(folder, id);
+            match read(&path).await {
+                Ok(mark) => seen.mark = mark,
+                Err(e) => seen.silent = Some(format!("{} can't be read: {e}", path.display())),
+            }
+        }
+        if let Some((connection, _)) = &self.redis {
+            let mut connection = connection.clone();
+            let asked = redis::cmd("GET")
+                .arg(key(id))
+                .query_async::<Option<Micros>>(&mut connection)
+                .await;
+            match asked {
+                Ok(mark) => seen.mark = seen.mark.max(mark),
+                Err(e) => seen.silent = Some(format!("Redis does not answer: {e}")),
+            }
+        }
+        seen
     }
 
     /// Notes how far a timeline has come. What can't be noted is with the next mark.
@@ -95,16 +114,20 @@ fn path(folder: &Path, id: Uuid) -> PathBuf {
     folder.join(format!("timeline-{}", id.simple()))
 }
 
-async fn read(path: &Path) -> Option<Micros> {
-    let text = tokio::fs::read_to_string(path).await.ok()?;
-    text.trim().parse().ok()
+/// The mark in a file; none where there is no such file, or none in it.
+async fn read(path: &Path) -> io::Result<Option<Micros>> {
+    match tokio::fs::read_to_string(path).await {
+        Ok(text) => Ok(text.trim().parse().ok()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Nodes may share the folder: the greatest mark stays. Replaced as a whole: half a
 /// number would be a smaller one.
 async fn write(folder: &Path, id: Uuid, mark: Micros) -> io::Result<()> {
     let path = path(folder, id);
-    if read(&path).await.is_some_and(|seen| seen >= mark) {
+    if read(&path).await?.is_some_and(|seen| seen >= mark) {
         return Ok(());
     }
     tokio::fs::create_dir_all(folder).await?;

@@ -56,12 +56,12 @@ use scenario::Bench;
 pub async fn run(args: BenchArgs) -> ExitCode {
     let (outcome, output) = match args.mode {
         Mode::Raw(args) => (raw_mode(&args).await, args.output),
-        Mode::Publish(args) => (publish_mode(&args).await, args.output),
-        Mode::Latency(args) => (latency_mode(&args).await, args.output),
-        Mode::Suite(args) => (suite_mode(&args).await, args.output),
-        Mode::Overload(args) => (overload::measure(&args).await, args.output),
-        Mode::Backlog(args) => (backlog_mode(&args).await, args.output),
-        Mode::Isolation(args) => (isolation_mode(&args).await, args.output),
+        Mode::Publish(args) => (publish_mode(&args).await, args.run.output),
+        Mode::Latency(args) => (latency_mode(&args).await, args.run.output),
+        Mode::Suite(args) => (suite_mode(&args).await, args.run.output),
+        Mode::Overload(args) => (overload::measure(&args).await, args.run.output),
+        Mode::Backlog(args) => (backlog_mode(&args).await, args.run.output),
+        Mode::Isolation(args) => (isolation_mode(&args).await, args.run.output),
         Mode::Switch(args) => (switch::measure(&args).await, args.output),
         Mode::Verify(args) => return decisions(What::Verify, &args).await,
         Mode::Me(args) => return decisions(What::Me, &args).await,
@@ -165,19 +165,20 @@ async fn raw_mode(args: &RawArgs) -> Result<Report> {
 }
 
 async fn publish_mode(args: &PublishArgs) -> Result<Report> {
-    args.target.check(1)?;
+    args.run.target.check(1)?;
     args::check_fan_out(args.endpoints, args.fan_out)?;
-    let (bench, mut report) = begin(&args.load).await?;
-    let mut deployment = Deployment::start(&bench, &args.target, database(&args.target)).await?;
+    let (bench, mut report) = begin(&args.run.load).await?;
+    let mut deployment =
+        Deployment::start(&bench, &args.run.target, database(&args.run.target)).await?;
     let series = tokio::select! {
         series = suite::at_rate(
-            &bench, &args.load, &mut deployment, "publish", args.rate, args.endpoints, args.fan_out,
+            &bench, &args.run.load, &mut deployment, "publish", args.rate, args.endpoints, args.fan_out,
         ) => series,
         stop = interrupted() => Err(stop),
     };
     deployment.stop().await?;
     let series = series?;
-    report.raw_after = raw::measure(&bench, &args.load, "raw").await?;
+    report.raw_after = raw::measure(&bench, &args.run.load, "raw").await?;
     let rate = series.rate();
     report.rows.push(Row {
         id: String::new(),
@@ -195,16 +196,17 @@ async fn publish_mode(args: &PublishArgs) -> Result<Report> {
 }
 
 async fn latency_mode(args: &LatencyArgs) -> Result<Report> {
-    args.target.check(1)?;
-    let (bench, mut report) = begin(&args.load).await?;
-    let mut deployment = Deployment::start(&bench, &args.target, database(&args.target)).await?;
+    args.run.target.check(1)?;
+    let (bench, mut report) = begin(&args.run.load).await?;
+    let mut deployment =
+        Deployment::start(&bench, &args.run.target, database(&args.run.target)).await?;
     let found = tokio::select! {
         found = latency_series(&bench, args, &mut deployment) => found,
         stop = interrupted() => Err(stop),
     };
     deployment.stop().await?;
     let (full, latencies) = found?;
-    report.raw_after = raw::measure(&bench, &args.load, "raw").await?;
+    report.raw_after = raw::measure(&bench, &args.run.load, "raw").await?;
     report.rows = suite::latency_rows(&report, &latencies);
     report.series = full.into_iter().chain(latencies).collect();
     Ok(report)
@@ -219,26 +221,28 @@ async fn latency_series(
     let (full, half) = if let Some(rate) = args.b5_rate {
         (None, rate)
     } else {
-        let full = suite::throughput(bench, &args.load, deployment, "B1", 1, 1).await?;
+        let full = suite::throughput(bench, &args.run.load, deployment, "B1", 1, 1).await?;
         let half = full.spread(|r| r.events_per_s).median / 2.0;
         (Some(full), half)
     };
-    let latencies = suite::latency(bench, &args.load, deployment, args.rate, half).await?;
+    let latencies = suite::latency(bench, &args.run.load, deployment, args.rate, half).await?;
     Ok((full, latencies))
 }
 
 async fn suite_mode(args: &SuiteArgs) -> Result<Report> {
-    args.target.check(2)?;
-    let (bench, mut report) = begin(&args.load).await?;
-    suite::measure(&bench, &args.load, &args.target, &mut report).await?;
+    args.run.target.check(2)?;
+    let (bench, mut report) = begin(&args.run.load).await?;
+    suite::measure(&bench, &args.run.load, &args.run.target, &mut report).await?;
     Ok(report)
 }
 
 async fn backlog_mode(args: &BacklogArgs) -> Result<Report> {
-    args.target.check(1)?;
-    let mut target = args.target.clone();
-    target.server_env.push(backlog::UNPINNED.into());
-    let (bench, mut report) = begin(&args.load).await?;
+    args.run.target.check(1)?;
+    let mut target = args.run.target.clone();
+    if args.switched_off {
+        target.server_env.push(backlog::UNPINNED.into());
+    }
+    let (bench, mut report) = begin(&args.run.load).await?;
     let mut deployment = Deployment::start(&bench, &target, database(&target)).await?;
     let done = tokio::select! {
         done = backlog::measure(&bench, args, &mut deployment, &mut report) => done,
@@ -249,14 +253,15 @@ async fn backlog_mode(args: &BacklogArgs) -> Result<Report> {
 }
 
 async fn isolation_mode(args: &IsolationArgs) -> Result<Report> {
-    args.target.check(1)?;
+    args.run.target.check(1)?;
     if args.hanging >= args.endpoints {
         return Err(BenchError::Usage(
             "--hanging: fewer than --endpoints".into(),
         ));
     }
-    let (bench, mut report) = begin(&args.load).await?;
-    let mut deployment = Deployment::start(&bench, &args.target, database(&args.target)).await?;
+    let (bench, mut report) = begin(&args.run.load).await?;
+    let mut deployment =
+        Deployment::start(&bench, &args.run.target, database(&args.run.target)).await?;
     let done = tokio::select! {
         done = isolation::measure(&bench, args, &mut deployment, &mut report) => done,
         stop = interrupted() => Err(stop),

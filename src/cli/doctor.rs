@@ -169,8 +169,14 @@ async fn restored(
 ) -> store::Result<Vec<String>> {
     let found = store.timeline().await?;
     let seen = app::witness(settings).seen(found.id).await;
-    let now = timeline::restored(&found, &store.server().await?, seen);
-    let why = Some(found.restored).filter(|why| !why.is_empty()).or(now);
+    let behind = timeline::restored(&found, &store.server().await?, seen.mark);
+    let now = store.now().await?;
+    let held = Some(found.restored.clone()).filter(|why| !why.is_empty());
+    let unknown = seen
+        .silent
+        .filter(|_| !timeline::is_fresh(&found, now))
+        .map(|why| format!("whether it went back in time is not known ({why})"));
+    let why = held.or(behind).or(unknown);
     let Some(why) = why else {
         println!("✅ the database is where it was left; nothing is held");
         return Ok(Vec::new());

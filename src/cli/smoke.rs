@@ -363,6 +363,11 @@ impl Smoke {
     async fn clean_up(&mut self) -> Result<(), String> {
         let mut left = Vec::new();
         for id in std::mem::take(&mut self.subscriptions) {
+            if self.args.scenarios
+                && let Err(Phase::Failed(why) | Phase::Skipped(why)) = self.purge(&id).await
+            {
+                left.push(format!("dead letters of {id} ({why})"));
+            }
             let path = format!("/v1/external/webhooks/{id}");
             self.remove(&path, &id, &mut left).await;
         }
@@ -374,6 +379,33 @@ impl Smoke {
             Ok(())
         } else {
             Err(left.join("; "))
+        }
+    }
+
+    /// Removes what a subscription's scenario left dead.
+    async fn purge(&self, subscription: &str) -> Checked<()> {
+        let listed = format!("/v1/admin/dead-letters?subscription_id={subscription}");
+        let listed = self.admin(Method::GET, &listed, None, 200).await?;
+        if listed["dead_letters"].as_array().is_none_or(Vec::is_empty) {
+            return Ok(());
+        }
+        let body = json!({"filter": {"subscription_id": subscription}, "reason": "onering smoke"});
+        let path = "/v1/admin/dead-letters/purge";
+        let begun = self.admin(Method::POST, path, Some(&body), 202).await?;
+        let path = format!(
+            "/v1/admin/redrives/{}",
+            begun["id"].as_str().unwrap_or_default()
+        );
+        let until = Instant::now() + Duration::from_secs(self.args.timeout);
+        loop {
+            let shown = self.admin(Method::GET, &path, None, 200).await?;
+            if shown["finish_time"].is_string() {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err("they are not purged yet".to_owned().into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

@@ -32,6 +32,8 @@ pub const OPERATIONAL: [&str; 6] = [
     SUBSCRIPTION_DISABLED,
     SUBSCRIPTION_FAILING,
 ];
+/// The type of the event that tests one subscription and goes to it alone.
+pub const TEST: &str = "webhook.test";
 /// A receiver is left alone for a while.
 pub const BREAKER_OPENED: &str = "breaker.opened";
 /// It works again.

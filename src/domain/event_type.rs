@@ -1,7 +1,9 @@
 //! Registered event types, and the schemas that payloads of theirs must fit.
 
+use std::collections::BTreeMap;
+
 use jsonschema::{PatternOptions, Validator, paths::LocationSegment};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::id::{EventTypeId, Micros, TenantId};
 
@@ -91,10 +93,11 @@ impl Schema {
     /// repeats a value.
     #[must_use]
     pub fn faults(&self, payload: &[u8]) -> Vec<Wrong> {
-        let payload: Value = match serde_json::from_slice(payload) {
-            Ok(payload) => payload,
+        let Ok(payload) = serde_json::from_slice::<Value>(payload) else {
             // The text was checked: what is left is a number beyond a double.
-            Err(e) => return vec![Wrong::new("", format!("can't be compared: {e}"))],
+            let whole = serde_json::from_slice(payload).ok();
+            let place = whole.and_then(unfit).unwrap_or_default();
+            return vec![Wrong::new(&place, "is a number that is too large")];
         };
         if self.0.is_valid(&payload) {
             return Vec::new();
@@ -109,33 +112,51 @@ impl Schema {
     }
 }
 
+/// The place of a part that can be written and is no value; none where all are.
+fn unfit(json: &RawValue) -> Option<String> {
+    let text = json.get();
+    if serde_json::from_str::<Value>(text).is_ok() {
+        return None;
+    }
+    let (name, inner) = if text.starts_with('{') {
+        let members: BTreeMap<String, &RawValue> = serde_json::from_str(text).ok()?;
+        let mut members = members.into_iter();
+        members.find_map(|(name, part)| Some((member(&name), unfit(part)?)))?
+    } else if text.starts_with('[') {
+        let items: Vec<&RawValue> = serde_json::from_str(text).ok()?;
+        let mut items = items.into_iter().enumerate();
+        items.find_map(|(i, part)| Some((format!("[{i}]"), unfit(part)?)))?
+    } else {
+        return Some(String::new());
+    };
+    Some(name + &inner)
+}
+
 fn cut(text: &str) -> String {
     text.chars().take(FAULT_CHARS).collect()
 }
 
 /// A place, as a request's fields are named.
 fn place<'a>(segments: impl Iterator<Item = LocationSegment<'a>>) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::new();
-    for segment in segments {
-        // Writing to a String can't fail.
-        let _ = match segment {
-            LocationSegment::Index(i) => write!(out, "[{i}]"),
-            LocationSegment::Property(name) => {
-                let name: String = name.chars().take(64).collect();
-                if name
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-                    && !name.is_empty()
-                {
-                    write!(out, ".{name}")
-                } else {
-                    write!(out, "[{name:?}]")
-                }
-            }
-        };
+    segments
+        .map(|segment| match segment {
+            LocationSegment::Index(i) => format!("[{i}]"),
+            LocationSegment::Property(name) => member(&name),
+        })
+        .collect()
+}
+
+fn member(name: &str) -> String {
+    let name: String = name.chars().take(64).collect();
+    if name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        && !name.is_empty()
+    {
+        format!(".{name}")
+    } else {
+        format!("[{name:?}]")
     }
-    out
 }
 
 /// Keywords whose value is one schema, a list of them, or a map to them.
@@ -290,6 +311,23 @@ impl<'s> Walk<'s> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // D4: a number beyond a double, wherever it is.
+    #[test]
+    fn what_is_no_value_is_found() {
+        let any = Schema::parse("{}").unwrap();
+        for (payload, path) in [
+            ("1e400", ""),
+            (r#"{"a":1,"b":[0,{"c d":-1e999}]}"#, r#".b[1]["c d"]"#),
+            (r"[1.5,[[2e308]],3e400]", "[1][0][0]"),
+            (r#"{"a":{"x":1},"b":{"x":1e400}}"#, ".b.x"),
+        ] {
+            let wrong = any.faults(payload.as_bytes());
+            let expected = Wrong::new(path, "is a number that is too large");
+            assert_eq!(wrong, [expected], "{payload}");
+        }
+        assert_eq!(any.faults(br#"{"a":[1e308,1e-400]}"#), []);
+    }
 
     fn refused(schema: &str) -> Wrong {
         Schema::parse(schema).map(drop).unwrap_err()

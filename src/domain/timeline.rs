@@ -42,6 +42,13 @@ pub fn restored(timeline: &Timeline, here: &str, seen: Option<Micros>) -> Option
     })
 }
 
+/// Whether a database is where it was left, whatever is noted of it: its mark was
+/// moved on just now, on its own clock.
+#[must_use]
+pub const fn is_fresh(timeline: &Timeline, now: Micros) -> bool {
+    now - timeline.mark <= SLACK
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,10 +21,10 @@ use crate::{
     domain::{
         event::{
             BREAKER_CLOSED, BREAKER_OPENED, DELIVERY_DEAD, OPERATIONAL, SECRET_ROTATED,
-            SUBSCRIPTION_DISABLED,
+            SUBSCRIPTION_DISABLED, TEST,
         },
         id::{DeliveryId, Micros, SubscriptionId, TenantId},
-        subscription::Disabled,
+        subscription::{Disabled, Subscription},
     },
     store::{Store, StoreError},
 };
@@ -47,6 +47,40 @@ const MUST_BE_NAMED: [&str; 4] = [
     DELIVERY_DEAD,
     SECRET_ROTATED,
 ];
+
+/// Those of which a subscription is not told itself: its receiver is the one that is ill.
+const NOT_TO_ITSELF: [&str; 2] = [BREAKER_OPENED, BREAKER_CLOSED];
+
+/// Who gets an event of that type about that subscription.
+fn audience(event_type: &str, about: Option<SubscriptionId>) -> Audience {
+    Audience {
+        but: about.filter(|_| NOT_TO_ITSELF.contains(&event_type)),
+        named: MUST_BE_NAMED.contains(&event_type),
+    }
+}
+
+/// Whether it takes a look into events' bodies to know which of them that subscription
+/// gets again.
+pub(super) fn looks_inside(s: &Subscription) -> bool {
+    NOT_TO_ITSELF.into_iter().any(|t| s.names(t))
+}
+
+/// Whether a subscription gets an event again that was published once, with that
+/// payload where [it takes a look](looks_inside): who could not have got it at first
+/// does not get it later.
+pub(super) fn gets_again(s: &Subscription, event_type: &str, data: &[u8]) -> bool {
+    // A test is one subscription's, and over with it.
+    event_type != TEST && audience(event_type, about(event_type, data)).has(s, event_type)
+}
+
+/// Whom an event is about that not everybody is told of.
+fn about(event_type: &str, data: &[u8]) -> Option<SubscriptionId> {
+    if !NOT_TO_ITSELF.contains(&event_type) {
+        return None;
+    }
+    let data: Value = serde_json::from_slice(data).ok()?;
+    data["subscription_id"].as_str()?.parse().ok()
+}
 
 /// Why the server switches a subscription off.
 #[derive(Debug, Clone, Copy)]
@@ -90,21 +124,17 @@ impl Announcer {
     }
 
     /// Publishes an operational event about a subscription, whose id and URL are added
-    /// to the data, where one of the tenant's wants it; `but`: not to itself.
+    /// to the data, where one of the tenant's wants it.
     pub async fn tell(
         &self,
         tenant: TenantId,
         about: SubscriptionId,
         event_type: &str,
         mut data: Value,
-        but_itself: bool,
     ) {
         let all = self.directory.subscriptions(tenant);
         let targets = all.targets.iter().map(|t| &t.subscription);
-        let to = Audience {
-            but: but_itself.then_some(about),
-            named: MUST_BE_NAMED.contains(&event_type),
-        };
+        let to = audience(event_type, Some(about));
         if !targets.chain(&all.unusable).any(|s| to.has(s, event_type)) {
             return;
         }
@@ -179,8 +209,7 @@ impl Announcer {
                 self.directory.nudge();
             }
             let data = json!({"reason": why.reason()});
-            self.tell(s.tenant, id, SUBSCRIPTION_DISABLED, data, false)
-                .await;
+            self.tell(s.tenant, id, SUBSCRIPTION_DISABLED, data).await;
             return Ok(());
         }
     }
@@ -294,8 +323,7 @@ impl Announcer {
                 () = time => {}
             }
             for (subscription, tenant, data) in all.due(Instant::now()) {
-                self.tell(tenant, subscription, DELIVERY_DEAD, data, false)
-                    .await;
+                self.tell(tenant, subscription, DELIVERY_DEAD, data).await;
             }
         }
     }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +138,7 @@ impl Dispatcher {
         let (ended, receiver) = mpsc::unbounded_channel();
         let mut lanes = Lanes::new(concurrency);
         lanes.unknown_but(|_| false);
-        let delivering = directory.switches().delivery && !node.is_restored();
+        let delivering = directory.switches().delivery && node.hold().is_none();
         let delivering = AtomicBool::new(delivering);
         let session = AtomicI64::new(node.session().0);
         let dispatcher = Arc::new(Self {
@@ -176,7 +177,7 @@ impl Dispatcher {
     fn terms(&self, subscription: SubscriptionId) -> Option<Terms> {
         match self.way(subscription) {
             Way::Send(terms) => Some(terms),
-            Way::Hold | Way::Off => None,
+            Way::Hold { .. } | Way::Off => None,
         }
     }
 
@@ -192,7 +193,7 @@ impl Dispatcher {
         let taken =
             || (self.embedded && !class.is_consumed()) || self.served.load().reaches(&target);
         if !self.is_delivering() || !taken() {
-            return Way::Hold;
+            return Way::Hold { url: target.url };
         }
         Way::Send(Terms {
             in_flight: s.max_in_flight,
@@ -455,8 +456,11 @@ impl Dispatcher {
             .iter()
             .filter(|s| parts.contains(&s.subscription.part()));
         lanes.load(&parts, mine, Instant::now());
+        // From now on it is known when one of them becomes another.
+        let after = lanes.adjust(|s| self.way(s));
         lanes.is_sooner();
         drop(lanes);
+        self.follow(after);
         self.sooner.notify_one();
         self.wake_takers();
         self.look_around();
@@ -481,7 +485,7 @@ impl Dispatcher {
     /// token alone says whether it still counts.
     pub fn record(&self, completion: Completion, answer: Option<Answer>) {
         let Completion {
-            job,
+            mut job,
             outcome,
             reason,
             attempt,
@@ -529,6 +533,8 @@ impl Dispatcher {
             ordered: job.ordering_key.is_some(),
         };
         let now = Instant::now();
+        // What waits for the database does so without its body.
+        job.body = Bytes::new();
         // Fails once the finisher has stopped: then the process is about to end
         // and the lease with it.
         let _ = self.ended.send(Ended {
@@ -771,7 +777,7 @@ impl Dispatcher {
     /// Follows a change of switches and subscriptions: what may not be sent any
     /// more is given back to the store. True where delivery was switched.
     pub(super) fn reconfigured(&self) -> bool {
-        let delivering = self.directory.switches().delivery && !self.node.is_restored();
+        let delivering = self.directory.switches().delivery && self.node.hold().is_none();
         let switched = self.delivering.swap(delivering, Ordering::AcqRel) != delivering;
         let days = self.live.load().endpoint_disable_after;
         let disable = micros(days);

@@ -33,12 +33,15 @@ pub use taker::{Class, Taker, Whose};
 
 /// The most jobs in memory.
 const MOST_JOBS: usize = 16_384;
-/// The most bytes of bodies in memory.
-const MOST_BYTES: usize = 64 << 20;
+/// The most bytes of bodies in memory, those under way too.
+const MOST_BYTES: usize = 128 << 20;
 /// A lane with fewer waiting jobs than this fetches more from the store.
 const LOW: usize = 128;
 /// The most that one lane fetches at a time.
 const FETCH: usize = 256;
+/// How many jobs stay in memory for an ill receiver: the next probe. Ill receivers by
+/// the hundred leave room for the others.
+const ILL: usize = 1;
 
 /// Looks at one lane within this time are one.
 const TICK: Duration = Duration::from_millis(20);
@@ -115,6 +118,13 @@ impl Lane {
     }
 }
 
+/// A row that this node has leased.
+struct Held {
+    token: i32,
+    /// Of its body, as long as that is in memory.
+    bytes: usize,
+}
+
 /// What follows from an attempt's end, or from changed terms.
 #[derive(Default)]
 pub(super) struct After {
@@ -135,8 +145,9 @@ pub(super) struct Lanes {
     rings: [Ring; Class::COUNT],
     /// Where the next take begins, among the classes or subscriptions of its taker.
     turn: usize,
-    /// Every row that this node has leased, with its token.
-    held: HashMap<DeliveryId, i32>,
+    /// Every row that this node has leased.
+    held: HashMap<DeliveryId, Held>,
+    /// Of the bodies that are in memory.
     bytes: usize,
     waiting: usize,
     planned: usize,
@@ -354,13 +365,16 @@ impl Lanes {
 
     /// Takes a leased job in.
     pub(super) fn push(&mut self, job: Job, terms: impl Into<Terms>, fresh: bool) {
-        self.held.insert(job.id, job.token);
-        self.bytes += job.body.len();
+        self.keep(&job, job.body.len());
         self.waiting += 1;
         let (tenant, subscription) = (job.tenant, job.subscription);
         let lane = self.by_id.entry(subscription).or_default();
         lane.tenant = Some(tenant);
-        let terms = terms.into();
+        let mut terms: Terms = terms.into();
+        if lane.terms.url != 0 {
+            // That it is another one by now is noticed where the lanes are adjusted.
+            terms.url = lane.terms.url;
+        }
         let host = std::mem::replace(&mut lane.terms, terms).host;
         let moved = lane.in_flight;
         if fresh {
@@ -390,8 +404,25 @@ impl Lanes {
 
     /// Notes the lease of a job that does not wait here: it is given back.
     pub(super) fn hold(&mut self, job: Job) -> Job {
-        self.held.insert(job.id, job.token);
+        self.keep(&job, 0);
         job
+    }
+
+    fn keep(&mut self, job: &Job, bytes: usize) {
+        let token = job.token;
+        self.bytes += bytes;
+        if let Some(before) = self.held.insert(job.id, Held { token, bytes }) {
+            self.bytes -= before.bytes;
+        }
+    }
+
+    /// A job's body leaves the memory.
+    fn drop_body(&mut self, job: &Job) {
+        if let Some(held) = self.held.get_mut(&job.id)
+            && held.token == job.token
+        {
+            self.bytes -= std::mem::take(&mut held.bytes);
+        }
     }
 
     fn enter_ring(&mut self, subscription: SubscriptionId) {
@@ -411,7 +442,12 @@ impl Lanes {
     /// The next job of the lanes that the taker may take from, with a body of at
     /// most so many bytes. It is in flight from now on.
     pub(super) fn take(&mut self, taker: &Taker, most: usize) -> Option<Job> {
-        self.take_at(taker, most, Instant::now())
+        let job = self.take_at(taker, most, Instant::now())?;
+        // What streams hold is bounded by their windows.
+        if *taker != Taker::EMBEDDED {
+            self.drop_body(&job);
+        }
+        Some(job)
     }
 
     fn take_at(&mut self, taker: &Taker, most: usize, at: Instant) -> Option<Job> {
@@ -505,7 +541,6 @@ impl Lanes {
             self.streamed += 1;
         }
         self.waiting -= 1;
-        self.bytes = self.bytes.saturating_sub(job.body.len());
         self.enter_ring(subscription);
         self.want_fetch(subscription);
         Some(job)
@@ -530,6 +565,7 @@ impl Lanes {
         let clock = self.clock(at);
         let mut after = After::default();
         let subscription = job.subscription;
+        self.drop_body(job);
         if let Some(lane) = self.by_id.get_mut(&subscription) {
             let (terms, patience) = (lane.terms, self.patience);
             // Whoever takes over a stream says itself how much it takes.
@@ -546,7 +582,7 @@ impl Lanes {
                     && let Some(until) = until
                 {
                     self.resume_at(until, subscription);
-                    after.back = self.give_back(subscription, LOW);
+                    after.back = self.give_back(subscription, ILL);
                 }
                 after.changed.push(changed);
             }
@@ -567,7 +603,7 @@ impl Lanes {
         back.extend(lane.fresh.drain(fresh..));
         for job in &back {
             self.waiting -= 1;
-            self.bytes = self.bytes.saturating_sub(job.body.len());
+            self.drop_body(job);
         }
         back
     }
@@ -612,8 +648,10 @@ impl Lanes {
 
     /// A row is no longer leased to this node.
     pub(super) fn let_go(&mut self, id: DeliveryId, token: i32) {
-        if self.held.get(&id) == Some(&token) {
-            self.held.remove(&id);
+        if self.held.get(&id).is_some_and(|held| held.token == token)
+            && let Some(held) = self.held.remove(&id)
+        {
+            self.bytes -= held.bytes;
         }
     }
 
@@ -747,11 +785,14 @@ impl Lanes {
             let Some(lane) = self.by_id.get_mut(&subscription) else {
                 continue;
             };
-            let terms = match way {
-                Way::Send(terms) => Some(terms),
-                Way::Hold | Way::Off => None,
+            let (terms, url) = match way {
+                Way::Send(terms) => (Some(terms), Some(terms.url)),
+                Way::Hold { url } => (None, Some(url)),
+                Way::Off => (None, None),
             };
-            let another = terms.is_some_and(|t| lane.terms.url != 0 && t.url != lane.terms.url);
+            let before = lane.terms.url;
+            lane.terms.url = url.unwrap_or(before);
+            let another = before != 0 && lane.terms.url != before;
             if (another || matches!(way, Way::Off)) && !lane.receiver.is_plain() {
                 if let Some(tenant) = lane.tenant {
                     let changed = lane.receiver.reset(subscription, tenant, clock);
@@ -785,12 +826,14 @@ impl Lanes {
                     if stays(&job) {
                         jobs.push_back(job);
                     } else {
-                        self.waiting -= 1;
-                        self.bytes = self.bytes.saturating_sub(job.body.len());
                         out.push(job);
                     }
                 }
             }
+        }
+        self.waiting -= out.len();
+        for job in &out {
+            self.drop_body(job);
         }
         self.by_id.retain(|_, lane| !lane.is_idle() || lane.in_ring);
         out

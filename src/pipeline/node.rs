@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::timeline::Watch;
+use super::timeline::{Hold, Watch};
 use crate::{
     domain::{id::Part, partition},
     metrics::Metrics,
@@ -59,8 +59,8 @@ pub struct Node {
     giving: AtomicU64,
     /// Whether it hands all of them over, and takes none.
     leaving: AtomicBool,
-    /// Whether nothing is sent because the database went back in time.
-    restored: AtomicBool,
+    /// Why nothing is sent, as [`Node::hold`] reads it.
+    hold: AtomicU8,
     /// The partitions that had no owner at the last look.
     stranded: Mutex<u64>,
     look_again: Notify,
@@ -87,7 +87,7 @@ impl Node {
             owned: AtomicU64::new(0),
             giving: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
-            restored: AtomicBool::new(false),
+            hold: AtomicU8::new(0),
             stranded: Mutex::new(0),
             look_again: Notify::new(),
             changed: watch::Sender::new(0),
@@ -130,12 +130,27 @@ impl Node {
     /// Whether nothing is sent because the database went back in time.
     #[must_use]
     pub fn is_restored(&self) -> bool {
-        self.restored.load(Ordering::Acquire)
+        self.hold() == Some(Hold::Restored)
     }
 
-    /// Whether it did; follows from the next look at it.
-    pub(crate) fn set_restored(&self, restored: bool) {
-        if self.restored.swap(restored, Ordering::AcqRel) != restored {
+    /// Why nothing is sent, though it may be; none where nothing holds it.
+    #[must_use]
+    pub fn hold(&self) -> Option<Hold> {
+        match self.hold.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(Hold::Restored),
+            _ => Some(Hold::Unknown),
+        }
+    }
+
+    /// Follows from a look at the timeline.
+    pub(crate) fn set_hold(&self, hold: Option<Hold>) {
+        let code = match hold {
+            None => 0,
+            Some(Hold::Restored) => 1,
+            Some(Hold::Unknown) => 2,
+        };
+        if self.hold.swap(code, Ordering::AcqRel) != code {
             self.changed.send_modify(|n| *n += 1);
         }
     }

@@ -3,7 +3,7 @@
 //! gets what failed meanwhile, one that fails for days is switched off.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use crate::{
     domain::{
         breaker::Turn,
         event::{BREAKER_CLOSED, BREAKER_OPENED, SUBSCRIPTION_FAILING, rfc3339},
-        id::{Micros, SubscriptionId, micros, wall_clock},
+        id::{SubscriptionId, wall_clock},
     },
     metrics::Metrics,
     settings::Live,
@@ -81,6 +81,34 @@ impl Told {
     }
 }
 
+/// What is to be stored, in turns.
+#[derive(Default)]
+struct Queue(VecDeque<Changed>);
+
+impl Queue {
+    /// It takes one more turn, after all others; those of its own subscription that came
+    /// later stay behind it.
+    fn again(&mut self, changed: Changed) {
+        let subscription = changed.subscription;
+        let (later, others) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|c| c.subscription == subscription);
+        self.0 = others;
+        self.0.push_back(changed);
+        self.0.extend(later);
+    }
+}
+
+/// What became of a change that was to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Stored,
+    /// Somebody else knows better.
+    NotOurs,
+    /// There is more to do before it is stored.
+    NotYet,
+}
+
 impl Receivers {
     /// Finds how the receivers are of partitions that are taken over, before anything
     /// is sent to them.
@@ -122,28 +150,42 @@ impl Receivers {
         Ok(())
     }
 
-    /// Stores what changes, in its order, until it is cancelled and all is stored.
+    /// Stores what changes, each subscription's in its order, until it is cancelled and
+    /// all is stored.
     pub(super) async fn keep(
         self,
         mut changed: mpsc::UnboundedReceiver<Changed>,
         cancel: CancellationToken,
     ) {
         let mut told = Told::default();
+        let mut queue = Queue::default();
         loop {
-            let next = tokio::select! {
-                biased;
-                next = changed.recv() => next,
-                () = cancel.cancelled() => return,
+            if queue.0.is_empty() {
+                let next = tokio::select! {
+                    biased;
+                    next = changed.recv() => next,
+                    () = cancel.cancelled() => return,
+                };
+                let Some(next) = next else { return };
+                queue.0.push_back(next);
+            }
+            while let Ok(next) = changed.try_recv() {
+                queue.0.push_back(next);
+            }
+            let Some(next) = queue.0.pop_front() else {
+                continue;
             };
-            let Some(next) = next else { return };
-            if self.stored(&next, &cancel).await && !cancel.is_cancelled() {
-                self.announce(&next, &mut told, &cancel).await;
+            match self.stored(&next, &cancel).await {
+                _ if cancel.is_cancelled() => {}
+                Kept::Stored => self.announce(&next, &mut told, &cancel).await,
+                Kept::NotYet => queue.again(next),
+                Kept::NotOurs => {}
             }
         }
     }
 
-    /// Stores it; whether it is this node's to store.
-    async fn stored(&self, changed: &Changed, cancel: &CancellationToken) -> bool {
+    /// Stores it, or takes a step towards that.
+    async fn stored(&self, changed: &Changed, cancel: &CancellationToken) -> Kept {
         let mut wait = Duration::from_millis(50);
         while self.node.owns(changed.subscription.part()) {
             let stored = self.store_once(changed).await;
@@ -157,7 +199,7 @@ impl Receivers {
                 return stored;
             }
             if cancel.is_cancelled() {
-                return false;
+                return Kept::NotOurs;
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));
@@ -169,24 +211,30 @@ impl Receivers {
             "",
             "how receivers are is another node's to store",
         );
-        false
+        Kept::NotOurs
     }
 
     /// A closed breaker is stored after what follows of it: whoever takes over in
-    /// between asks the receiver once more and does it again.
-    async fn store_once(&self, changed: &Changed) -> Result<bool> {
+    /// between asks the receiver once more and does it again. Of what waits for it one
+    /// slice is revived at a time: no other receiver's change waits for a million rows.
+    async fn store_once(&self, changed: &Changed) -> Result<Kept> {
         let subscription = changed.subscription;
         let part = subscription.part();
         if changed.turn == Some(Turn::Closed) {
             let asked = changed.asked();
-            while self.store.revive(part, subscription, asked, SLICE).await? == SLICE as u64 {}
+            let revived = self.store.revive(part, subscription, asked, SLICE).await?;
             self.dispatcher.sign(part, subscription);
+            if revived >= SLICE as u64 {
+                return Ok(Kept::NotYet);
+            }
         }
         let state = changed.state(self.dispatcher.clock());
         let opened = changed.turn == Some(Turn::Opened);
-        self.store
+        let stored = self
+            .store
             .save_receiver(self.node.session(), &state, opened)
-            .await
+            .await?;
+        Ok(if stored { Kept::Stored } else { Kept::NotOurs })
     }
 
     async fn announce(&self, changed: &Changed, told: &mut Told, cancel: &CancellationToken) {
@@ -207,24 +255,20 @@ impl Receivers {
             if let Some((event_type, data)) = event
                 && told.announces(id, turn, Instant::now())
             {
-                self.announcer
-                    .tell(tenant, id, event_type, data, true)
-                    .await;
+                self.announcer.tell(tenant, id, event_type, data).await;
             }
         }
         match changed.bad {
-            Some(Bad::Failing(long)) => {
-                let limit = micros(self.live.load().endpoint_disable_after);
+            Some(Bad::Failing { long, left }) => {
                 let now = wall_clock();
-                let time = |at: Micros| rfc3339(at);
                 let data = json!({
-                    "failing_since": time(now - long), "disable_time": time(now - long + limit),
+                    "failing_since": rfc3339(now - long), "disable_time": rfc3339(now + left),
                 });
                 self.announcer
-                    .tell(tenant, id, SUBSCRIPTION_FAILING, data, false)
+                    .tell(tenant, id, SUBSCRIPTION_FAILING, data)
                     .await;
             }
-            Some(Bad::Failed(_)) => self.disable(id, cancel).await,
+            Some(Bad::Failed) => self.disable(id, cancel).await,
             None => {}
         }
     }
@@ -283,6 +327,23 @@ impl Receivers {
 mod tests {
     use super::*;
     use crate::domain::id::Part;
+
+    // A6: one that takes many turns holds up nobody but what came later of its own.
+    #[test]
+    fn changes_take_turns() {
+        let ids = [1, 2, 3].map(|n| SubscriptionId::new(n, Part::new(1)));
+        let order = |queue: &Queue| -> Vec<usize> {
+            let place = |c: &Changed| ids.iter().position(|id| *id == c.subscription).unwrap();
+            queue.0.iter().map(place).collect()
+        };
+        let mut queue = Queue::default();
+        for n in [0, 1, 0, 2] {
+            queue.0.push_back(Changed::of(ids[n]));
+        }
+        let first = queue.0.pop_front().unwrap();
+        queue.again(first);
+        assert_eq!(order(&queue), [1, 2, 0, 0]);
+    }
 
     // A7: a breaker that flaps is not announced each time, and its closing only
     // where its opening was.

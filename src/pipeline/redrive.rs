@@ -11,12 +11,12 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use super::{dispatch::Dispatcher, filter::Payload, node::Node};
+use super::{announce, dispatch::Dispatcher, filter::Payload, node::Node};
 use crate::{
     directory::Directory,
     domain::{
         event::data_of,
-        id::{DeliveryId, EventId, RedriveId, SubscriptionId, wall_clock},
+        id::{DeliveryId, EventId, RedriveId, wall_clock},
         redrive::{Kind, Redrive, State},
     },
     metrics::Metrics,
@@ -159,7 +159,9 @@ impl Redriver {
             return Ok(None);
         };
         let target = self.directory.target(subscription);
-        let bodies = target.as_ref().is_some_and(|t| t.filter.is_some());
+        let bodies = target
+            .as_ref()
+            .is_some_and(|t| t.filter.is_some() || announce::looks_inside(&t.subscription));
         let days = self.live.load().retention_days;
         let past = self.store.past_events(session, redrive.id, bodies, days);
         let Some(past) = past.await? else {
@@ -251,12 +253,13 @@ fn nothing(past: &Past) -> Step {
 
 /// Whether a subscription wants an event, as it is now.
 fn wants(target: &Target, event: &PastEvent) -> bool {
-    let subscription: SubscriptionId = target.subscription.id;
-    target.subscription.wants(&event.event_type)
-        && target.filter.as_ref().is_none_or(|filter| {
-            let payload = Payload::new(data_of(&event.body));
-            payload.passes(filter, subscription)
-        })
+    let s = &target.subscription;
+    let data = data_of(&event.body);
+    announce::gets_again(s, &event.event_type, data)
+        && target
+            .filter
+            .as_ref()
+            .is_none_or(|filter| Payload::new(data).passes(filter, s.id))
 }
 
 fn delivery(event: EventId, target: &Target) -> NewDelivery {

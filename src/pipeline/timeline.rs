@@ -12,11 +12,20 @@ use crate::{
     domain::timeline::{self, Timeline},
     metrics::Metrics,
     store::{Result, Store},
-    witness::Witness,
+    witness::{Seen, Witness},
 };
 
 /// How often the mark is moved on, and noted.
 const EVERY: Duration = Duration::from_secs(5);
+
+/// Why nothing is sent, though it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// The database went back in time.
+    Restored,
+    /// Whether it did is not known: where that is noted does not answer.
+    Unknown,
+}
 
 /// The watch of one node.
 pub struct Watch {
@@ -24,8 +33,8 @@ pub struct Watch {
     node: Arc<Node>,
     witness: Witness,
     metrics: Arc<Metrics>,
-    /// As it was last seen.
-    last: Mutex<Timeline>,
+    /// As it was last seen; none until it was compared with what is noted.
+    last: Mutex<Option<Timeline>>,
 }
 
 impl Watch {
@@ -39,21 +48,14 @@ impl Watch {
         witness: Witness,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let found = store.timeline().await?;
-        let here = store.server().await?;
-        let seen = witness.seen(found.id).await;
-        if let Some(why) = timeline::restored(&found, &here, seen) {
-            store.note_restored(&why).await?;
-        }
-        let last = store.advance_timeline().await?;
         let watch = Self {
             store,
             node,
             witness,
             metrics,
-            last: Mutex::new(last.clone()),
+            last: Mutex::default(),
         };
-        watch.follow(&last).await;
+        watch.look().await?;
         Ok(watch)
     }
 
@@ -62,7 +64,8 @@ impl Watch {
         let why = now.restored.as_str();
         let held = !why.is_empty();
         self.metrics.restored.set(f64::from(u8::from(held)));
-        if held && !self.node.is_restored() {
+        let before = self.node.hold();
+        if held && before != Some(Hold::Restored) {
             tracing::error!(
                 alert = "database_restored",
                 delivery.held = why,
@@ -70,11 +73,27 @@ impl Watch {
                  for most of what it has queued was delivered since; events are accepted. \
                  See `onering doctor restored`"
             );
-        } else if !held && self.node.is_restored() {
+        } else if !held && before == Some(Hold::Restored) {
             tracing::warn!("the restored database is accepted: deliveries go out");
+        } else if !held && before == Some(Hold::Unknown) {
+            tracing::info!("the database is where it was left: deliveries go out");
         }
-        self.node.set_restored(held);
+        self.node.set_hold(held.then_some(Hold::Restored));
         self.witness.note(now.id, now.mark).await;
+    }
+
+    /// Holds deliveries, and moves no mark on, which would pass for what was noted.
+    fn doubt(&self, why: &str) {
+        self.metrics.restored.set(1.0);
+        if self.node.hold() != Some(Hold::Unknown) {
+            tracing::error!(
+                alert = "database_restored",
+                delivery.held = why,
+                "whether the database went back in time is not known: deliveries are held until \
+                 it is; events are accepted. See `onering doctor restored`"
+            );
+        }
+        self.node.set_hold(Some(Hold::Unknown));
     }
 
     /// Runs until it is cancelled. A look that fails is repeated at its next time.
@@ -93,17 +112,34 @@ impl Watch {
         }
     }
 
-    /// Compares the database with how it was last seen.
+    /// Compares the database with how it was last seen; at first with what is noted.
     pub(super) async fn look(&self) -> Result<()> {
         let mut last = self.last.lock().await;
         let found = self.store.timeline().await?;
-        // Restored beneath a node that runs.
-        let seen = (found.id == last.id).then_some(last.mark);
-        if let Some(why) = timeline::restored(&found, "", seen) {
+        let (here, seen) = match &*last {
+            None => (
+                self.store.server().await?,
+                self.witness.seen(found.id).await,
+            ),
+            // Restored beneath a node that runs.
+            Some(last) => {
+                let mark = (found.id == last.id).then_some(last.mark);
+                let seen = Seen { mark, silent: None };
+                (String::new(), seen)
+            }
+        };
+        if let Some(why) = timeline::restored(&found, &here, seen.mark) {
             self.store.note_restored(&why).await?;
+        } else if let Some(why) = &seen.silent
+            && found.restored.is_empty()
+            && !timeline::is_fresh(&found, self.store.now().await?)
+        {
+            self.doubt(why);
+            return Ok(());
         }
-        *last = self.store.advance_timeline().await?;
-        self.follow(&last).await;
+        let now = self.store.advance_timeline().await?;
+        self.follow(&now).await;
+        *last = Some(now);
         Ok(())
     }
 }

@@ -13,6 +13,10 @@ use super::{
 /// The package whose services are on REST.
 pub const PACKAGE: &str = "onering.v1";
 
+/// Routes that stand for no method, and can be switched off like one. That is not so
+/// of `/health`: what is switched off is not ill.
+pub const PLAIN: [&str; 3] = ["GET /docs", "GET /metrics", "GET /openapi.json"];
+
 /// Every route.
 #[derive(Debug)]
 pub struct Routes {

@@ -26,7 +26,10 @@ use crate::{
         SetSwitchResponse, StopAllRequest, StopAllResponse, SwitchChange,
         flag_service_server::FlagService,
     },
-    rest::{Rest, routes::Found},
+    rest::{
+        Rest,
+        routes::{self, Found},
+    },
     store::{Author, Changed, LiveNode, StoreError},
 };
 
@@ -52,11 +55,14 @@ fn operator<T>(request: &Request<T>) -> Result<Caller> {
     Ok(caller)
 }
 
-/// A switch's name as it is stored: of one of the four, of a method, or of the
-/// method that a route stands for.
+/// A switch's name as it is stored: of one of the four, of a method, of the method
+/// that a route stands for, or of a route that stands for none.
 fn resolve(rest: &Rest, text: &str) -> std::result::Result<String, String> {
     if let Some(switch) = Switch::find(text) {
         return Ok(switch.name().to_owned());
+    }
+    if let Some(plain) = routes::PLAIN.into_iter().find(|p| *p == text) {
+        return Ok(plain.to_owned());
     }
     let rpc =
         match text.split_once(' ') {
@@ -80,7 +86,7 @@ fn resolve(rest: &Rest, text: &str) -> std::result::Result<String, String> {
         None => {
             let four = Switch::ALL.map(Switch::name).join(", ");
             Err(format!(
-                "takes {four}, a method such as onering.v1.EventService/PublishEvent, or its route such as `POST /v1/external/events`"
+                "takes {four}, a method such as onering.v1.EventService/PublishEvent, or a route such as `POST /v1/external/events` or `GET /docs`"
             ))
         }
     }
@@ -356,6 +362,7 @@ mod tests {
                 "onering.v1.MetricsService/WatchMetrics",
                 "onering.v1.MetricsService/WatchMetrics",
             ),
+            ("GET /docs", "GET /docs"),
         ] {
             assert_eq!(resolve(&rest, text).as_deref(), Ok(name));
         }
@@ -367,6 +374,8 @@ mod tests {
             "PUT /v1/external/events",
             "POST /v1/external/nothing",
             "POST /health",
+            "GET /health",
+            "POST /docs",
             "grpc.health.v1.Health/Check",
         ] {
             assert!(resolve(&rest, wrong).unwrap_err().starts_with("takes "));

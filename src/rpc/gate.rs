@@ -161,19 +161,14 @@ impl Gate {
             self.metrics.refused(error.reason);
             return Err(error.retry_after(Duration::from_secs(1)));
         }
-        if let Some(error) = self.switched_off(method) {
+        if let Some(error) = self.switched_off(&method.path) {
             self.metrics.refused(error.reason);
             return Err(error);
         }
-        let (open, hops) = {
-            let live = self.live.load();
-            let open =
-                method.audience == Audience::Monitoring && live.monitoring_open == Some(true);
-            (open, live.trusted_proxy_hops)
-        };
-        if method.audience == Audience::Public || open {
+        if self.is_open(method) {
             return Ok(None);
         }
+        let hops = self.live.load().trusted_proxy_hops;
         let credential = bearer(headers);
         if method.audience == Audience::Worker
             && let Ok(text) = &credential
@@ -195,7 +190,7 @@ impl Gate {
             .await;
         passage.note(&method.path, &decision);
         match decision.refusal {
-            None => Ok(decision.entry.map(Caller::new)),
+            None => Ok(decision.entry.map(|e| Caller::new(e, address))),
             Some(mut e) => {
                 if method.audience == Audience::Monitoring && e.reason == Reason::KeyMissing {
                     e.detail.push_str(
@@ -254,25 +249,57 @@ impl Gate {
         decision
     }
 
-    /// Whether a call of that method that was admitted may go on: the key, as it
-    /// is now.
+    /// Whether a call of that method that was admitted may go on, with the switches and
+    /// the key as they are now; none: it takes no key.
     ///
     /// # Errors
     /// The reason for which it would be refused by now.
-    pub fn may_go_on(&self, path: &str, caller: &Caller) -> Result<()> {
+    pub fn may_go_on<'c>(&self, path: &str, caller: impl Into<Option<&'c Caller>>) -> Result<()> {
         let method = self
             .method(path)
             .ok_or_else(|| Error::internal(format_args!("{path} is no method")))?;
-        if let Some(error) = self.switched_off(method) {
+        if let Some(error) = self.switched_off(&method.path) {
             return Err(error);
         }
-        self.still(method, caller)
+        match caller.into() {
+            Some(caller) => self.still(method, caller),
+            None if self.is_open(method) => Ok(()),
+            None => Err(Error::new(
+                Reason::KeyMissing,
+                "monitoring is no longer open",
+            )),
+        }
     }
 
-    /// Why a method is refused to anybody; none where it is not switched off.
-    fn switched_off(&self, method: &Method) -> Option<Error> {
+    /// Whether a route that stands for no method may be called.
+    ///
+    /// # Errors
+    /// `ENDPOINT_DISABLED`.
+    pub fn admit_plain(&self, route: &str) -> Result<()> {
+        match self.switched_off(route) {
+            None => Ok(()),
+            Some(error) => {
+                self.metrics.refused(error.reason);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a method takes no key at the moment.
+    fn is_open(&self, method: &Method) -> bool {
+        let monitoring = || self.live.load().monitoring_open == Some(true);
+        match method.audience {
+            Audience::Public => true,
+            Audience::Monitoring => monitoring(),
+            _ => false,
+        }
+    }
+
+    /// Why a method or plain route is refused to anybody; none where it is not
+    /// switched off.
+    fn switched_off(&self, path: &str) -> Option<Error> {
         let in_force = self.directory.in_force();
-        let name = method.path.trim_start_matches('/');
+        let name = path.trim_start_matches('/');
         in_force
             .off
             .contains(name)

@@ -36,6 +36,8 @@ use crate::{
 const READS: usize = 4;
 /// The longest interval between two answers, in seconds.
 const SLOWEST: i32 = 3600;
+/// The method that watches.
+const WATCH: &str = "/onering.v1.MetricsService/WatchMetrics";
 
 /// What is going on.
 #[derive(Clone)]
@@ -203,33 +205,6 @@ impl Metrics {
         })
     }
 
-    /// Whether a stream may go on: as its first call was decided, so each of its
-    /// answers is.
-    fn may_go_on(&self, caller: Option<&Caller>) -> Result<()> {
-        let Some(caller) = caller else {
-            return if self.0.live.load().monitoring_open == Some(true) {
-                Ok(())
-            } else {
-                Err(Error::new(
-                    Reason::KeyMissing,
-                    "monitoring is no longer open",
-                ))
-            };
-        };
-        let works = self.0.directory.key(caller.key().id).is_some_and(|e| {
-            e.key.status_at(wall_clock()) == key::Status::Active
-                && e.key.tenant == caller.key().tenant
-        });
-        if works {
-            Ok(())
-        } else {
-            Err(Error::new(
-                Reason::KeyInvalid,
-                "the key does not work any more",
-            ))
-        }
-    }
-
     fn recent(&self, tenant: Option<TenantId>, status: Option<delivery::Status>) -> Recent {
         let directory = &self.0.directory;
         let mut recent = Recent {
@@ -385,7 +360,7 @@ impl MetricsService for Metrics {
                     () = stopping.cancelled() => return None,
                     _ = ticks.tick() => {}
                 }
-                let answer = match metrics.may_go_on(caller.as_ref()) {
+                let answer = match metrics.0.gate.may_go_on(WATCH, caller.as_ref()) {
                     Ok(()) => metrics.watched(tenant).await,
                     Err(e) => Err(e),
                 };

@@ -11,6 +11,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use self::gate::Gate;
 use crate::{
     caller::Caller,
+    connector::Connector,
     directory::Directory,
     domain::tenant::Tenant,
     error::{Error, Reason, Result},
@@ -77,6 +78,8 @@ pub struct Context {
     pub monitor: Arc<Monitor>,
     /// Takes events.
     pub publisher: Arc<Publisher>,
+    /// Knows where deliveries may go.
+    pub connector: Connector,
     /// Sends what is not a delivery.
     pub sender: Arc<Sender>,
     /// Decides what is sent next.

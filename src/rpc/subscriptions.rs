@@ -12,7 +12,7 @@ use crate::{
     caller::Caller,
     domain::{
         certificate::{Facts, Pem},
-        event::{SECRET_ROTATED, rfc3339},
+        event::{SECRET_ROTATED, TEST, rfc3339},
         id::{Micros, SubscriptionId, TenantId, wall_clock},
         signature::{Scheme, Secret},
         subscription::{
@@ -46,8 +46,7 @@ mod view;
 
 use fields::Opened;
 
-/// The event that a test publishes.
-const TEST_TYPE: &str = "webhook.test";
+/// What a test publishes.
 const TEST_DATA: &[u8] = br#"{"message":"This is a test of your webhook subscription."}"#;
 
 /// Manages webhook subscriptions.
@@ -97,13 +96,22 @@ impl Subscriptions {
         .await
     }
 
-    /// Asks a subscription's URL whether it wants webhooks, before any goes there.
-    async fn prove(&self, s: &Subscription, field: &str) -> Result<()> {
+    /// Looks where a subscription's URL leads, and where it is configured so asks it
+    /// whether it wants webhooks, before any goes there.
+    async fn prove(&self, s: &Subscription, challenge: bool, field: &str) -> Result<()> {
+        if s.kind == Kind::Stream {
+            return Ok(());
+        }
         let target = Target::new(s.clone(), &self.0.keyring).map_err(Error::internal)?;
-        let Err(unproven) = self.0.sender.challenge(&target).await else {
+        let unproven = if self.0.connector.is_forbidden(&target.uri).await {
+            Unproven::NotAllowed
+        } else if challenge && let Err(unproven) = self.0.sender.challenge(&target).await {
+            unproven
+        } else {
             return Ok(());
         };
         let (reason, message) = match unproven {
+            // Not which: what names lead to in there is nobody's business out here.
             Unproven::NotAllowed => (
                 Reason::EndpointNotAllowed,
                 "its host has an address that deliveries may not go to".to_owned(),
@@ -196,9 +204,7 @@ impl Subscriptions {
         );
         let until = s.previous.as_ref().map(|p| rfc3339(p.until));
         let data = serde_json::json!({ "previous_secret_expire_time": until });
-        announcer
-            .tell(s.tenant, s.id, SECRET_ROTATED, data, false)
-            .await;
+        announcer.tell(s.tenant, s.id, SECRET_ROTATED, data).await;
     }
 }
 
@@ -306,9 +312,7 @@ impl SubscriptionService for Subscriptions {
         new.headers = self.seal_headers(id, &own.headers)?;
         new.client_certificate = self.seal_certificate(id, own.certificate.as_ref())?;
         new.public_key = secret.public_key().unwrap_or_default();
-        if live.endpoint_challenge && new.kind == Kind::Webhook {
-            self.prove(&new, "url").await?;
-        }
+        self.prove(&new, live.endpoint_challenge, "url").await?;
         let quota = live.quota_subscriptions;
         self.0
             .store
@@ -391,21 +395,19 @@ impl SubscriptionService for Subscriptions {
             }
             Ok(())
         };
-        let mut proven = String::new();
-        if live.endpoint_challenge {
-            let mut s = self.load(&caller, id).await?;
-            proven.clone_from(&s.url);
-            alter(&mut s, wall_clock())?;
-            if s.url != proven {
-                self.prove(&s, "subscription.url").await?;
-                proven = s.url;
-            }
+        let mut s = self.load(&caller, id).await?;
+        let mut proven = s.url.clone();
+        alter(&mut s, wall_clock())?;
+        if s.url != proven {
+            self.prove(&s, live.endpoint_challenge, "subscription.url")
+                .await?;
+            proven = s.url;
         }
         let (old, new) = self
             .change_sealed(&caller, id, |s, now| {
                 let before = s.url.clone();
                 alter(s, now)?;
-                if live.endpoint_challenge && s.url != before && s.url != proven {
+                if s.url != before && s.url != proven {
                     return Err(unavailable(StoreError::Conflict));
                 }
                 Ok(())
@@ -494,7 +496,7 @@ impl SubscriptionService for Subscriptions {
             .publish(NewEvent {
                 tenant: found.tenant,
                 key: Some(caller.key().id),
-                event_type: TEST_TYPE.to_owned(),
+                event_type: TEST.to_owned(),
                 data: TEST_DATA.into(),
                 idempotency_key: None,
                 ordering_key: None,

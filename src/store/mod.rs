@@ -666,7 +666,7 @@ pub struct ReceiverState {
     pub outages: Vec<Outage>,
     /// For how long there has been one now, on the same clock.
     pub outage: Option<Duration>,
-    /// For how long nothing was delivered of what was tried.
+    /// For how long nothing was delivered of what was tried, on the same clock.
     pub failing: Option<Duration>,
     /// Whether its owner was told of that.
     pub warned: bool,
@@ -783,6 +783,9 @@ pub trait TimelineStore: Send + Sync {
     /// How far it has come.
     async fn timeline(&self) -> Result<Timeline>;
 
+    /// The database's clock.
+    async fn now(&self) -> Result<Micros>;
+
     /// The server that it runs on, as far as that tells it from a copy; empty where
     /// nothing tells.
     async fn server(&self) -> Result<String>;
@@ -794,8 +797,8 @@ pub trait TimelineStore: Send + Sync {
     /// Notes why deliveries are held, unless something is noted already.
     async fn note_restored(&self, why: &str) -> Result<()>;
 
-    /// Begins another timeline, on the server that it runs on: deliveries are no
-    /// longer held.
+    /// Begins another timeline, now and on the server that it runs on: deliveries are
+    /// no longer held.
     async fn accept_restored(&self) -> Result<Timeline>;
 }
 

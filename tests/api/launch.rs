@@ -148,12 +148,17 @@ async fn smoke(app: &TestApp, sink: &str, more: &[&str]) -> Done {
 }
 
 /// Everything that a smoke run could leave behind.
-async fn left_behind(app: &TestApp) -> (Value, Value) {
+async fn left_behind(app: &TestApp) -> (Value, Value, Value) {
     let keys = app.get("/v1/admin/external/keys", &app.admin).await.ok();
     let names: Vec<&Value> = keys["keys"].as_array().unwrap().iter().collect();
     let names: Vec<&str> = names.iter().filter_map(|k| k["name"].as_str()).collect();
     let hooks = app.get("/v1/external/webhooks", &app.admin).await.ok();
-    (json!(names), hooks["subscriptions"].clone())
+    let letters = app.get("/v1/admin/dead-letters", &app.admin).await.ok();
+    (
+        json!(names),
+        hooks["subscriptions"].clone(),
+        letters["dead_letters"].clone(),
+    )
 }
 
 // K8, D1, S1: five phases in the words of the launch documents; the sink

@@ -26,6 +26,7 @@ contract![
     a_tenant_sees_its_own,
     monitoring_takes_a_key_unless_it_is_open,
     figures_are_watched,
+    whoever_watches_is_decided_on_again,
     figures_survive_a_restart,
 ];
 
@@ -478,7 +479,7 @@ async fn figures_are_watched(db: Db) {
             Err(e) => break e,
         }
     };
-    assert_eq!(reason(&ended), "KEY_INVALID");
+    assert_eq!(reason(&ended), "KEY_DISABLED");
 
     for wrong in [-1, 3601] {
         let refused = watch(&app.admin, wrong).await.err().unwrap();
@@ -491,6 +492,55 @@ async fn figures_are_watched(db: Db) {
     assert!(began.elapsed() < PATIENCE, "the stream held the server up");
     let end = next(&mut long).await;
     assert!(matches!(end, Ok(None) | Err(_)), "{end:?}");
+}
+
+// K8, K2, X5: as its first call was decided, so each of its answers is.
+async fn whoever_watches_is_decided_on_again(db: Db) {
+    let mut app = TestApp::start(&db).await;
+    let admin = app.admin.clone();
+    let watching = async |app: &TestApp, key: &str| {
+        let mut client = app.grpc(key).metrics;
+        let request = v1::WatchMetricsRequest::default();
+        let mut stream = client.watch_metrics(request).await.unwrap().into_inner();
+        next(&mut stream).await.unwrap().unwrap();
+        stream
+    };
+    let ends = async |mut stream: tonic::Streaming<v1::WatchMetricsResponse>| {
+        let ended = async {
+            loop {
+                match next(&mut stream).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("no reason"),
+                    Err(e) => break reason(&e),
+                }
+            }
+        };
+        let ended = tokio::time::timeout(PATIENCE, ended).await;
+        ended.expect("it ends")
+    };
+    for (change, why) in [
+        (json!({"scopes": ["keys:verify"]}), "SCOPE_MISSING"),
+        (
+            json!({"allowed_cidrs": ["203.0.113.0/24"]}),
+            "IP_NOT_ALLOWED",
+        ),
+    ] {
+        let key = json!({"kind": "ADMIN", "scopes": ["monitoring:read"]});
+        let (id, key) = app.key(key).await;
+        let stream = watching(&app, &key).await;
+        let path = format!("/v1/admin/external/keys/{id}");
+        app.patch(&path, &admin, change).await.ok();
+        assert_eq!(ends(stream).await, why);
+    }
+    app.reload(&[("MONITORING_OPEN", "1")]);
+    let stream = watching(&app, "").await;
+    app.reload(&[("MONITORING_OPEN", "0")]);
+    assert_eq!(ends(stream).await, "KEY_MISSING");
+    let stream = watching(&app, &admin).await;
+    app.switch("onering.v1.MetricsService/WatchMetrics", false)
+        .await;
+    assert_eq!(ends(stream).await, "ENDPOINT_DISABLED");
+    app.stop().await;
 }
 
 // H1

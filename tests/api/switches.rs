@@ -18,6 +18,7 @@ contract![
     a_pin_is_not_changed_live,
     the_stop_is_stronger_than_a_pin,
     any_method_can_be_switched_off,
+    any_plain_route_can_be_switched_off,
     changes_are_listed,
     flags_by_command,
 ];
@@ -392,6 +393,37 @@ async fn any_method_can_be_switched_off(db: Db) {
         let problem = answer.refused(400, "INVALID_ARGUMENT");
         assert_eq!(problem["errors"][0]["field"], "name");
     }
+    app.stop().await;
+}
+
+// X5: routes that stand for no method too, for whoever calls. That the process lives is
+// always told.
+async fn any_plain_route_can_be_switched_off(db: Db) {
+    let app = TestApp::start(&db).await;
+    for (route, paths) in [
+        ("GET /docs", &["/docs", "/docs/", "/docs/docs.css"][..]),
+        ("GET /openapi.json", &["/openapi.json"]),
+        ("GET /metrics", &["/metrics"]),
+    ] {
+        let set = app.switch(route, false).await;
+        assert_eq!(set["switch"]["name"], route);
+        for (path, key) in paths
+            .iter()
+            .flat_map(|p| [(p, ""), (p, app.admin.as_str())])
+        {
+            let problem = app.get(path, key).await.refused(503, "ENDPOINT_DISABLED");
+            assert!(problem["detail"].as_str().unwrap().contains(route));
+        }
+        for other in ["/docs", "/openapi.json", "/metrics", "/health"] {
+            let well = !paths.contains(&other);
+            assert_eq!(app.get(other, &app.admin).await.status == 200, well);
+        }
+        app.switch(route, true).await;
+        assert_eq!(app.get(paths[0], &app.admin).await.status, 200);
+    }
+    let body = json!({"name": "GET /health", "enabled": false, "reason": "x"});
+    let problem = app.post(SWITCHES, &app.admin, body).await;
+    problem.refused(400, "INVALID_ARGUMENT");
     app.stop().await;
 }
 

@@ -26,6 +26,7 @@ contract![
     it_outlasts_a_restart,
     time_behind_it_is_not_age,
     an_owner_can_reset_it,
+    an_owner_can_reset_it_after_a_restart,
     its_numbers_are_the_owners,
     a_turn_is_stored_once_whatever_becomes_of_its_answers,
 ];
@@ -279,6 +280,22 @@ async fn an_owner_can_reset_it(db: Db) {
     app.wait_for(&sub.id, "DELIVERED", 5).await;
     state_is(&app, &sub.id, "CLOSED").await;
     assert_eq!(receiver.count(), 5);
+    app.stop().await;
+}
+
+// A6: also while delivery is off, on a node that has sent nothing to the one before.
+async fn an_owner_can_reset_it_after_a_restart(db: Db) {
+    let app = TestApp::start(&db).await;
+    let (receiver, _) = switchable(500).await;
+    let sub = opened(&app, &receiver, 3600, quick(20)).await;
+    let again = app.again();
+    app.stop().await;
+    let mut app = again.set("WEBHOOKS_DELIVERY_ENABLED", 0).start().await;
+    let well = Receiver::start().await;
+    app.change(&sub.id, json!({"url": well.url()})).await;
+    state_is(&app, &sub.id, "CLOSED").await;
+    app.reload(&[("WEBHOOKS_DELIVERY_ENABLED", "1")]);
+    app.wait_for(&sub.id, "DELIVERED", 5).await;
     app.stop().await;
 }
 

@@ -29,6 +29,7 @@ use crate::support::{
 
 contract![
     names_of_private_addresses_are_refused,
+    names_are_looked_up_before_they_are_taken,
     a_name_with_both_goes_to_the_public_one,
     a_rebound_name_leads_nowhere,
     plain_http_is_refused_at_the_connect_too,
@@ -37,6 +38,9 @@ contract![
     an_egress_proxy_gets_the_address,
     a_proxy_that_refuses,
 ];
+
+/// A name of which nobody ever says where it leads.
+const SILENT: &str = "silent.example.com";
 
 /// The names of a test, each with the answers that are given in turn; the last
 /// one again and again.
@@ -67,7 +71,13 @@ impl Names {
                     Some(answers) => answers[0].clone(),
                     None => Vec::new(),
                 };
-                Box::pin(async move { Ok(answer) })
+                let silent = host == SILENT;
+                Box::pin(async move {
+                    if silent {
+                        std::future::pending::<()>().await;
+                    }
+                    Ok(answer)
+                })
             }),
             ..Outside::default()
         }
@@ -120,7 +130,8 @@ async fn names_of_private_addresses_are_refused(db: Db) {
         "fd00:ec2::254",
         "0.0.0.0",
     ] {
-        names.set("hooks.example.com", &[&[address]]);
+        // It leads there only later.
+        names.set("hooks.example.com", &[&[], &[address]]);
         let sub = app
             .webhook(&receiver.url_by("hooks.example.com"), json!({}))
             .await;
@@ -137,6 +148,53 @@ async fn names_of_private_addresses_are_refused(db: Db) {
     app.webhook("http://nobody.example.com/", json!({})).await;
     assert_eq!(reason(&app).await, "dns_failed");
     assert_eq!(receiver.count(), 0);
+    app.stop().await;
+}
+
+// A10, Z3: a private address behind a name is refused with the field's name, when a
+// subscription is made and when its URL changes. A name that leads nowhere yet, or of
+// which nobody says where it leads, is taken.
+async fn names_are_looked_up_before_they_are_taken(db: Db) {
+    let names = Names::default();
+    let app = TestApp::builder(&db)
+        .unset("ALLOWED_ENDPOINT_CIDRS")
+        .outside(names.outside())
+        .start()
+        .await;
+    names.set("public.example.com", &[&["93.184.216.34"]]);
+    names.set("both.example.com", &[&["10.0.0.1", "93.184.216.34"]]);
+    let url = |name: &str| format!("https://{name}/hook");
+    let sub = app.webhook(&url("public.example.com"), json!({})).await;
+    for name in ["both.example.com", "nobody.example.com", SILENT] {
+        app.webhook(&url(name), json!({})).await;
+    }
+    let path = format!("/v1/external/webhooks/{}", sub.id);
+    for address in [
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "::ffff:10.0.0.1",
+    ] {
+        names.set("inside.example.com", &[&[address]]);
+        let body = json!({"url": url("inside.example.com")});
+        for refused in [
+            app.post("/v1/external/webhooks", &app.admin, body.clone())
+                .await,
+            app.patch(&path, &app.admin, body).await,
+        ] {
+            let problem = refused.refused(422, "ENDPOINT_NOT_ALLOWED");
+            assert_eq!(problem["errors"][0]["field"], "url");
+            assert!(!problem.to_string().contains(address), "{problem}");
+        }
+    }
+    assert_eq!(
+        app.subscription(&sub.id).await["url"],
+        url("public.example.com")
+    );
+    // What does not change the URL asks nobody.
+    let asked = names.asked.load(Ordering::SeqCst);
+    app.change(&sub.id, json!({"description": "x"})).await;
+    assert_eq!(names.asked.load(Ordering::SeqCst), asked);
     app.stop().await;
 }
 
@@ -195,7 +253,8 @@ async fn a_rebound_name_leads_nowhere(db: Db) {
         receiver.address,
     )
     .await;
-    names.set("rebind.example.com", &[&["127.0.0.1"], &["127.0.0.2"]]);
+    let here = &["127.0.0.1"][..];
+    names.set("rebind.example.com", &[here, here, &["127.0.0.2"]]);
     let url = receiver.url_by("rebind.example.com");
     app.webhook(&url, json!({"retry_schedule": quick(2)})).await;
     let delivery = app.one_delivery("a.b").await;
@@ -210,8 +269,8 @@ async fn a_rebound_name_leads_nowhere(db: Db) {
     assert_eq!((receiver.count(), private.arrived()), (1, 0));
     assert_eq!(
         names.asked.load(Ordering::SeqCst),
-        2,
-        "once for each connection"
+        3,
+        "once for the subscription, and once for each connection"
     );
     app.stop().await;
 }
@@ -332,7 +391,7 @@ pub(crate) async fn proxy(allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
 async fn an_egress_proxy_gets_the_address(db: Db) {
     let names = Names::default();
     names.set("hooks.example.com", &[&["127.0.0.1"]]);
-    names.set("inside.example.com", &[&["10.0.0.1"]]);
+    names.set("inside.example.com", &[&[], &["10.0.0.1"]]);
     let tls = self_signed(&["hooks.example.com"], &["h2"]);
     let secure = Receiver::over(Some(tls.config.clone()), |_| async { status(200) }).await;
     let plain = Receiver::start().await;

@@ -1,6 +1,6 @@
 //! What one receiver does, others do not notice, and neither does the database.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{
     app::TestApp,
@@ -9,7 +9,10 @@ use crate::support::{
     wait::until,
 };
 
-contract![hanging_receivers_hold_up_nobody];
+contract![
+    hanging_receivers_hold_up_nobody,
+    streams_take_no_hosts_share,
+];
 
 on_postgres_alone![
     nothing_is_open_while_a_receiver_hangs,
@@ -45,6 +48,22 @@ async fn hanging_receivers_hold_up_nobody(db: Db) {
         "the others' share is theirs: {}",
         hanging.under_way()
     );
+}
+
+// A8, D3: what is streamed goes to no host; what is posted goes to one, by any port.
+async fn streams_take_no_hosts_share(db: Db) {
+    let app = TestApp::start(&db).await;
+    let (one, two) = (Receiver::start().await, Receiver::start().await);
+    let host = async |fields: Value| {
+        let made = app.subscribe(&app.admin, fields).await;
+        let target = app.app().context.directory.target(made.id.parse().unwrap());
+        target.unwrap().host
+    };
+    let stream = json!({"kind": "STREAM", "event_types": ["a.*"]});
+    assert_eq!(host(stream).await, 0);
+    let posted = host(json!({"url": one.url()})).await;
+    assert_ne!(posted, 0);
+    assert_eq!(host(json!({"url": two.url()})).await, posted);
 }
 
 // N3

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::scene::quick;
 use crate::support::{
-    app::{TestApp, eventually},
+    app::{Subscribed, TestApp, eventually},
     receiver::{Receiver, status},
     store::{Db, HOUR},
 };
@@ -15,6 +15,8 @@ contract![
     an_announcement_is_not_announced,
     a_rotation_is_announced,
     a_failing_receiver_is_disabled,
+    whoever_fails_has_a_day_after_being_told,
+    time_without_delivery_is_not_failing,
 ];
 
 /// The payloads of that type that came.
@@ -157,64 +159,134 @@ async fn a_rotation_is_announced(db: Db) {
     app.stop().await;
 }
 
-// A7: nothing delivered for four days: its owner is told; for five: it is disabled,
-// and its owner told again. A receiver that refuses everything delivers nothing either.
-async fn a_failing_receiver_is_disabled(db: Db) {
-    let app = TestApp::start(&db).await;
-    let refusing = Receiver::answering(|_| status(404)).await;
-    let fields = json!({"event_types": ["a.*"]});
-    let sub = app.webhook(&refusing.url(), fields).await;
-    let owner = Receiver::start().await;
-    app.webhook(&owner.url(), json!({"event_types": ["subscription.*"]}))
+/// A subscription that was tried five times for nothing, and its owner.
+struct Failing {
+    app: TestApp,
+    sub: Subscribed,
+    owner: Receiver,
+    dead: usize,
+    _refusing: Receiver,
+}
+
+impl Failing {
+    async fn since_now(app: TestApp) -> Self {
+        let refusing = Receiver::answering(|_| status(404)).await;
+        let fields = json!({"event_types": ["a.*"]});
+        let sub = app.webhook(&refusing.url(), fields).await;
+        let owner = Receiver::start().await;
+        app.webhook(&owner.url(), json!({"event_types": ["subscription.*"]}))
+            .await;
+        let mut failing = Self {
+            app,
+            sub,
+            owner,
+            dead: 0,
+            _refusing: refusing,
+        };
+        for _ in 0..5 {
+            failing.tried().await;
+        }
+        let (app, id) = (&failing.app, failing.sub.id.parse().unwrap());
+        eventually("that is stored", || async {
+            let found = app.app().context.store.receivers(&[id]).await.unwrap();
+            found
+                .first()
+                .is_some_and(|s| s.failing.is_some())
+                .then_some(())
+        })
         .await;
-    for n in 1..=5 {
-        app.event("a.b").await;
-        app.wait_for(&sub.id, "DEAD", n).await;
+        failing
     }
-    let store = &app.app().context.store;
-    eventually("that is stored", || async {
-        let id = sub.id.parse().unwrap();
-        let found = store.receivers(&[id]).await.unwrap();
-        found
-            .first()
-            .is_some_and(|s| s.failing.is_some())
-            .then_some(())
-    })
-    .await;
-    let mut dead = 5;
-    // The session ends with each shift; the next one finds for how long it fails.
-    let mut tried_after = async |hours: i64| {
-        let before = app.app().context.node.session();
-        store.shift_clock(hours * HOUR).await.unwrap();
+
+    async fn tried(&mut self) {
+        self.app.event("a.b").await;
+        self.dead += 1;
+        self.app.wait_for(&self.sub.id, "DEAD", self.dead).await;
+    }
+
+    /// The session ends with each shift; the next one finds for how long it fails.
+    async fn pass(&self, hours: i64) {
+        let context = &self.app.app().context;
+        let before = context.node.session();
+        context.store.shift_clock(hours * HOUR).await.unwrap();
         eventually("a session of that time", || async {
-            let now = app.app().context.node.session();
+            let now = context.node.session();
             (now != before && now.0 != 0).then_some(())
         })
         .await;
-        app.event("a.b").await;
-        dead += 1;
-        app.wait_for(&sub.id, "DEAD", dead).await;
-    };
-    tried_after(90).await;
-    assert_eq!(owner.count(), 0);
-    tried_after(7).await;
-    let failing = wait_told(&owner, "subscription.failing").await;
-    assert_eq!(failing["subscription_id"], sub.id);
+    }
+
+    async fn tried_after(&mut self, hours: i64) {
+        self.pass(hours).await;
+        self.tried().await;
+    }
+
+    async fn is_enabled(&self) -> bool {
+        self.app.subscription(&self.sub.id).await["enabled"] == true
+    }
+}
+
+// A7: nothing delivered for four days: its owner is told; for five: it is disabled,
+// and its owner told again. A receiver that refuses everything delivers nothing either.
+async fn a_failing_receiver_is_disabled(db: Db) {
+    let mut f = Failing::since_now(TestApp::start(&db).await).await;
+    f.tried_after(90).await;
+    assert_eq!(f.owner.count(), 0);
+    f.tried_after(7).await;
+    let failing = wait_told(&f.owner, "subscription.failing").await;
+    assert_eq!(failing["subscription_id"], f.sub.id);
     assert!(failing["failing_since"].is_string() && failing["disable_time"].is_string());
-    assert_eq!(app.subscription(&sub.id).await["enabled"], true);
-    tried_after(24).await;
-    let disabled = wait_told(&owner, "subscription.disabled").await;
+    assert!(f.is_enabled().await);
+    f.tried_after(24).await;
+    let disabled = wait_told(&f.owner, "subscription.disabled").await;
     assert_eq!(disabled["reason"], "failing");
-    let shown = app.subscription(&sub.id).await;
+    let shown = f.app.subscription(&f.sub.id).await;
     assert_eq!(
         (&shown["enabled"], &shown["disabled_reason"]),
         (&json!(false), &json!("failing"))
     );
-    assert_eq!(owner.count(), 2);
+    assert_eq!(f.owner.count(), 2);
     // Switched on again it is taken for well.
-    app.change(&sub.id, json!({"enabled": true})).await;
-    app.event("a.b").await;
-    app.wait_for(&sub.id, "DEAD", dead + 1).await;
-    assert_eq!(app.subscription(&sub.id).await["enabled"], true);
-    app.stop().await;
+    f.app.change(&f.sub.id, json!({"enabled": true})).await;
+    f.tried().await;
+    assert!(f.is_enabled().await);
+    f.app.stop().await;
+}
+
+// A7: told before, however rare its events are.
+async fn whoever_fails_has_a_day_after_being_told(db: Db) {
+    let mut f = Failing::since_now(TestApp::start(&db).await).await;
+    f.tried_after(24 * 20).await;
+    let failing = wait_told(&f.owner, "subscription.failing").await;
+    let time = |name: &str| {
+        let text = failing[name].as_str().unwrap();
+        text.parse::<jiff::Timestamp>().unwrap().as_second()
+    };
+    let told = time("disable_time") - 24 * 3600;
+    assert!((told - time("failing_since") - 20 * 24 * 3600).abs() < 600);
+    f.tried_after(23).await;
+    assert!(f.is_enabled().await);
+    assert_eq!(f.owner.count(), 1);
+    f.tried_after(1).await;
+    wait_told(&f.owner, "subscription.disabled").await;
+    f.app.stop().await;
+}
+
+// A7, D6: days in which delivery is switched off are not days of failing.
+async fn time_without_delivery_is_not_failing(db: Db) {
+    let app = TestApp::builder(&db).unpinned().start().await;
+    for switch in ["external_api.enabled", "webhooks.enabled"] {
+        app.switch(switch, true).await;
+    }
+    app.switch("webhooks.delivery.enabled", true).await;
+    let mut f = Failing::since_now(app).await;
+    f.app.switch("webhooks.delivery.enabled", false).await;
+    f.pass(24 * 20).await;
+    f.app.switch("webhooks.delivery.enabled", true).await;
+    f.tried().await;
+    f.tried_after(48).await;
+    assert_eq!(f.owner.count(), 0);
+    f.tried_after(49).await;
+    wait_told(&f.owner, "subscription.failing").await;
+    f.app.stop().await;
 }

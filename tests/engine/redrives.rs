@@ -19,7 +19,7 @@ use onering::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    app::{TestApp, eventually},
+    app::{Subscribed, TestApp, eventually},
     command::Running,
     receiver::{Receiver, status},
     rest::Rest,
@@ -31,6 +31,7 @@ contract![
     a_redrive_sends_each_letter_once,
     a_replay_delivers_what_the_subscription_wants,
     a_replay_of_what_is_missing,
+    a_replay_sends_nothing_that_was_for_others,
     a_redrive_outlives_killed_nodes,
 ];
 
@@ -206,6 +207,43 @@ async fn a_replay_of_what_is_missing(db: Db) {
         (&failed["state"], &failed["note"]),
         (&json!("FAILED"), &json!("its subscription was deleted"))
     );
+    app.stop().await;
+}
+
+// A5, A7: not what is to be named, not what is about itself, and no test.
+async fn a_replay_sends_nothing_that_was_for_others(db: Db) {
+    let app = TestApp::start(&db).await;
+    let (ill, _) = fickle(500).await;
+    let fields = json!({
+        "event_types": ["a.*", "breaker.*"], "max_in_flight": 1,
+        "retry_schedule": {"max_attempts": 9, "backoff_seconds": [3600]},
+    });
+    let broken = app.webhook(&ill.url(), fields).await;
+    let owner = Receiver::start().await;
+    let named = json!({"event_types": ["breaker.*", "secret.*", "webhook.*"]});
+    let owners = app.webhook(&owner.url(), named.clone()).await;
+    for _ in 0..5 {
+        app.event("a.b").await;
+    }
+    owner.wait(1).await;
+    for act in ["test", "rotate-secret"] {
+        let path = format!("/v1/external/webhooks/{}/{act}", owners.id);
+        app.post(&path, &app.admin, json!({})).await;
+    }
+    owner.wait(3).await;
+
+    let well = Receiver::start().await;
+    let all = app.webhook(&well.url(), json!({})).await;
+    let late = app.webhook(&well.url(), named).await;
+    let missing = async |sub: &Subscribed| {
+        let body = json!({"subscription_id": sub.id, "start_time": ago(600), "missing_only": true});
+        let over = over(&app, &begin(&app, REPLAY, body).await).await;
+        (over["done"].clone(), over["skipped"].clone())
+    };
+    assert_eq!(missing(&all).await, (json!(5), json!(0)));
+    assert_eq!(missing(&broken).await, (json!(0), json!(5)));
+    assert_eq!(missing(&late).await, (json!(2), json!(0)));
+    well.wait(7).await;
     app.stop().await;
 }
 

@@ -10,9 +10,15 @@ use crate::support::{
     cluster::Cluster,
     command::onering,
     contract,
+    proxy::Proxy,
     receiver::{Receiver, status},
     store::{Db, HOUR},
 };
+
+contract![
+    what_redis_alone_knows_is_waited_for,
+    what_was_left_long_ago_is_sent_once_redis_says_so,
+];
 
 /// A backup is made, a delivery is sent after that, and the backup is put back.
 struct Story {
@@ -261,4 +267,152 @@ fn postgres_a_copy_does_not_send_by_itself() {
         drop(story.stop().await);
         copy.destroy().await;
     });
+}
+
+/// A node that alone Redis, behind a proxy, is a witness of, with an event to deliver.
+struct Witnessed {
+    db: Db,
+    receiver: Receiver,
+    redis: Proxy,
+    url: String,
+    again: crate::support::app::Builder,
+}
+
+impl Witnessed {
+    /// The node has run, and was stopped before it could deliver.
+    async fn begin(db: Db) -> Self {
+        let url = std::env::var("ONERING_TEST_REDIS_URL").unwrap();
+        let at = url::Url::parse(&url).unwrap();
+        let to = format!("{}:{}", at.host_str().unwrap(), at.port().unwrap_or(6379));
+        let redis = Proxy::to(to).await;
+        let receiver = Receiver::answering(|_| status(200)).await;
+        let app = TestApp::builder(&db)
+            .set("REDIS_URL", format!("redis://{}", redis.address))
+            .set("WEBHOOKS_DELIVERY_ENABLED", 0)
+            .start()
+            .await;
+        app.subscribe(&app.admin, json!({"url": receiver.url()}))
+            .await;
+        app.publish(&app.admin, "a.b", json!({})).await;
+        let again = app.again().set("WEBHOOKS_DELIVERY_ENABLED", 1);
+        app.stop().await;
+        db.close().await;
+        let this = Self {
+            db,
+            receiver,
+            redis,
+            url,
+            again,
+        };
+        this.forget_files().await;
+        this
+    }
+
+    /// With SQLite the folder was put back as a whole.
+    async fn forget_files(&self) {
+        let Database::Sqlite(path) = self.db.database() else {
+            return;
+        };
+        let mut files = tokio::fs::read_dir(path.parent().unwrap()).await.unwrap();
+        while let Some(file) = files.next_entry().await.unwrap() {
+            if file.file_name().to_str().unwrap().starts_with("timeline-") {
+                tokio::fs::remove_file(file.path()).await.unwrap();
+            }
+        }
+    }
+
+    /// The database is as it was hours ago.
+    async fn go_back(&self) {
+        self.db
+            .tamper(&format!("update timeline set mark = mark - {}", 2 * HOUR))
+            .await;
+    }
+
+    /// What Redis has noted is as old as the database.
+    async fn was_left_then(&self) {
+        let id = match self.db.database() {
+            Database::Postgres(_) => "replace(id::text, '-', '')",
+            Database::Sqlite(_) => "lower(hex(id))",
+        };
+        let sql = format!("select {id} || ' ' || cast(mark as text) from timeline");
+        let text = self.db.texts(&sql).await.remove(0);
+        let (id, mark) = text.split_once(' ').unwrap();
+        let client = redis::Client::open(self.url.as_str()).unwrap();
+        let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+        let before: Option<i64> = redis::cmd("GETSET")
+            .arg(format!("onering:timeline:{id}"))
+            .arg(mark)
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        assert!(before.is_some(), "it was noted");
+    }
+
+    async fn starts_and_waits(self) -> (TestApp, Receiver, Proxy) {
+        self.redis.cut();
+        let app = self.again.start().await;
+        assert!(!app.app().context.dispatcher.is_delivering());
+        app.publish(&app.admin, "a.b", json!({})).await;
+        let health = app.get("/health?deep=true", "").await.ok();
+        let worker = &health["checks"]["worker"];
+        assert_eq!(worker["status"], "degraded", "{health}");
+        assert_eq!(worker["held"], "witness_unreachable", "{health}");
+        assert_eq!(worker["restored"], false, "{health}");
+        assert_eq!(worker["sending"], false, "{health}");
+        let said = {
+            let vars = app.vars().clone();
+            // SQLite's file is this node's alone.
+            match self.db.database() {
+                Database::Sqlite(_) => None,
+                Database::Postgres(_) => Some(
+                    onering(&["doctor", "restored"], &pairs(&vars))
+                        .await
+                        .exits(1),
+                ),
+            }
+        };
+        if let Some(said) = said {
+            assert!(said.stdout.contains("Redis does not answer"), "{said:?}");
+        }
+        assert_eq!(self.receiver.count(), 0, "nothing is sent");
+        (app, self.receiver, self.redis)
+    }
+}
+
+// N2: while Redis does not say what it has noted, nothing is sent, and nothing noted
+// over it.
+async fn what_redis_alone_knows_is_waited_for(db: Db) {
+    let story = Witnessed::begin(db).await;
+    story.go_back().await;
+    let (app, receiver, redis) = story.starts_and_waits().await;
+    redis.mend();
+    eventually("it is known", || async {
+        app.app().context.node.is_restored().then_some(())
+    })
+    .await;
+    assert!(!app.app().context.dispatcher.is_delivering());
+    assert_eq!(receiver.count(), 0, "nothing is sent");
+    app.stop().await;
+}
+
+// N2: a node that was away for long does not know of itself that nothing was restored;
+// one that was away for a moment does.
+async fn what_was_left_long_ago_is_sent_once_redis_says_so(db: Db) {
+    let story = Witnessed::begin(db.clone()).await;
+    story.go_back().await;
+    story.was_left_then().await;
+    let (app, receiver, redis) = story.starts_and_waits().await;
+    redis.mend();
+    receiver.wait(2).await;
+    let health = app.get("/health?deep=true", "").await.ok();
+    assert!(health["checks"]["worker"]["held"].is_null(), "{health}");
+    let again = app.again();
+    app.stop().await;
+    db.close().await;
+    redis.cut();
+    let app = again.start().await;
+    assert!(app.app().context.dispatcher.is_delivering());
+    app.publish(&app.admin, "a.b", json!({})).await;
+    receiver.wait(3).await;
+    app.stop().await;
 }

@@ -5,15 +5,17 @@ use std::time::Duration;
 use onering::{
     domain::{
         delivery::Status,
-        id::{DeliveryId, SubscriptionId},
+        id::{DeliveryId, Part, SubscriptionId, day_of, uuid_at, wall_clock},
         trace::{Context, Trace},
     },
-    store::{Forgotten, Leased, Publish, Usage},
+    store::{Database, Forgotten, Leased, Publish, Usage},
 };
+use sqlx::{Connection as _, PgConnection};
 
 use crate::support::{
     build::{DEFAULT, Ends as _},
     store::{Db, Node},
+    wait::until,
 };
 
 contract![
@@ -23,12 +25,17 @@ contract![
     a_dead_ones_body_outlives_its_day,
     a_finished_ones_kept_body_goes,
     old_usage_is_forgotten,
+    kept_bodies_count_as_stored,
     forgetting_goes_on_in_slices,
     two_nodes_forget_at_once,
     days_are_made_ahead,
 ];
 
-on_postgres_alone![what_came_late_into_a_day_keeps_its_body];
+on_postgres_alone![
+    what_came_late_into_a_day_keeps_its_body,
+    many_bodies_are_kept_and_dropped_in_slices,
+    a_bucket_that_is_read_for_long_keeps_nobody_waiting,
+];
 
 /// Until nothing is left to forget.
 async fn forget(node: &Node, days: i32) {
@@ -199,7 +206,7 @@ async fn a_finished_ones_kept_body_goes(db: Db) {
 // T3
 async fn old_usage_is_forgotten(db: Db) {
     let node = db.node().await;
-    let today = onering::domain::id::day_of(onering::domain::id::wall_clock());
+    let today = day_of(wall_clock());
     let usage = |day, bytes| Usage {
         tenant: DEFAULT.id,
         day,
@@ -214,6 +221,144 @@ async fn old_usage_is_forgotten(db: Db) {
     node.note_usage(node.session, &rows).await.unwrap();
     forget(&node, 30).await;
     assert_eq!(node.stored_bytes().await.unwrap(), [(DEFAULT.id, 110)]);
+}
+
+/// What is stored of the default tenant, once everything old is forgotten.
+async fn stored(node: &Node) -> i64 {
+    forget(node, 30).await;
+    let stored = node.stored_bytes().await.unwrap();
+    stored.iter().map(|(_, bytes)| bytes).sum()
+}
+
+// D3, T3: what is kept past its day takes as much room as before.
+async fn kept_bodies_count_as_stored(db: Db) {
+    let node = db.node().await;
+    let (dead, done) = (leased(&node).await, leased(&node).await);
+    node.finish_now(&dead.dead()).await;
+    node.finish_now(&done.delivered()).await;
+    let usage = Usage {
+        tenant: DEFAULT.id,
+        day: day_of(dead.event.time()),
+        events: 2,
+        bytes: 8,
+    };
+    node.note_usage(node.session, &[usage]).await.unwrap();
+    let body = "kept".len() as i64;
+    assert_eq!(stored(&node).await, 2 * body, "its day is not over");
+    for _ in 0..3 {
+        node.pass_days(40).await;
+        assert_eq!(stored(&node).await, body);
+    }
+    node.retry_by_hand(dead.id).await.unwrap();
+    assert_eq!(stored(&node).await, body, "it is queued");
+    let again = node.claim_one(dead.subscription).await;
+    node.finish_now(&again.delivered()).await;
+    assert_eq!(stored(&node).await, 0);
+}
+
+/// Makes many more of a dead letter and its event, behind the store's back: each at
+/// an instant of its own of the same day.
+async fn multiply(db: &Db, like: DeliveryId, letters: u32) {
+    let id = |which: &str| {
+        format!(
+            "(lpad(to_hex(day::bigint * 86400000 + n), 12, '0') || '70008000{which}' || lpad(to_hex(part::integer), 2, '0'))::uuid"
+        )
+    };
+    let (event, letter) = (id("0000000000"), id("0000000001"));
+    let id = like.0;
+    for sql in [
+        format!(
+            "insert into events (part, day, id, tenant, key, type, body)
+             select part, day, {event}, tenant, key, type, body
+             from (select e.* from events e join dead d on d.part = e.part and d.event = e.id where d.id = '{id}') x,
+                  generate_series(1, {letters}) n"
+        ),
+        format!(
+            "insert into dead (part, id, tenant, sub, event, event_day, dead_at, age_from, token, state, attempts, status, reason)
+             select part, {letter}, tenant, sub, {event}, day, dead_at, age_from, token, state, attempts, status, reason
+             from (select d.*, event_day as day from dead d where id = '{id}') x, generate_series(1, {letters}) n"
+        ),
+    ] {
+        db.tamper(&sql).await;
+    }
+}
+
+/// How often an index of the dead letters was used, and how many of them were read
+/// without one.
+async fn scans(db: &Db) -> (i64, i64) {
+    let figures =
+        "select idx_scan || ' ' || seq_tup_read from pg_stat_user_tables where relname = 'dead'";
+    let text = db.texts(figures).await.remove(0);
+    let (index, rows) = text.split_once(' ').unwrap();
+    (index.parse().unwrap(), rows.parse().unwrap())
+}
+
+// N4, A4, A5: no statement grows with what is dead.
+async fn many_bodies_are_kept_and_dropped_in_slices(db: Db) {
+    const LETTERS: u32 = 20_000;
+    const SLICE: i64 = 1000;
+    let node = db.node().await;
+    let dead = leased(&node).await;
+    node.finish_now(&dead.dead()).await;
+    multiply(&db, dead.id, LETTERS).await;
+    node.pass_days(40).await;
+    let (_, read) = scans(&db).await;
+    let forget = async || {
+        let mut slices = 1;
+        while node.forget(30, SLICE).await.unwrap() == Forgotten::Some {
+            slices += 1;
+            assert!(slices < 1000, "there is always something left to forget");
+        }
+        slices
+    };
+    let kept = async || db.texts("select count(*)::text from kept_bodies").await;
+    let slices = forget().await;
+    assert!(slices >= i64::from(LETTERS) / SLICE, "in {slices} slices");
+    assert_eq!(kept().await, [(LETTERS + 1).to_string()]);
+    db.tamper(&format!("delete from dead where id <> '{}'", dead.id.0))
+        .await;
+    let slices = forget().await;
+    assert!(slices >= i64::from(LETTERS) / SLICE, "in {slices} slices");
+    assert_eq!(kept().await, ["1"]);
+    assert_eq!(
+        node.retry_by_hand(dead.id).await.unwrap(),
+        Some(Status::Dead)
+    );
+    assert_eq!(node.claim_one(dead.subscription).await.body, "kept");
+    // A backend tells what it did when it ends.
+    db.close().await;
+    until("it is told how the dead letters were read", async || {
+        (scans(&db).await.0 >= i64::from(LETTERS)).then_some(())
+    })
+    .await;
+    let (_, now) = scans(&db).await;
+    // The statement above that deletes reads each once.
+    let mine = i64::from(LETTERS) + 1;
+    assert!(now - read <= mine, "{} read without an index", now - read);
+}
+
+// N4: whoever publishes looks for its key in every bucket.
+async fn a_bucket_that_is_read_for_long_keeps_nobody_waiting(db: Db) {
+    let node = db.node().await;
+    let key = uuid_at(wall_clock(), Part::new(0)).to_string();
+    let event = DEFAULT.event().idempotency_key(&key).build();
+    node.accept(&event).await;
+    let Database::Postgres(url) = db.database() else {
+        panic!("PostgreSQL alone")
+    };
+    let mut backup = PgConnection::connect(url).await.unwrap();
+    sqlx::raw_sql("begin; select from idempotency")
+        .execute(&mut backup)
+        .await
+        .unwrap();
+    // Another one of the eight is filled then.
+    node.pass_days(36).await;
+    let left = node.forget(30, 1000).await;
+    assert!(left.is_ok(), "{left:?}");
+    let rows = "select count(*)::text from idempotency";
+    forget(&node, 30).await;
+    assert_eq!(db.texts(rows).await, ["0"]);
+    backup.close().await.unwrap();
 }
 
 // A4

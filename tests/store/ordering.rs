@@ -11,7 +11,7 @@ use onering::{
         id::{DAY, DeliveryId, Part, SubscriptionId},
         subscription::{Ordering, Subscription},
     },
-    store::{Leased, Publish, Published},
+    store::{Finish, Leased, Publish, Published},
 };
 use proptest::{
     prelude::*,
@@ -34,6 +34,7 @@ contract![
     a_blocking_one_is_skipped_by_hand,
     a_waiting_one_can_not_be_hurried,
     a_skipped_one_that_is_retried_lines_up,
+    a_closing_breaker_frees_heads_alone,
     switched_off_everything_is_free,
     a_changed_ordering_holds_for_what_is_blocked,
     a_blocked_key_of_a_deleted_subscription_is_cancelled,
@@ -305,6 +306,36 @@ async fn a_skipped_one_that_is_retried_lines_up(db: Db) {
     assert_eq!(node.claim_one(s.id).await.id, lone[0]);
 }
 
+/// Dead after its last attempt, which its receiver was too ill to take.
+fn dead_of_illness(lease: &Leased) -> Finish {
+    let mut end = lease.dead();
+    end.attempt.as_mut().unwrap().response_status = 503;
+    end
+}
+
+// A9, A6: a head that waits for its next attempt is due; what lines up behind it is not,
+// though it failed like it once.
+async fn a_closing_breaker_frees_heads_alone(db: Db) {
+    let node = db.node().await;
+    let (tenancy, s) = subscribed(&node, Ordering::Skip).await;
+    let made = published(&node, tenancy, s.id, &["k", "k", "k"]).await;
+    let first = node.claim_one(s.id).await;
+    node.finish_now(&dead_of_illness(&first)).await;
+    let second = node.claim_one(s.id).await;
+    node.retry_by_hand(made[0]).await.unwrap();
+    let revive = async || node.revive(s.id.part(), s.id, false, 10).await.unwrap();
+    assert_eq!(revive().await, 0);
+    assert!(node.claim(s.id, 10).await.is_empty());
+    node.finish_now(&second.retried(MONTH)).await;
+    assert_eq!(revive().await, 1);
+    for id in [made[1], made[0], made[2]] {
+        let lease = node.claim_one(s.id).await;
+        assert_eq!(lease.id, id);
+        node.finish_now(&lease.delivered()).await;
+    }
+    db.counts_agree().await;
+}
+
 // A9: what waits, and what is blocked; what is leased ends as it is.
 async fn switched_off_everything_is_free(db: Db) {
     let node = db.node().await;
@@ -473,6 +504,7 @@ enum Verb {
     Skip { which: usize },
     Kill,
     Bury,
+    Revive,
 }
 
 fn verb() -> impl Strategy<Value = Verb> {
@@ -480,10 +512,11 @@ fn verb() -> impl Strategy<Value = Verb> {
         6 => (0..3usize, 0..2usize).prop_map(|(key, node)| Verb::Publish { key, node }),
         6 => (1..5i64).prop_map(|limit| Verb::Claim { limit }),
         8 => (0..64usize, 0..8usize).prop_map(|(which, end)| Verb::End { which, end }),
-        1 => (0..64usize).prop_map(|which| Verb::RetryByHand { which }),
+        3 => (0..64usize).prop_map(|which| Verb::RetryByHand { which }),
         1 => (0..64usize).prop_map(|which| Verb::Skip { which }),
         1 => Just(Verb::Kill),
         1 => Just(Verb::Bury),
+        3 => Just(Verb::Revive),
     ]
 }
 
@@ -559,7 +592,7 @@ impl Run {
                 let lease = self.leased.remove(which % self.leased.len());
                 let key = lease.ordering_key.clone().unwrap();
                 let finish = match end {
-                    0 => lease.dead(),
+                    0 => dead_of_illness(&lease),
                     1 => lease.retried(MONTH),
                     2 => lease.failed(Duration::ZERO),
                     3 => lease.released(),
@@ -625,6 +658,12 @@ impl Run {
                     let (_, key) = self.all.iter().find(|(a, _)| *a == id).unwrap().clone();
                     self.died(id, &key);
                 }
+            }
+            Verb::Revive => {
+                let (part, sub) = (self.sub.id.part(), self.sub.id);
+                let revived = self.node.revive(part, sub, false, 1000).await.unwrap();
+                assert_eq!(revived, self.later.len() as u64);
+                self.later.clear();
             }
         }
     }

@@ -2,12 +2,14 @@
 
 use onering::{
     domain::{id::TenantId, key::Key, subscription::Subscription},
-    store::StoreError,
+    store::{Database, StoreError},
 };
+use sqlx::{Connection as _, PgConnection};
 
 use crate::support::{
     build::{DEFAULT, a_key, a_subscription},
     store::{Db, Engine, Node},
+    wait::{PATIENCE, until},
 };
 
 contract![
@@ -22,6 +24,8 @@ contract![
     hot_tables_keys_begin_with_the_partition,
     shifts_of_the_clock_add_up,
 ];
+
+on_postgres_alone![a_migration_that_waits_holds_nobody_up];
 
 /// The tables that grow with the traffic.
 const HOT: [&str; 11] = [
@@ -193,6 +197,42 @@ async fn sessions_beside_the_version_before(db: Db) {
     assert_eq!(taken.unwrap(), [part]);
     let back = store.hand_over(node.session, before.session, &[part]).await;
     assert_eq!(back.unwrap(), [part]);
+}
+
+// N6: a backup reads a table for an hour, and a node of a later version starts.
+async fn a_migration_that_waits_holds_nobody_up(db: Db) {
+    db.open().await;
+    db.close().await;
+    db.tamper("alter table nodes drop column ready").await;
+    db.tamper("drop table timeline").await;
+    db.tamper("delete from _sqlx_migrations where description = 'nodes'")
+        .await;
+    let Database::Postgres(url) = db.database() else {
+        panic!("PostgreSQL alone")
+    };
+    let mut backup = PgConnection::connect(url).await.unwrap();
+    sqlx::raw_sql("begin; select from nodes")
+        .execute(&mut backup)
+        .await
+        .unwrap();
+    let others = async {
+        until("the migration waits", async || {
+            let waiting = "select count(*)::text from pg_locks
+                where not granted and relation = 'nodes'::regclass";
+            (db.texts(waiting).await == ["1"]).then_some(())
+        })
+        .await;
+        let heartbeat = db.tamper("update nodes set expires_at = expires_at");
+        let passed = tokio::time::timeout(PATIENCE, heartbeat).await;
+        backup.close().await.unwrap();
+        assert!(passed.is_ok(), "it waits behind the migration");
+    };
+    let (store, ()) = tokio::join!(db.try_open(), others);
+    let store = store.unwrap();
+    assert_eq!(
+        store.applied_migration().await.unwrap(),
+        store.expected_migration()
+    );
 }
 
 // N6

@@ -355,6 +355,7 @@ passed_on!(NodeStore, false, {
 
 passed_on!(TimelineStore, false, {
     timeline() -> Timeline;
+    now() -> Micros;
     server() -> String;
     advance_timeline() -> Timeline;
     note_restored(why: &str) -> ();

@@ -66,7 +66,7 @@ pub enum Mode {
     Verify(GateArgs),
     /// `GET /v1/external/me` beside an empty HTTP handler.
     Me(GateArgs),
-    /// How soon a long backlog is delivered, and with how much memory.
+    /// How soon a long backlog is delivered once its receiver is back, and with how much memory.
     Backlog(BacklogArgs),
     /// What endpoints that hang cost the others.
     Isolation(IsolationArgs),
@@ -144,11 +144,7 @@ pub struct PublishArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_FAN_OUT))]
     pub fan_out: u64,
     #[command(flatten)]
-    pub load: LoadArgs,
-    #[command(flatten)]
-    pub target: TargetArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub run: RunArgs,
 }
 
 /// Arguments of `bench latency`.
@@ -161,11 +157,7 @@ pub struct LatencyArgs {
     #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate)]
     pub b5_rate: Option<f64>,
     #[command(flatten)]
-    pub load: LoadArgs,
-    #[command(flatten)]
-    pub target: TargetArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub run: RunArgs,
 }
 
 /// Arguments of `bench overload`.
@@ -175,11 +167,7 @@ pub struct OverloadArgs {
     #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u16).range(1..=20_000))]
     pub overload_connections: u16,
     #[command(flatten)]
-    pub load: LoadArgs,
-    #[command(flatten)]
-    pub target: TargetArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub run: RunArgs,
 }
 
 /// Arguments of `bench switch`.
@@ -230,12 +218,12 @@ pub struct BacklogArgs {
     /// Subscriptions that they wait for, each with an endpoint of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub endpoints: u64,
+    /// Let them wait because `webhooks.delivery.enabled` is off, instead of for a
+    /// receiver that is out of order until all are published.
+    #[arg(long)]
+    pub switched_off: bool,
     #[command(flatten)]
-    pub load: LoadArgs,
-    #[command(flatten)]
-    pub target: TargetArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub run: RunArgs,
 }
 
 /// Arguments of `bench isolation`.
@@ -252,16 +240,19 @@ pub struct IsolationArgs {
     #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = rate)]
     pub rate: Option<f64>,
     #[command(flatten)]
-    pub load: LoadArgs,
-    #[command(flatten)]
-    pub target: TargetArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
+    pub run: RunArgs,
 }
 
 /// Arguments of `bench suite`.
 #[derive(Debug, Args)]
 pub struct SuiteArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What every run against a server is told.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
     #[command(flatten)]
     pub load: LoadArgs,
     #[command(flatten)]
@@ -470,8 +461,8 @@ mod tests {
         let check = |line: &str| {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             match cli.bench.mode {
-                Mode::Publish(args) => args.target.check(1),
-                Mode::Suite(args) => args.target.check(2),
+                Mode::Publish(args) => args.run.target.check(1),
+                Mode::Suite(args) => args.run.target.check(2),
                 _ => Ok(()),
             }
         };

@@ -1,19 +1,20 @@
 //! What endpoints that hang cost the others: the same load twice, once with all
 //! of them well and once with some that answer nothing until the attempt's limit.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
-
-use tokio::task::JoinSet;
 
 use super::{
     args::IsolationArgs,
     deployment::Deployment,
-    error::{BenchError, Result},
+    error::Result,
     pacer::Schedule,
-    publisher::publish,
+    publisher::Publishers,
     report::{Report, Row, Series, spread},
     scenario::{Bench, Load, Run, begin_live, run},
     setup::{Place, Route},
@@ -23,12 +24,8 @@ use super::{
 
 /// How much the others' p99 may grow.
 const MOST: f64 = 1.2;
-
-/// The two loads: the endpoints that are judged, and those that hang.
-struct Routes {
-    judged: Route,
-    hanging: Route,
-}
+/// How long what a run left is waited for.
+const SETTLE: Duration = Duration::from_mins(1);
 
 /// `onering bench isolation`
 pub(super) async fn measure(
@@ -40,40 +37,48 @@ pub(super) async fn measure(
     let rate = if let Some(rate) = args.rate {
         rate
     } else {
-        let full = suite::throughput(bench, &args.load, deployment, "B1", 1, 1).await?;
+        let full = suite::throughput(bench, &args.run.load, deployment, "B1", 1, 1).await?;
         let rate = full.spread(|r| r.events_per_s).median / 2.0;
         report.series.push(full);
         rate
     };
-    let bytes = usize::try_from(args.load.body_bytes).unwrap_or(usize::MAX);
+    let bytes = usize::try_from(args.run.load.body_bytes).unwrap_or(usize::MAX);
     let judged = args.endpoints - args.hanging;
-    let session = &mut deployment.session;
-    let routes = Routes {
-        judged: session.route("judged", judged, 1, bytes).await?,
-        hanging: session
-            .route_to(Place::Hanging, "hanging", args.hanging, 1, bytes)
-            .await?,
-    };
+    let route = deployment.session.route("judged", judged, 1, bytes).await?;
     let share = |endpoints: u64| rate * endpoints as f64 / args.endpoints as f64;
     let (mut well, mut ill) = (Vec::new(), Vec::new());
-    for n in 1..=args.load.runs {
+    for n in 1..=args.run.load.runs {
         for hang in [false, true] {
-            let name = if hang { "some hang" } else { "all well" };
+            let (name, tag) = if hang {
+                ("some hang", "ill")
+            } else {
+                ("all well", "well")
+            };
+            // Subscriptions of this run alone: those of the one before have open
+            // breakers, and a backlog that would be delivered in this one.
+            let others = deployment
+                .session
+                .route_to(Place::Hanging, &format!("{tag}{n}"), args.hanging, 1, bytes)
+                .await?;
             let done = both(
                 bench,
                 deployment,
-                &routes,
+                [&route, &others],
                 [
-                    Load::of(name, &args.load, Some(share(judged))),
-                    Load::of("hanging", &args.load, Some(share(args.hanging))),
+                    Load::of(name, &args.run.load, Some(share(judged))),
+                    Load::of("hanging", &args.run.load, Some(share(args.hanging))),
                 ],
                 hang,
             )
             .await?;
-            bench
-                .progress
-                .say(&format!("{name} {n}/{}: {}", args.load.runs, done.line()));
+            bench.progress.say(&format!(
+                "{name} {n}/{}: {}",
+                args.run.load.runs,
+                done.line()
+            ));
             if hang { &mut ill } else { &mut well }.push(done);
+            deployment.session.remove(&others).await?;
+            settle(bench, deployment).await?;
         }
     }
     let ratios = well
@@ -104,18 +109,32 @@ pub(super) async fn measure(
     Ok(())
 }
 
+/// Waits until what waited for endpoints that hung is gone.
+async fn settle(bench: &Bench, deployment: &mut Deployment) -> Result<()> {
+    let began = Instant::now();
+    while !deployment.session.is_idle().await? {
+        if began.elapsed() > SETTLE {
+            let late = "the next run is beside what is left of this one: it is still queued";
+            bench.progress.say(late);
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Ok(())
+}
+
 /// One run of both loads together; the result is that of the judged endpoints.
 async fn both(
     bench: &Bench,
     deployment: &Deployment,
-    routes: &Routes,
+    [route, others]: [&Route; 2],
     [judged, hanging]: [Load; 2],
     hang: bool,
 ) -> Result<Run> {
     let hub = &bench.receivers.hub;
     let _answering = Hang::begin(&hub.hang, hang);
     // Its arrivals are not counted: what hangs is tried again.
-    let live = Arc::new(begin_live(hub, u64::MAX, &routes.hanging, &hanging)?);
+    let live = Arc::new(begin_live(hub, u64::MAX, others, &hanging)?);
     let schedule = hanging
         .rate
         .map(|rate| {
@@ -123,19 +142,15 @@ async fn both(
             Schedule::begin(hub, rate, length, hanging.connections)
         })
         .transpose()?;
-    let mut publishers = JoinSet::new();
-    for _ in 0..hanging.connections {
-        publishers.spawn(publish(
-            Arc::clone(hub),
-            Arc::clone(&live),
-            Arc::clone(&routes.hanging.target),
-            schedule.clone(),
-        ));
-    }
-    let done = run(bench, &routes.judged, &judged, deployment.probes()).await?;
-    while let Some(one) = publishers.join_next().await {
-        one.map_err(|e| BenchError::failed("a publisher stopped", e))??;
-    }
+    let publishers = Publishers::begin(
+        hub,
+        &live,
+        &others.target,
+        schedule.as_ref(),
+        hanging.connections,
+    );
+    let done = run(bench, route, &judged, deployment.probes()).await?;
+    publishers.join().await?;
     Ok(done)
 }
 

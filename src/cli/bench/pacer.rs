@@ -20,6 +20,8 @@ const LEAD: u64 = 100_000_000;
 const BURSTS_FROM: f64 = 2_000.0;
 /// In nanoseconds; small beside the latencies that are measured at such rates (B5).
 const BURST: u64 = 500_000;
+/// How long past its end a schedule that is behind is still followed, in nanoseconds.
+const BEHIND: u64 = 5_000_000_000;
 
 /// An open loop: event `n` is meant to be sent at `start + n / rate`, whether or
 /// not the server keeps up. Latencies count from there, so a slow server can't
@@ -32,6 +34,8 @@ pub(super) struct Schedule {
     pub rate: f64,
     /// Events in all.
     pub total: u64,
+    /// When it is followed no longer, however far behind, in nanoseconds of the hub's clock.
+    pub until: u64,
     permits: Arc<Semaphore>,
 }
 
@@ -44,10 +48,12 @@ impl Schedule {
         length: Duration,
         publishers: usize,
     ) -> Result<Self> {
+        let start = hub.now() + LEAD;
         let schedule = Self {
-            start: hub.now() + LEAD,
+            start,
             rate,
             total: events(rate, length),
+            until: start + nanos(length) + BEHIND,
             permits: Arc::new(Semaphore::new(0)),
         };
         let (hub, pace) = (Arc::clone(hub), schedule.clone());
@@ -88,6 +94,7 @@ impl Schedule {
             start: hub.now(),
             rate: f64::INFINITY,
             total,
+            until: u64::MAX,
             permits: Arc::new(Semaphore::new(permits)),
         }
     }

@@ -8,11 +8,12 @@ use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     header::{HeaderName, HeaderValue},
 };
+use tokio::task::JoinSet;
 
 use super::{
     body::{Mark, Template},
     client::{Caller, Connection, Pool},
-    error::Result,
+    error::{BenchError, Result},
     latency::histogram,
     ledger::Outcome,
     pacer::Schedule,
@@ -24,8 +25,6 @@ use super::{
 const AFTER_REFUSAL: Duration = Duration::from_millis(5);
 /// After this a call counts as unanswered.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long past the end a schedule that is behind is still followed.
-const BEHIND: u64 = 5_000_000_000;
 
 /// What is posted, and where.
 #[derive(Debug, Clone)]
@@ -122,8 +121,43 @@ impl Tally {
     }
 }
 
+/// Publishers that are at it.
+#[derive(Debug)]
+pub(super) struct Publishers(JoinSet<Result<Tally>>);
+
+impl Publishers {
+    /// So many, by the schedule where there is one.
+    pub(super) fn begin(
+        hub: &Arc<Hub>,
+        live: &Arc<Live>,
+        target: &Arc<Target>,
+        schedule: Option<&Schedule>,
+        how_many: usize,
+    ) -> Self {
+        let mut set = JoinSet::new();
+        for _ in 0..how_many {
+            set.spawn(publish(
+                Arc::clone(hub),
+                Arc::clone(live),
+                Arc::clone(target),
+                schedule.cloned(),
+            ));
+        }
+        Self(set)
+    }
+
+    /// What all of them saw, once they are done.
+    pub(super) async fn join(mut self) -> Result<Tally> {
+        let mut tally = Tally::new()?;
+        while let Some(one) = self.0.join_next().await {
+            tally.add(one.map_err(|e| BenchError::failed("a publisher stopped", e))??);
+        }
+        Ok(tally)
+    }
+}
+
 /// Publishes until the window ends (closed loop) or the schedule does (open loop).
-pub(super) async fn publish(
+async fn publish(
     hub: Arc<Hub>,
     live: Arc<Live>,
     target: Arc<Target>,
@@ -144,7 +178,7 @@ pub(super) async fn publish(
         let (seq, origin) = if let Some(schedule) = &schedule {
             schedule.wait().await;
             let seq = live.ledger.take();
-            if seq >= schedule.total || hub.now() > live.window.end.saturating_add(BEHIND) {
+            if seq >= schedule.total || hub.now() > schedule.until {
                 break;
             }
             (seq, schedule.due(seq))

@@ -69,6 +69,10 @@ pub(super) struct Hub {
     pub malformed: AtomicU64,
     /// Whether endpoints under `/h/` answer nothing. Their arrivals are not counted.
     pub hang: AtomicBool,
+    /// Whether those under `/e/` are out of order: they answer 503.
+    pub refuse: AtomicBool,
+    /// Arrivals that were refused so.
+    pub refused: AtomicU64,
 }
 
 impl Hub {
@@ -82,6 +86,8 @@ impl Hub {
             strays: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
             hang: AtomicBool::new(false),
+            refuse: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -221,7 +227,13 @@ async fn answer(
         }
         return Ok(response);
     }
-    match body.collect().await {
+    let body = body.collect().await;
+    if hub.refuse.load(Relaxed) {
+        hub.refused.fetch_add(1, Relaxed);
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        return Ok(response);
+    }
+    match body {
         Ok(body) => {
             let id = head
                 .headers

@@ -10,7 +10,6 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::task::JoinSet;
 
 use super::{
     args::LoadArgs,
@@ -21,7 +20,7 @@ use super::{
     postgres::{self, Scratch},
     process::{self, Cpu},
     progress::Progress,
-    publisher::{Tally, publish},
+    publisher::{Publishers, Tally},
     receiver::{Hub, Live, Receivers},
     setup::Route,
     stats::{nanos, real},
@@ -48,6 +47,11 @@ impl Bench {
             progress: Progress::new(),
             next_run: AtomicU64::new(0),
         })
+    }
+
+    /// The number of the next run.
+    pub(super) fn next_run(&self) -> u64 {
+        self.next_run.fetch_add(1, Relaxed)
     }
 }
 
@@ -135,8 +139,7 @@ pub(super) async fn run(
     probes: Probes<'_>,
 ) -> Result<Run> {
     let hub = &bench.receivers.hub;
-    let number = bench.next_run.fetch_add(1, Relaxed);
-    let live = Arc::new(begin_live(hub, number, route, load)?);
+    let live = Arc::new(begin_live(hub, bench.next_run(), route, load)?);
     hub.begin(Arc::clone(&live));
     let odd_before = odd(hub);
 
@@ -144,24 +147,29 @@ pub(super) async fn run(
         .rate
         .map(|rate| Schedule::begin(hub, rate, load.warm_up + load.duration, load.connections))
         .transpose()?;
-    let mut publishers = JoinSet::new();
-    for _ in 0..load.connections {
-        let (hub, live) = (Arc::clone(hub), Arc::clone(&live));
-        publishers.spawn(publish(
-            hub,
-            live,
-            Arc::clone(&route.target),
-            schedule.clone(),
-        ));
-    }
-
+    let publishers = Publishers::begin(
+        hub,
+        &live,
+        &route.target,
+        schedule.as_ref(),
+        load.connections,
+    );
     let measured = measure(bench, &live, load, probes).await?;
-    let mut tally = Tally::new()?;
-    while let Some(one) = publishers.join_next().await {
-        tally.add(one.map_err(|e| BenchError::failed("a publisher stopped", e))??);
-    }
-    let drained = drain(bench, &live, load).await;
+    let tally = publishers.join().await?;
+    conclude(bench, &live, load, measured, tally, odd_before).await
+}
 
+/// Waits for what is still to come, and adds a run up. `odd_before`: how many odd
+/// arrivals there were when it began.
+pub(super) async fn conclude(
+    bench: &Bench,
+    live: &Live,
+    load: &Load,
+    measured: Measured,
+    tally: Tally,
+    odd_before: u64,
+) -> Result<Run> {
+    let drained = drain(bench, live, load).await;
     let seconds_measured = load.duration.as_secs_f64();
     let in_window = live.in_window.load(Relaxed);
     let mut seconds: Vec<u64> = live.seconds.iter().map(|s| s.load(Relaxed)).collect();
@@ -178,7 +186,7 @@ pub(super) async fn run(
         statuses: tally.statuses,
         broken: tally.broken,
         first_refusal: tally.first_refusal,
-        malformed: odd(hub) - odd_before,
+        malformed: odd(&bench.receivers.hub) - odd_before,
         drain_s: drained.as_secs_f64(),
         cpu: measured.cpu,
         resident_max: measured.resident_max,
@@ -187,7 +195,8 @@ pub(super) async fn run(
     })
 }
 
-fn odd(hub: &Hub) -> u64 {
+/// Arrivals so far that were not as they should be.
+pub(super) fn odd(hub: &Hub) -> u64 {
     hub.malformed.load(Relaxed) + hub.strays.load(Relaxed)
 }
 
@@ -209,14 +218,21 @@ pub(super) fn begin_live(hub: &Hub, run: u64, route: &Route, load: &Load) -> Res
     })
 }
 
-struct Measured {
+/// What a run took of the machine.
+#[derive(Debug)]
+pub(super) struct Measured {
     cpu: process::PerDelivery,
     resident_max: Option<u64>,
     postgres: Option<postgres::PerDelivery>,
 }
 
 /// Waits for the window's end and reads the processes at both its ends.
-async fn measure(bench: &Bench, live: &Live, load: &Load, probes: Probes<'_>) -> Result<Measured> {
+pub(super) async fn measure(
+    bench: &Bench,
+    live: &Live,
+    load: &Load,
+    probes: Probes<'_>,
+) -> Result<Measured> {
     let hub = &bench.receivers.hub;
     let port = probes.scratch.and_then(Scratch::local_port);
     let mut first = None;

@@ -27,6 +27,8 @@ pub(super) struct Route {
     pub types: u64,
     /// Endpoints of each type.
     pub fan_out: u64,
+    /// Its subscriptions.
+    subscriptions: Vec<String>,
 }
 
 impl Route {
@@ -53,6 +55,7 @@ impl Route {
             }),
             types: 1,
             fan_out: 1,
+            subscriptions: Vec::new(),
         })
     }
 }
@@ -173,7 +176,7 @@ impl Session {
         let types = (endpoints / fan_out).max(1);
         let event_type = |t: u64| format!("bench.{}.{name}.e{t}", self.tag);
         let key = self.key.clone();
-        let mut bodies = Vec::new();
+        let (mut bodies, mut subscriptions) = (Vec::new(), Vec::new());
         for t in 0..types {
             bodies.push(Template::publish(&event_type(t), body_bytes));
         }
@@ -198,7 +201,9 @@ impl Session {
                     201,
                 )
                 .await?;
-            self.subscriptions.push(text(&made, "id")?);
+            let id = text(&made, "id")?;
+            self.subscriptions.push(id.clone());
+            subscriptions.push(id);
         }
         let mut headers = common_headers(&self.authority)?;
         headers.insert(AUTHORIZATION, bearer(&key)?);
@@ -214,7 +219,29 @@ impl Session {
             }),
             types,
             fan_out,
+            subscriptions,
         })
+    }
+
+    /// Removes a route's subscriptions, and with them what waits for them.
+    pub(super) async fn remove(&mut self, route: &Route) -> Result<()> {
+        let key = self.key.clone();
+        for id in &route.subscriptions {
+            let path = format!("/v1/external/webhooks/{id}");
+            self.call(Method::DELETE, &path, &key, None, 200).await?;
+            self.subscriptions.retain(|s| s != id);
+        }
+        Ok(())
+    }
+
+    /// Whether no delivery waits on the server.
+    pub(super) async fn is_idle(&mut self) -> Result<bool> {
+        let key = self.key.clone();
+        let health = self
+            .call(Method::GET, "/health?deep=true", &key, None, 200)
+            .await?;
+        let age = health.pointer("/checks/queue/oldest_age_seconds");
+        Ok(age.and_then(Value::as_f64) == Some(0.0))
     }
 
     /// Sets a switch.

@@ -9,8 +9,14 @@ use crate::{
     store::{Session, Store, sqlite::Sqlite},
 };
 
-/// A dispatcher over an empty store, and the store's folder.
-async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
+/// A dispatcher over an empty store, where its jobs' ends arrive, and the store's folder.
+async fn dispatcher(
+    poll: Duration,
+) -> (
+    Arc<Dispatcher>,
+    mpsc::UnboundedReceiver<Ended>,
+    tempfile::TempDir,
+) {
     let folder = tempfile::tempdir().unwrap();
     let store = Sqlite::open(&folder.path().join("o.db")).await.unwrap();
     let store: Arc<dyn Store> = Arc::new(store);
@@ -32,7 +38,7 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
     let node = Arc::new(Node::new(store, metrics.clone(), "n".into(), ttl));
     let (hints, _) = mpsc::unbounded_channel();
     let (changed, _) = mpsc::unbounded_channel();
-    let (dispatcher, _) = Dispatcher::new(
+    let (dispatcher, ended) = Dispatcher::new(
         directory,
         live,
         node,
@@ -41,7 +47,7 @@ async fn dispatcher(poll: Duration) -> (Arc<Dispatcher>, tempfile::TempDir) {
         Some(10),
         (changed, hints),
     );
-    (dispatcher, folder)
+    (dispatcher, ended, folder)
 }
 
 /// The end of an attempt that is to be repeated after that time.
@@ -94,7 +100,7 @@ fn retried(subscription: SubscriptionId, after: Duration) -> Ended {
 async fn timers_do_not_reach_beyond_the_polls() {
     let subscription = SubscriptionId::new(1, Part::new(1));
     for (poll, horizon) in [(5, 60), (600, 1200)] {
-        let (dispatcher, _folder) = dispatcher(Duration::from_secs(poll)).await;
+        let (dispatcher, _ended, _folder) = dispatcher(Duration::from_secs(poll)).await;
         let wake = |after: u64| {
             let after = Duration::from_secs(after);
             dispatcher.recorded(&[retried(subscription, after)]);
@@ -104,4 +110,20 @@ async fn timers_do_not_reach_beyond_the_polls() {
         assert_eq!(wake(horizon + 10), None, "poll {poll}");
         assert!(wake(horizon - 10).is_some(), "poll {poll}");
     }
+}
+
+// H2: what waits to be recorded, for as long as the database may take, has no body.
+#[tokio::test]
+async fn what_is_to_be_recorded_has_no_body() {
+    let (dispatcher, mut ended, _folder) = dispatcher(Duration::from_secs(5)).await;
+    let subscription = SubscriptionId::new(1, Part::new(1));
+    let Ended { job, outcome, .. } = retried(subscription, Duration::from_secs(1));
+    assert!(!job.body.is_empty());
+    dispatcher.complete(Completion {
+        job,
+        outcome,
+        reason: String::new(),
+        attempt: None,
+    });
+    assert!(ended.recv().await.unwrap().job.body.is_empty());
 }

@@ -50,7 +50,10 @@ pub(in crate::pipeline) enum Way {
     /// It goes on.
     Send(Terms),
     /// It waits, as all do.
-    Hold,
+    Hold {
+        /// Which URL it is for.
+        url: u64,
+    },
     /// Its subscription is off or gone. Once it is on again its receiver is taken
     /// for well.
     Off,
@@ -65,9 +68,12 @@ pub(in crate::pipeline) struct Clock {
     pub(super) active: Micros,
 }
 
-/// For how long nothing was delivered of what was tried.
+/// For how long nothing was delivered of what was tried, without the time in which
+/// delivery was off.
 #[derive(Debug, Clone, Copy)]
 struct Failing {
+    /// Later than it was where its owner was told late: what is left after that is
+    /// always the same.
     since: Micros,
     /// Its owner was told.
     warned: bool,
@@ -86,10 +92,15 @@ pub(in crate::pipeline) struct Patience {
 /// A receiver that delivers nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::pipeline) enum Bad {
-    /// For so long that its owner is to know; how long in microseconds.
-    Failing(Micros),
-    /// For too long.
-    Failed(Micros),
+    /// For so long that its owner is to know.
+    Failing {
+        /// How long, in microseconds.
+        long: Micros,
+        /// How much longer it may, in microseconds.
+        left: Micros,
+    },
+    /// For too long, also since its owner was told.
+    Failed,
 }
 
 /// A change in what is known of a receiver, to be stored.
@@ -104,6 +115,21 @@ pub(in crate::pipeline) struct Changed {
     /// How long an outage was that is over now.
     pub(in crate::pipeline) outage: Micros,
     known: Known,
+}
+
+#[cfg(test)]
+impl Changed {
+    /// Of which nothing is known.
+    pub(in crate::pipeline) fn of(subscription: SubscriptionId) -> Self {
+        Self {
+            subscription,
+            tenant: TenantId::new(1, subscription.part()),
+            turn: None,
+            bad: None,
+            outage: 0,
+            known: Known::default(),
+        }
+    }
 }
 
 /// A subscription and its tenant.
@@ -163,7 +189,7 @@ impl Changed {
                 })
                 .collect(),
             outage: k.outages.since().map(|since| ago(since, clock.active)),
-            failing: k.failing.map(|f| ago(f.since, clock.now)),
+            failing: k.failing.map(|f| ago(f.since, clock.active)),
             warned: k.failing.is_some_and(|f| f.warned),
             asked: k.asked,
         }
@@ -296,7 +322,7 @@ impl Receiver {
             }
             Some(Turn::Reopened) | None => {}
         }
-        let (began_or_ended, bad) = self.misses(sign == Sign::Well, patience, clock.now);
+        let (began_or_ended, bad) = self.misses(sign == Sign::Well, patience, clock.active);
         (turn.is_some() || began_or_ended || bad.is_some())
             .then(|| self.changed(job, turn, bad, outage))
     }
@@ -320,13 +346,16 @@ impl Receiver {
         };
         let long = now - f.since;
         let after = |limit: Micros| patience.disable > 0 && long >= limit;
-        if after(patience.disable) && !f.over {
-            f.over = true;
-            return (false, Some(Bad::Failed(long)));
-        }
-        if after(patience.warn) && !f.warned {
+        if !f.warned && after(patience.warn) {
+            // Attempts may be rare: whoever is told has time to do something about it.
             f.warned = true;
-            return (false, Some(Bad::Failing(long)));
+            f.since = now - patience.warn;
+            let left = patience.disable - patience.warn;
+            return (false, Some(Bad::Failing { long, left }));
+        }
+        if f.warned && after(patience.disable) && !f.over {
+            f.over = true;
+            return (false, Some(Bad::Failed));
         }
         (false, None)
     }
@@ -394,7 +423,7 @@ impl Receiver {
                 opened_at: clock.now - state.open.map_or(0, |o| since(o.ago)),
                 outages: Outages::new(over.collect(), outage),
                 failing: state.failing.map(|d| Failing {
-                    since: clock.now - since(d),
+                    since: clock.active - since(d),
                     warned: state.warned,
                     over: false,
                 }),

@@ -41,6 +41,13 @@ impl Scene {
         Self { lanes, tenant, sub }
     }
 
+    /// One more comes from the store.
+    fn push(&mut self) {
+        let mut job = job(self.tenant, self.sub);
+        job.since = self.lanes.started;
+        self.lanes.push(job, terms(), false);
+    }
+
     fn at(&self, after: Duration) -> Instant {
         self.lanes.started + after
     }
@@ -90,9 +97,11 @@ fn an_open_breaker_holds_the_lane_and_a_probe_frees_it() {
     let after = s.end(&probe, Sign::Ill, 61 * SECOND);
     assert_eq!(turns(&after), [Some(Turn::Reopened)]);
     assert!(s.take(120 * SECOND).is_none());
+    s.push();
     let probe = s.take(121 * SECOND).unwrap();
     let after = s.end(&probe, Sign::Well, 121 * SECOND);
     assert_eq!(turns(&after), [Some(Turn::Closed)]);
+    s.push();
     assert!(s.take(121 * SECOND).is_some());
     assert_eq!(s.lanes.fetches(1000, |_| true).len(), 1);
     assert!(s.lanes.plan(s.sub));
@@ -106,7 +115,9 @@ fn a_probe_that_says_nothing_is_followed_by_another() {
     for sign in [Sign::Refused, Sign::Nothing] {
         let after = s.one(sign, 60 * SECOND);
         assert!(after.changed.iter().all(|c| c.turn.is_none()));
+        s.push();
     }
+    s.push();
     let probe = s.take(60 * SECOND).unwrap();
     assert!(s.take(60 * SECOND).is_none());
     assert_eq!(
@@ -135,8 +146,31 @@ fn a_probe_is_fetched_alone() {
 fn what_waits_for_an_ill_receiver_leaves_the_memory() {
     let mut s = Scene::new(2000, terms());
     let after = s.open();
-    assert_eq!(after.back.len(), 2000 - 5 - LOW);
-    assert_eq!(s.lanes.waiting(), LOW);
+    assert_eq!(after.back.len(), 2000 - 5 - 1);
+    assert_eq!(s.lanes.waiting(), 1);
+}
+
+// A8, B6: a hundred ill receivers leave the memory to the others.
+#[test]
+fn many_ill_receivers_leave_the_memory() {
+    let mut lanes = Lanes::new(1000);
+    let start = lanes.started;
+    for n in 0..100 {
+        let tenant = TenantId::new(n, Part::new(1));
+        let sub = SubscriptionId::new(n, Part::new(1));
+        for _ in 0..150 {
+            lanes.push(job(tenant, sub), terms(), true);
+        }
+        for _ in 0..5 {
+            let job = lanes.take_at(&Taker::EMBEDDED, usize::MAX, start).unwrap();
+            let after = lanes.ended(&job, Sign::Ill, false, start);
+            lanes.let_go(job.id, job.token);
+            for job in after.back {
+                lanes.let_go(job.id, job.token);
+            }
+        }
+    }
+    assert_eq!((lanes.waiting(), lanes.room()), (100, 2048));
 }
 
 // A6: after an outage it starts slowly: so many in the first second, twice as many in
@@ -240,7 +274,11 @@ fn a_partition_that_is_taken_over_waits_for_what_is_known() {
 // A6: an owner who switches it off and on, or names another URL, begins anew.
 #[test]
 fn another_receiver_is_taken_for_well() {
-    for way in [Way::Off, Way::Send(Terms { url: 2, ..terms() })] {
+    for way in [
+        Way::Off,
+        Way::Hold { url: 2 },
+        Way::Send(Terms { url: 2, ..terms() }),
+    ] {
         let mut s = Scene::new(10, terms());
         s.open();
         let after = s.lanes.adjust(|_| way);
@@ -253,9 +291,24 @@ fn another_receiver_is_taken_for_well() {
     }
     let mut s = Scene::new(10, terms());
     s.open();
-    assert!(s.lanes.adjust(|_| Way::Hold).changed.is_empty());
+    assert!(s.lanes.adjust(|_| Way::Hold { url: 1 }).changed.is_empty());
     assert!(s.lanes.adjust(|_| Way::Send(terms())).changed.is_empty());
     assert!(s.take(SECOND).is_none(), "the same one is as ill as before");
+}
+
+// A6: a lane of which nothing was sent since its partition was taken over knows its URL
+// all the same.
+#[test]
+fn another_receiver_is_known_after_a_restart() {
+    let mut s = Scene::new(5, terms());
+    let opened = s.open().changed.remove(0);
+    let stored = opened.state(s.lanes.clock(s.at(SECOND)));
+    let mut lanes = Lanes::new(1000);
+    let at = lanes.started;
+    lanes.load(&[s.sub.part()], std::iter::once(&stored), at);
+    assert!(lanes.adjust(|_| Way::Send(terms())).changed.is_empty());
+    let after = lanes.adjust(|_| Way::Send(Terms { url: 2, ..terms() }));
+    assert_eq!(turns(&after), [None]);
 }
 
 // A7: after days without a delivery its owner is told, then the subscription is to be
@@ -284,10 +337,11 @@ fn a_receiver_that_fails_for_days() {
     }
     assert_eq!(bad(&s.one(Sign::Ill, 3 * day)), None);
     let told = s.one(Sign::Ill, 4 * day);
-    assert_eq!(bad(&told), Some(Bad::Failing(micros(4 * day))));
+    let (long, left) = (micros(4 * day), micros(day));
+    assert_eq!(bad(&told), Some(Bad::Failing { long, left }));
     assert!(s.one(Sign::Ill, 4 * day).changed.is_empty());
     let over = s.one(Sign::Refused, 5 * day);
-    assert_eq!(bad(&over), Some(Bad::Failed(micros(5 * day))));
+    assert_eq!(bad(&over), Some(Bad::Failed));
     assert!(s.one(Sign::Ill, 6 * day).changed.is_empty());
     let well = s.one(Sign::Well, 6 * day);
     let clock = s.lanes.clock(s.at(6 * day));

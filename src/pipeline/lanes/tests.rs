@@ -311,3 +311,73 @@ fn streams_have_no_part_in_the_capacity() {
     }
     assert_eq!(lanes.in_flight(), 2);
 }
+
+// H2: bodies under way are in memory like those that wait, and those that streams took
+// are in theirs.
+#[test]
+fn bodies_under_way_are_counted() {
+    let ((t, s), (other, lane)) = (ids(1), ids(2));
+    let mut lanes = Lanes::new(1000);
+    let large = Bytes::from(vec![b' '; 1 << 20]);
+    for _ in 0..128 {
+        let body = large.clone();
+        lanes.push(Job { body, ..job(t, s) }, http(1000), true);
+    }
+    let under_way: Vec<Job> =
+        std::iter::from_fn(|| lanes.take(&Taker::EMBEDDED, usize::MAX)).collect();
+    assert_eq!((under_way.len(), lanes.waiting()), (128, 0));
+    assert!(!lanes.plan(lane));
+    for job in &under_way {
+        let at = lanes.started;
+        lanes.ended(job, Sign::Well, false, at);
+    }
+    assert_eq!(lanes.bytes, 0);
+    assert!(
+        lanes.plan(lane),
+        "what is to be recorded is so without its body"
+    );
+
+    lanes.push(
+        Job {
+            body: large,
+            ..job(other, lane)
+        },
+        streamed(9),
+        true,
+    );
+    assert_eq!(lanes.bytes, 1 << 20);
+    let taken = lanes.take(&stream(Whose::All), usize::MAX).unwrap();
+    assert_eq!(lanes.bytes, 0);
+    lanes.let_go(taken.id, taken.token);
+    lanes.unplan(lane);
+}
+
+// However a job leaves, its body is counted once.
+#[test]
+fn bodies_are_counted_once() {
+    let (t, s) = ids(1);
+    let mut lanes = Lanes::new(1000);
+    let again = job(t, s);
+    lanes.push(again.clone(), http(1), true);
+    lanes.push(
+        Job {
+            token: 2,
+            ..again.clone()
+        },
+        http(1),
+        false,
+    );
+    assert_eq!(lanes.bytes, 2);
+    lanes.let_go(again.id, 1);
+    assert_eq!(lanes.bytes, 2);
+    for job in lanes.withdraw(|_| false) {
+        lanes.let_go(job.id, job.token);
+    }
+    assert_eq!((lanes.bytes, lanes.waiting()), (0, 0));
+    let given_back = job(t, s);
+    lanes.push(given_back.clone(), http(1), true);
+    assert_eq!(lanes.adjust(|_| Way::Off).back.len(), 1);
+    assert_eq!(lanes.bytes, 0);
+    lanes.let_go(given_back.id, 1);
+    assert!(lanes.held.is_empty());
+}

@@ -8,7 +8,7 @@ use crate::{
     directory::{KeyEntry, Switches, no_such_key},
     domain::{
         id::{Micros, TenantId, wall_clock},
-        key::{ADMIN_PREFIX, CONSUMER_PREFIX, Kind, SCOPE_ADMIN},
+        key::{ADMIN_PREFIX, CONSUMER_PREFIX, Key, Kind, SCOPE_ADMIN},
     },
     error::{Error, Reason, Result, meaning},
     limiter::{Policy, State},
@@ -126,14 +126,7 @@ impl Gate {
             found.used(now);
         }
         let key = &found.key;
-        if !key.admits(ask.address) {
-            let from = match ask.address {
-                Some(ip) => format!("the key may not be used from {ip}"),
-                None => "the key has an allow list, and where the call came from is not known"
-                    .to_owned(),
-            };
-            return Err(Error::new(Reason::IpNotAllowed, from));
-        }
+        admits(key, ask.address)?;
         if key.kind == Kind::Consumer && switches.canary_only && !key.canary {
             return Err(Error::new(
                 Reason::CanaryOnlyMode,
@@ -143,8 +136,8 @@ impl Gate {
         ask.need.met_by(found, live.require_own_scopes)
     }
 
-    /// Decides again on a call under way, but for where it came from and its key's
-    /// limit.
+    /// Decides again on a call under way, but for its key's limit. Of one that comes
+    /// through another node that one knows where it came from.
     pub(super) fn still(&self, method: &Method, caller: &Caller) -> Result<()> {
         let switches = self.directory.switches();
         let entry = self
@@ -153,6 +146,9 @@ impl Gate {
             .filter(|e| e.key.tenant == caller.key().tenant)
             .ok_or_else(no_such_key)?;
         entry.works_at(wall_clock())?;
+        if !caller.is_through_node() {
+            admits(&entry.key, caller.address())?;
+        }
         if entry.key.kind == Kind::Consumer {
             if !switches.api {
                 return Err(Error::new(
@@ -183,6 +179,17 @@ impl Gate {
             None => self.usage.note(&Who::default(), call),
         }
     }
+}
+
+fn admits(key: &Key, address: Option<IpAddr>) -> Result<()> {
+    if key.admits(address) {
+        return Ok(());
+    }
+    let from = match address {
+        Some(ip) => format!("the key may not be used from {ip}"),
+        None => "the key has an allow list, and where the call came from is not known".to_owned(),
+    };
+    Err(Error::new(Reason::IpNotAllowed, from))
 }
 
 fn policy(entry: &KeyEntry, live: &Live) -> Option<Policy> {

@@ -2,7 +2,7 @@
 
 use sqlx::Row as _;
 
-use super::{Postgres, failed};
+use super::{Postgres, bodies::Progress, failed, lock_timed_out};
 use crate::store::{Forgotten, Result};
 
 /// Tables that are kept by day.
@@ -15,24 +15,6 @@ const BUCKETS: i32 = 8;
 pub(super) fn bucket_of_day(day: i32) -> i16 {
     1 + day.rem_euclid(BUCKETS) as i16
 }
-
-/// The bodies of a day's events, in this table, that something queued or dead still
-/// needs.
-fn keep(table: &str) -> String {
-    format!(
-        "insert into kept_bodies (part, event, tenant, type, body, trace)
-         select e.part, e.id, e.tenant, e.type, e.body, e.trace
-         from (select part, event from queue where event_day = $1
-               union select part, event from dead where event_day = $1) x
-         join {table} e on e.part = x.part and e.id = x.event and e.day = $1
-         on conflict do nothing"
-    )
-}
-
-const DROP_BODIES: &str = "
-delete from kept_bodies k
-where not exists (select from queue q where q.part = k.part and q.event = k.event)
-  and not exists (select from dead d where d.part = k.part and d.event = k.event)";
 
 impl Postgres {
     pub(super) async fn prepare_day(&self, day: i32) -> Result<()> {
@@ -68,27 +50,47 @@ impl Postgres {
             .fetch_one(&self.pool)
             .await
             .map_err(failed)?;
+        let oldest = today - days;
+        let mut progress = self.forgetting.lock().await;
+        // What fails keeps nothing else from going.
+        let steps = [
+            self.forget_days(&mut progress, oldest, limit).await,
+            self.sweep_bodies(&mut progress, oldest, limit).await,
+            self.forget_keys(today, limit).await,
+        ];
+        let mut left = Ok(Forgotten::All);
+        for step in steps {
+            match step {
+                Ok(Forgotten::All) => {}
+                Ok(Forgotten::Some) if left.is_err() => {}
+                other => left = other,
+            }
+        }
+        if !matches!(left, Ok(Forgotten::Some)) {
+            progress.begin_anew();
+        }
+        left
+    }
+
+    async fn forget_days(
+        &self,
+        progress: &mut Progress,
+        oldest: i32,
+        limit: i64,
+    ) -> Result<Forgotten> {
         let mut left = Forgotten::All;
         for table in BY_DAY {
-            for (day, stage) in self.days_of(table).await? {
-                if day < today - days && !self.drop_day(table, day, stage).await? {
+            let mut days = self.days_of(table).await?;
+            days.sort_unstable_by_key(|(day, _)| *day);
+            for (day, stage) in days.into_iter().filter(|(day, _)| *day < oldest) {
+                if !self.drop_day(progress, table, day, stage, limit).await? {
+                    // The next call goes on with the same day.
                     left = Forgotten::Some;
+                    break;
                 }
             }
         }
-        sqlx::query("delete from usage where day < $1")
-            .bind(today - days)
-            .execute(&self.pool)
-            .await
-            .map_err(failed)?;
-        sqlx::query(DROP_BODIES)
-            .execute(&self.pool)
-            .await
-            .map_err(failed)?;
-        match self.forget_keys(today, limit).await? {
-            Forgotten::All => Ok(left),
-            Forgotten::Some => Ok(Forgotten::Some),
-        }
+        Ok(left)
     }
 
     /// The buckets of about today are left to fill; of the others each is emptied
@@ -117,7 +119,8 @@ impl Postgres {
         Ok(left)
     }
 
-    /// Empties a bucket, unless it has a record that still counts.
+    /// Empties a bucket, unless it has a record that still counts, or somebody is at
+    /// it for long (a backup): whoever publishes would wait behind this one.
     async fn empty_bucket(&self, bucket: i16) -> Result<bool> {
         let table = format!("idempotency_{bucket}");
         let in_use = format!(
@@ -127,10 +130,14 @@ impl Postgres {
         // Once before the lock, so that a bucket in use is not locked in vain.
         for lock in [false, true] {
             if lock {
-                sqlx::raw_sql(sqlx::AssertSqlSafe(format!("lock table {table}")))
+                let sql = format!("set local lock_timeout = '1s'; lock table {table}");
+                match sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
                     .execute(&mut *tx)
                     .await
-                    .map_err(failed)?;
+                {
+                    Err(e) if lock_timed_out(&e) => return Ok(false),
+                    other => other.map_err(failed)?,
+                };
             }
             let in_use: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(in_use.clone()))
                 .fetch_one(&mut *tx)
@@ -174,8 +181,16 @@ impl Postgres {
     }
 
     /// Detached first: dropping an attached partition would lock its parent.
-    /// False where another node's sweep is at it.
-    async fn drop_day(&self, table: &str, day: i32, stage: Stage) -> Result<bool> {
+    /// False where another node's sweep is at it, or not all of its bodies that are
+    /// needed were copied yet.
+    async fn drop_day(
+        &self,
+        progress: &mut Progress,
+        table: &str,
+        day: i32,
+        stage: Stage,
+        limit: i64,
+    ) -> Result<bool> {
         let child = format!("{table}_{day}");
         let detach = match stage {
             Stage::Attached => Some("concurrently"),
@@ -188,16 +203,19 @@ impl Postgres {
             // Once more when nothing can be added to it any longer: a node whose clock
             // is days behind may have published into it after the first time.
             let kept = match table {
-                "events" if last => self.keep_bodies(&child, day).await,
-                "events" if stage == Stage::Attached => self.keep_bodies(table, day).await,
-                _ => Ok(()),
+                "events" if last => self.keep_bodies(progress, &child, day, limit).await,
+                "events" if stage == Stage::Attached => {
+                    self.keep_bodies(progress, table, day, limit).await
+                }
+                _ => Ok(true),
             };
             let done = match kept {
-                Ok(()) => {
+                Ok(true) => {
                     self.alter(sql, (table == "done" && last).then_some(day))
                         .await
                 }
-                failed => failed,
+                Ok(false) => return Ok(false),
+                Err(e) => Err(e),
             };
             match done {
                 Err(e) if is_gone(&e) => return Ok(false),
@@ -205,14 +223,6 @@ impl Postgres {
             }
         }
         Ok(true)
-    }
-
-    async fn keep_bodies(&self, table: &str, day: i32) -> std::result::Result<(), sqlx::Error> {
-        sqlx::query(sqlx::AssertSqlSafe(keep(table)))
-            .bind(day)
-            .execute(&self.pool)
-            .await
-            .map(drop)
     }
 
     /// Carries out a statement about a table. What was counted into a day goes in

@@ -10,11 +10,13 @@ use std::{str::FromStr as _, time::Duration};
 use async_trait::async_trait;
 use sqlx::{
     Connection as _,
+    migrate::MigrateError,
     postgres::{PgConnectOptions, PgSslMode},
 };
 
 use super::{Micros, Result, Store, StoreError};
 
+mod bodies;
 mod counters;
 mod history;
 mod limits;
@@ -68,6 +70,11 @@ const HOT: Duration = Duration::from_secs(10);
 /// The same for a sweep or a long list: longer than the server lets one run.
 const LONG: Duration = Duration::from_secs(35);
 
+/// How long a migration that found a table locked lets others pass, at first and at
+/// most.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// A PostgreSQL database, version 15 or later.
 pub struct Postgres {
     pool: Pool,
@@ -81,6 +88,8 @@ pub struct Postgres {
     history: Pool,
     finishing: Pool,
     options: PgConnectOptions,
+    /// Held while history is forgotten.
+    forgetting: tokio::sync::Mutex<bodies::Progress>,
 }
 
 impl Postgres {
@@ -123,6 +132,7 @@ impl Postgres {
             publishing: Pool::new(hot.clone(), 1, HOT),
             finishing: Pool::new(hot, 1, HOT),
             options,
+            forgetting: tokio::sync::Mutex::default(),
         })
     }
 
@@ -190,21 +200,45 @@ impl Postgres {
     }
 }
 
+/// Applies the migrations that are missing. One that waits for a table that another
+/// reads for long (a backup) holds up whoever comes after it: it gives up soon, and
+/// lets these pass before it tries again.
 async fn migrate(pool: &Pool) -> Result<()> {
-    // On a connection of its own without the statement timeout: a migration may
-    // take longer than any statement of ours.
-    let mut connection = pool.connect().await.map_err(failed)?;
-    sqlx::raw_sql("set statement_timeout = 0; set idle_in_transaction_session_timeout = 0")
+    let mut pause = FIRST_PAUSE;
+    loop {
+        // On a connection of its own without the statement timeout: a migration may
+        // take longer than any statement of ours.
+        let mut connection = pool.connect().await.map_err(failed)?;
+        sqlx::raw_sql(
+            "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
+             set lock_timeout = '3s'",
+        )
         .execute(&mut connection)
         .await
         .map_err(failed)?;
-    let applied = super::migrations::migrator(&MIGRATIONS)
-        .run(&mut connection)
-        .await;
-    if let Err(e) = connection.close().await {
-        tracing::debug!(error.message = %e, "closing the migration's connection failed");
+        let applied = super::migrations::migrator(&MIGRATIONS)
+            .run(&mut connection)
+            .await;
+        if let Err(e) = connection.close().await {
+            tracing::debug!(error.message = %e, "closing the migration's connection failed");
+        }
+        let error = match applied {
+            Err(MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _))
+                if lock_timed_out(&e) =>
+            {
+                e
+            }
+            other => return other.map_err(super::migrations::failed),
+        };
+        if pause == FIRST_PAUSE {
+            tracing::warn!(
+                error.message = %error,
+                "a migration waits for a table that another reads, or for another node's: it is tried again"
+            );
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    applied.map_err(super::migrations::failed)
 }
 
 #[async_trait]
@@ -282,6 +316,13 @@ fn lacks_day(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| {
         e.code().as_deref() == Some("23514") && e.message().contains("no partition")
     })
+}
+
+/// Whether a statement waited for a lock as long as it may. Nothing of it was done.
+fn lock_timed_out(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|e| e.code().as_deref() == Some("55P03"))
 }
 
 /// Whether the database gave up one of several transactions that waited for each

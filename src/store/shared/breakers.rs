@@ -49,7 +49,7 @@ fn state(r: &Row, now: Micros) -> Result<ReceiverState> {
             })
             .collect(),
         outage: since(r.get(7), active),
-        failing: since(r.get(9), now),
+        failing: since(r.get(9), active),
         warned: r.get::<i32, _>(10) != 0,
         asked: r.get::<i32, _>(11) != 0,
     })
@@ -190,7 +190,7 @@ async fn write(
         .bind(s.open.map_or(0, |o| now + micros(o.left)))
         .bind(at(s.outage, active))
         .bind(outages)
-        .bind(at(s.failing, now))
+        .bind(at(s.failing, active))
         .bind(i16::from(s.warned))
         .bind(i16::from(s.asked))
         .execute(&mut **tx)

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use sqlx::Row as _;
 use uuid::Uuid;
@@ -99,7 +101,40 @@ const fn in_done(status: Option<Status>) -> bool {
     )
 }
 
+/// The day under which `usage` has what bodies take that are kept past their day:
+/// one that no event is of.
+const KEPT: i32 = i32::MAX;
+
 impl Engine {
+    /// Notes how many bytes of bodies each tenant has that are kept past their day,
+    /// in place of what their days, before `oldest`, counted of them.
+    pub(in super::super) async fn note_kept(
+        &self,
+        oldest: i32,
+        kept: &BTreeMap<Uuid, i64>,
+    ) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("delete from usage where day < $1 or day = $2")
+            .bind(oldest)
+            .bind(KEPT)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        for (tenant, bytes) in kept.iter().filter(|(_, bytes)| **bytes > 0) {
+            sqlx::query(
+                "insert into usage (tenant, day, sid, events, bytes) values ($1, $2, 0, 0, $3)
+                 on conflict (tenant, day, sid) do update set bytes = excluded.bytes",
+            )
+            .bind(*tenant)
+            .bind(KEPT)
+            .bind(*bytes)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        tx.commit().await.map_err(failed)
+    }
+
     async fn list(
         &self,
         condition: &str,

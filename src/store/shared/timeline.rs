@@ -6,7 +6,7 @@ use sqlx::Row as _;
 use super::{Engine, Row, failed};
 use crate::{
     domain::{
-        id::{Part, uuid_at, wall_clock},
+        id::{Micros, Part, uuid_at, wall_clock},
         timeline::Timeline,
     },
     store::{Result, TimelineStore},
@@ -29,6 +29,13 @@ impl TimelineStore for Engine {
             .await
             .map(|r| timeline(&r))
             .map_err(failed)
+    }
+
+    async fn now(&self) -> Result<Micros> {
+        let mut tx = self.begin().await?;
+        let now = self.clock(&mut tx).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(now)
     }
 
     async fn server(&self) -> Result<String> {
@@ -66,11 +73,14 @@ impl TimelineStore for Engine {
     async fn accept_restored(&self) -> Result<Timeline> {
         let here = self.here().await;
         let mut tx = self.begin().await?;
+        let now = self.clock(&mut tx).await?;
         let row = sqlx::query(
-            "update timeline set id = $1, server = $2, restored = '' returning id, mark, server, restored",
+            "update timeline set id = $1, server = $2, mark = case when mark < $3 then $3 else mark end,
+               restored = '' returning id, mark, server, restored",
         )
         .bind(uuid_at(wall_clock(), Part::new(0)))
         .bind(here)
+        .bind(now)
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;

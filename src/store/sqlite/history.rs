@@ -1,6 +1,11 @@
 //! History goes in slices: each its own transaction, so that no publish waits
 //! for a day to go.
 
+use std::collections::BTreeMap;
+
+use sqlx::Row as _;
+use uuid::Uuid;
+
 use super::{Sqlite, Transaction, failed};
 use crate::{
     domain::id::{DAY, Micros, day_of},
@@ -98,15 +103,26 @@ impl Sqlite {
         }
         all &= self.forget_bodies(limit).await?;
         let mut tx = self.begin().await?;
-        for sql in ["delete from usage where day < $1", FORGET_COUNTED] {
-            sqlx::query(sql)
-                .bind(oldest)
-                .execute(&mut *tx)
-                .await
-                .map_err(failed)?;
-        }
+        sqlx::query(FORGET_COUNTED)
+            .bind(oldest)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        Ok(if all { Forgotten::All } else { Forgotten::Some })
+        if !all {
+            return Ok(Forgotten::Some);
+        }
+        self.note_kept(oldest as i32, &self.kept().await?).await?;
+        Ok(Forgotten::All)
+    }
+
+    /// How many bytes of bodies each tenant has that are kept past their day.
+    async fn kept(&self) -> Result<BTreeMap<Uuid, i64>> {
+        let rows = sqlx::query("select tenant, sum(length(body)) from kept_bodies group by tenant")
+            .fetch_all(self.reader())
+            .await
+            .map_err(failed)?;
+        Ok(rows.iter().map(|r| (r.get(0), r.get(1))).collect())
     }
 
     /// Whether none may be left.
