@@ -269,7 +269,12 @@ impl App {
             publisher: pipeline.publisher.clone(),
             sender,
             dispatcher: pipeline.dispatcher.clone(),
-            workers: Roster::new(pipeline.dispatcher.clone(), settings.shutdown, clock),
+            workers: Roster::new(
+                pipeline.dispatcher.clone(),
+                metrics.clone(),
+                settings.shutdown,
+                clock,
+            ),
             node: node.clone(),
             rest: rest.clone(),
         };

@@ -58,6 +58,16 @@ pub struct Metrics {
     pub jobs_in_flight: Gauge,
     /// Partitions that this node owns.
     pub partitions_owned: Gauge,
+    /// Workers' streams that are open here.
+    pub worker_streams: Gauge,
+    /// Streams that other nodes have open here for their workers.
+    pub worker_links: Gauge,
+    /// Deliveries of this node that workers have.
+    pub worker_deliveries: Gauge,
+    /// Messages of workers that were read.
+    pub worker_messages_in: Counter,
+    /// Messages that went to workers.
+    pub worker_messages_out: Counter,
     /// Which background tasks fail.
     pub troubles: Troubles,
     /// 1 while deliveries are held because the database went back in time.
@@ -101,6 +111,13 @@ impl Metrics {
         // Shown from the start, whatever is moved first.
         r.counter(REDRIVEN, REDRIVEN_IS, Some(("kind", "redrive")))
             .increment(0);
+        let worker_messages = |direction| {
+            r.counter(
+                "onering_worker_messages_total",
+                "Messages on workers' streams, by direction",
+                Some(("direction", direction)),
+            )
+        };
         let events = |outcome| {
             r.counter(
                 "onering_events_total",
@@ -143,6 +160,17 @@ impl Metrics {
                 "onering_partitions_owned",
                 "Partitions that this node owns, of 64",
             ),
+            worker_streams: r.gauge("onering_worker_streams", "Workers' open streams"),
+            worker_links: r.gauge(
+                "onering_worker_links",
+                "Open streams of other nodes for their workers",
+            ),
+            worker_deliveries: r.gauge(
+                "onering_worker_deliveries",
+                "Deliveries of this node that workers have",
+            ),
+            worker_messages_in: worker_messages("in"),
+            worker_messages_out: worker_messages("out"),
             troubles: Troubles::new(
                 r.gauge(
                     "onering_tasks_failing",

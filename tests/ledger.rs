@@ -3,7 +3,8 @@
 //!
 //! `ONERING_LEDGER_SECONDS` says how long each scenario publishes,
 //! `ONERING_LEDGER_RATE` how many events a second, and `ONERING_LEDGER_SEED`
-//! repeats the same chances.
+//! repeats the same chances. `ONERING_LEDGER_COMMAND` is the command that runs, where
+//! it is not the one that was built.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "ledger/book.rs"]
@@ -200,6 +201,7 @@ fn the_book_finds_what_is_wrong() {
     book.close(&[]);
     delivered(&book, "evt_1", two);
     fails(&book, "twice, nobody was killed");
+    // What one of them had left behind would have come after that.
     book.killed(two);
     book.killed(worker);
     fails(&book, "twice, others were killed");
@@ -220,6 +222,13 @@ fn the_book_finds_what_is_wrong() {
         delivered(&book, "evt_1", two);
         assert_eq!(book.close(&[]).duplicates.len(), 1, "twice, with a reason");
     }
+
+    let book = Book::default();
+    book.accepted(1, "evt_1", &["sub_1"]);
+    delivered(&book, "evt_1", one);
+    book.interrupted(Interruption::now(Of::One(worker), "deliveries revoked"));
+    delivered(&book, "evt_1", worker);
+    assert_eq!(book.close(&[]).duplicates.len(), 1, "passed on its way");
 
     let book = Arc::new(Book::default());
     let first = book.begins("dlv_1", one);

@@ -46,6 +46,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const LAST: Duration = Duration::from_secs(20);
 /// The most items of one ack.
 const ITEMS: usize = 500;
+/// The most that a stream resumes.
+const RESUMED: usize = 4096;
 /// When to say again what could not be recorded.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -286,14 +288,16 @@ impl<H: Handle> Worker<H> {
             },
             max_bytes: 0,
             lease_seconds: self.link.lease_seconds,
-            resume: self
-                .doing
-                .iter()
-                .map(|(id, doing)| Lease {
+            // Also what is done: the server keeps it until it hears of that.
+            resume: {
+                let doing = self.doing.iter().map(|(id, doing)| (id, &doing.token));
+                let done = self.unacked.iter().map(|(id, item)| (id, &item.token));
+                let all = doing.chain(done).take(RESUMED).map(|(id, token)| Lease {
                     delivery_id: id.clone(),
-                    lease_token: doing.token.clone(),
-                })
-                .collect(),
+                    lease_token: token.clone(),
+                });
+                all.collect()
+            },
         };
         self.line.opens(Instant::now());
         tell(Some(say), Message::Open(open));

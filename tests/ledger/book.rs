@@ -27,11 +27,13 @@ pub(crate) struct Book(Mutex<Pages>);
 
 impl Pages {
     /// Whether an interruption is why a delivery that was answered came again: it was
-    /// of who had sent it, and came between, before the outcome can have been recorded.
+    /// of who had sent it, and came between, before the outcome can have been recorded;
+    /// or of who sent what came again, had sent that before, and it arrived late.
     fn explains(&self, c: &Interruption, first: Answered, again: Answered) -> bool {
         let unrecorded = c.from.saturating_duration_since(first.at);
-        c.ends(first.sender, first.began, again.at)
-            && unrecorded.saturating_sub(self.troubled(first.at, c.from)) <= UNRECORDED
+        let between = c.ends(first.sender, first.began, again.at)
+            && unrecorded.saturating_sub(self.troubled(first.at, c.from)) <= UNRECORDED;
+        between || c.passed(again.sender, first.at, again.began)
     }
 
     /// For how long of that time a database was in trouble.
@@ -136,12 +138,26 @@ impl Interruption {
     /// before another one began: it is the sender's; or a node's, where the sender is
     /// a worker, whose leases are some node's.
     fn ends(&self, sender: Sender, first: Instant, again: Instant) -> bool {
+        self.concerns(sender)
+            && first <= self.until + ARRIVES_LATE
+            && self.from <= again + TOLD_LATE
+    }
+
+    /// Whether what arrived then had left before it, and was passed on the way by what
+    /// another sent.
+    fn passed(&self, sender: Sender, other: Instant, arrived: Instant) -> bool {
+        self.concerns(sender)
+            && self.from <= arrived
+            && arrived <= self.until + ARRIVES_LATE
+            && self.from <= other + TOLD_LATE
+    }
+
+    fn concerns(&self, sender: Sender) -> bool {
         let is_workers = matches!(sender, Sender::Worker(_));
-        let concerns = match self.of {
+        match self.of {
             Of::One(one) => one == sender || is_workers && matches!(one, Sender::Node(_)),
             Of::Workers => is_workers,
-        };
-        concerns && first <= self.until + ARRIVES_LATE && self.from <= again + TOLD_LATE
+        }
     }
 
     /// What it is, without which one it befell.
@@ -304,7 +320,11 @@ impl Book {
                 let cause = causes.iter().find(|c| pages.explains(c, *first, *again));
                 match cause {
                     Some(c) => {
-                        duplicates.push((c.kind(), format!("{delivery:?}: {c:?}")));
+                        let kind = match first.sender {
+                            Sender::Node(_) => format!("of a node's: {}", c.kind()),
+                            Sender::Worker(_) => format!("of a worker's: {}", c.kind()),
+                        };
+                        duplicates.push((kind, format!("{delivery:?}: {c:?}")));
                     }
                     None => unexplained.push((delivery, *first, *again)),
                 }
@@ -312,10 +332,15 @@ impl Book {
         }
         // Two at a time, only where the lease of the first had ended.
         let (explained, at_once): (Vec<_>, Vec<_>) = pages.overlaps.iter().partition(|o| {
-            let ((first, sender), (second, _)) = (o.first, o.second);
-            causes.iter().any(|c| c.ends(sender, first, second))
+            let ((first, one), (second, other)) = (o.first, o.second);
+            let explains =
+                |c: &&Interruption| c.ends(one, first, second) || c.passed(other, first, second);
+            causes.iter().copied().any(|c| explains(&c))
         });
-        assert!(at_once.is_empty(), "under two live leases: {at_once:?}; {causes:?}");
+        assert!(
+            at_once.is_empty(),
+            "under two live leases: {at_once:?}; {causes:?}"
+        );
         assert!(lost.is_empty(), "lost: {lost:?}");
         assert!(split.is_empty(), "several events of one publish: {split:?}");
         assert!(

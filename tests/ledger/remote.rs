@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     book::{Interruption, Of},
     egress::{Egress, Sender},
-    server::{ADMIN_KEY, Server, way_to},
+    server::{ADMIN_KEY, Server, onering, way_to},
     support::proxy::Proxy,
 };
 
@@ -54,7 +54,7 @@ impl Remote {
     }
 
     pub(crate) fn start_again(&mut self) {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_onering"))
+        let mut child = Command::new(onering())
             .args(["worker", "--id", &self.sender.name()])
             .args(["--connect", &format!("http://{}", self.way.address)])
             .args(["--concurrency", &self.concurrency.to_string()])

@@ -31,6 +31,12 @@ const WORKER_LEFT: &str = "worker disconnected";
 /// A stream's ends at which its worker keeps what it has, for a while at least.
 const KEPT: [&str; 2] = ["connection broken", "replaced"];
 
+/// The command that runs: the one that was built, unless a long run is to keep its own.
+pub(crate) fn onering() -> String {
+    std::env::var("ONERING_LEDGER_COMMAND")
+        .unwrap_or_else(|_| env!("CARGO_BIN_EXE_onering").to_owned())
+}
+
 /// Where a server listens: another port each time that it starts.
 pub(crate) type Address = Arc<Mutex<Option<String>>>;
 
@@ -103,7 +109,7 @@ impl Server {
 
     pub(crate) async fn start_again(&mut self) {
         let mut words = self.setup.within.clone();
-        words.extend([env!("CARGO_BIN_EXE_onering").to_owned(), "serve".to_owned()]);
+        words.extend([onering(), "serve".to_owned()]);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).env_clear();
         if let Some(redis) = &self.setup.redis {

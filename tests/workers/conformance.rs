@@ -55,7 +55,7 @@ struct Python {
 
 impl Python {
     fn start(app: &TestApp, stubs: &Path, name: &str, window: u32, lease: u32) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workers/worker.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workers/driven.py");
         let path = format!("{}:{}", stubs.display(), installed());
         let mut child = Command::new("python3")
             .env("PYTHONPATH", path)

@@ -6,7 +6,10 @@ use onering::proto::v1::worker_message::{Ack, AckItem, Message, Open};
 use serde_json::json;
 
 use super::client::{Worker, ids, open};
-use crate::support::{app::TestApp, store::Db};
+use crate::support::{
+    app::{TestApp, eventually},
+    store::Db,
+};
 
 contract![
     nothing_comes_beyond_the_window,
@@ -38,6 +41,15 @@ async fn nothing_comes_beyond_the_window(db: Db) {
     worker.credit(1, 0);
     worker.ack(&[&first[1], &first[2]]).await;
     assert!(worker.everything_until_now().await.is_empty());
+    // O1: what workers have is shown.
+    eventually("one is shown", || async {
+        let shown = app.get("/metrics", &app.admin).await;
+        let mut lines = shown.text().lines();
+        lines
+            .any(|l| l == "onering_worker_deliveries 1")
+            .then_some(())
+    })
+    .await;
     worker.credit(100, 0);
     let rest = worker.deliveries(6).await;
     let all = [&first[..], &[next], &rest[..]].concat();

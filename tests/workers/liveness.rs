@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::client::{Worker, ids, lease, open};
 use crate::support::{
-    app::{TestApp, reason},
+    app::{PATIENCE, TestApp, reason},
     proxy::Proxy,
     store::Db,
 };
@@ -124,7 +124,11 @@ async fn a_silent_worker_loses_what_it_has(db: Db) {
 async fn who_reads_nothing_is_cut_off(db: Db) {
     let app = TestApp::start(&db).await;
     app.stream(json!({})).await;
-    let mut deaf = Worker::start(&app, "deaf", 1).await;
+    let long = Open {
+        lease_seconds: 3600,
+        ..open("deaf", 1)
+    };
+    let mut deaf = Worker::open(&app, &app.admin, long).await.unwrap();
     app.events("a.b", 1).await;
     let held = deaf.delivery().await;
     let mut other = Worker::start(&app, "other", 1).await;
@@ -139,7 +143,8 @@ async fn who_reads_nothing_is_cut_off(db: Db) {
     for _ in 0..600 {
         deaf.say(Message::Ack(ack.clone()));
     }
-    let taken = other.delivery().await;
+    let taken = tokio::time::timeout(PATIENCE, other.delivery()).await;
+    let taken = taken.expect("it is cut off");
     assert_eq!((taken.delivery_id, taken.attempt), (held.delivery_id, 1));
     app.stop().await;
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::client::{Worker, ids, lease, open};
 use crate::support::{
-    app::{TestApp, eventually, reason},
+    app::{PATIENCE, TestApp, eventually, reason},
     faults::{Fault, Faults},
     proxy::Proxy,
     store::Db,
@@ -31,6 +31,7 @@ on_postgres_alone![
     what_an_owner_leaves_is_taken_back_at_once,
     a_relays_window_counts_at_every_node,
     links_take_nobodys_place,
+    a_link_that_fails_is_told,
 ];
 
 /// A node that the others reach.
@@ -328,7 +329,11 @@ async fn what_is_resumed_too_late_is_given_back(db: Db) {
     owner.stream(json!({})).await;
     let front = Proxy::to(owner.address.to_string()).await;
     let url = format!("http://{}", front.address);
-    let mut first = Worker::open_at(&url, &owner.admin, open("w", 1))
+    let long = Open {
+        lease_seconds: 3600,
+        ..open("w", 1)
+    };
+    let mut first = Worker::open_at(&url, &owner.admin, long.clone())
         .await
         .unwrap();
     owner.events("a.b", 1).await;
@@ -338,15 +343,19 @@ async fn what_is_resumed_too_late_is_given_back(db: Db) {
     assert!(first.ended().await.is_err());
     let resume = Open {
         resume: vec![lease(&held)],
-        ..open("w", 0)
+        max_messages: 0,
+        ..long
     };
-    let second = Worker::open(&beside, &beside.admin, resume).await.unwrap();
+    let mut second = Worker::open(&beside, &beside.admin, resume).await.unwrap();
     assert_eq!(second.opened.lost, std::slice::from_ref(&held.delivery_id));
+    let stays = tokio::spawn(async move { second.ended().await });
     let mut other = Worker::start(&owner, "other", 1).await;
-    let again = other.delivery().await;
+    let again = tokio::time::timeout(PATIENCE, other.delivery()).await;
+    let again = again.expect("it is given back");
     assert_eq!((&again.delivery_id, again.attempt), (&held.delivery_id, 1));
     assert_eq!(other.ack(&[&again]).await.ok.len(), 1);
-    drop(second);
+    assert!(!stays.is_finished());
+    stays.abort();
     between.mend();
     beside.stop().await;
     owner.stop().await;
@@ -403,6 +412,11 @@ async fn a_relays_window_counts_at_every_node(db: Db) {
 async fn links_take_nobodys_place(db: Db) {
     let (owner, beside) = two(&db).await;
     let acme = owner.tenant("acme").await;
+    eventually("the key is known beside", || async {
+        let listed = beside.get("/v1/external/webhooks", &acme.key).await;
+        (listed.status == 200).then_some(())
+    })
+    .await;
     let mut workers = Vec::new();
     for n in 0..50 {
         let id = format!("w{n}");
@@ -419,6 +433,34 @@ async fn links_take_nobodys_place(db: Db) {
     let refused = Worker::open(&beside, &acme.key, open("one", 1)).await;
     assert_eq!(reason(&refused.err().unwrap()), "QUOTA_EXCEEDED");
     drop(workers);
+    beside.stop().await;
+    owner.stop().await;
+}
+
+// W8, O1: a node that workers here get nothing of, since no stream to it comes about,
+// is a trouble until one does; so are the streams and links that are open shown.
+async fn a_link_that_fails_is_told(db: Db) {
+    let (owner, beside, faults) = two_with(&db, &[]).await;
+    let proxy = before(&owner, &faults).await;
+    let mut worker = Worker::start(&beside, "w", 1).await;
+    let shows = async |app: &TestApp, line: &str| {
+        eventually(line, || async {
+            let shown = app.get("/metrics", &app.admin).await;
+            shown.text().lines().any(|l| l == line).then_some(())
+        })
+        .await;
+    };
+    shows(&owner, "onering_worker_links 1").await;
+    shows(&owner, "onering_worker_streams 0").await;
+    shows(&beside, "onering_worker_streams 1").await;
+    shows(&beside, "onering_worker_links 0").await;
+    let stays = tokio::spawn(async move { worker.ended().await });
+    proxy.cut();
+    shows(&beside, "onering_tasks_failing 1").await;
+    proxy.mend();
+    shows(&beside, "onering_tasks_failing 0").await;
+    assert!(!stays.is_finished());
+    stays.abort();
     beside.stop().await;
     owner.stop().await;
 }

@@ -11,6 +11,7 @@ use futures_util::stream;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
+use super::peers::{Health, Peers};
 use crate::{
     domain::id::{KeyId, wall_clock},
     proto::v1::{
@@ -59,6 +60,7 @@ pub(super) struct Far {
     pub(super) node: Session,
     pub(super) channel: Channel,
     pub(super) keyring: Arc<Keyring>,
+    pub(super) peers: Arc<Peers>,
     pub(super) key: KeyId,
     /// How it opens its streams, with what the worker has already.
     pub(super) open: Open,
@@ -76,8 +78,8 @@ pub(super) fn begin(far: Far) -> Link {
 enum End {
     /// The session has ended.
     Over,
-    /// The node went away.
-    Broken,
+    /// The node went away, or takes no stream, as it says here.
+    Broken(String),
     /// The node stops, and has given back what the worker had.
     Gone,
     /// Another stream of the worker's has taken over.
@@ -90,21 +92,28 @@ impl Far {
         let mut open = self.open.clone();
         let mut wait = WAITS[0];
         let mut broken_at: Option<Instant> = None;
+        let mut health = Health::new(self.peers.clone());
         loop {
             let began = Instant::now();
-            let gone = match self.stream(&mut open, &mut said, &mut holding).await {
+            let end = self
+                .stream(&mut open, &mut said, &mut holding, &mut health)
+                .await;
+            let why = match end {
                 End::Over => return,
                 // To come back would take the seat from that one.
                 End::Replaced => return self.tell(News::Replaced),
-                End::Broken => false,
-                End::Gone => true,
+                End::Broken(why) => Some(why),
+                End::Gone => None,
             };
             if began.elapsed() > KEPT {
                 (wait, broken_at) = (WAITS[0], None);
             }
             self.tell(News::Broken);
             let late = broken_at.get_or_insert_with(Instant::now).elapsed() > KEPT;
-            if (gone || late) && !holding.is_empty() {
+            if let Some(why) = why.as_ref().filter(|_| late) {
+                health.fails(why);
+            }
+            if (why.is_none() || late) && !holding.is_empty() {
                 let lost = holding.drain().map(|(id, _)| id).collect();
                 self.revoked(lost);
             }
@@ -170,6 +179,7 @@ impl Far {
         open: &mut Open,
         said: &mut UnboundedReceiver<WorkerMessage>,
         holding: &mut HashMap<String, Vec<u8>>,
+        health: &mut Health,
     ) -> End {
         let (say, saying) = mpsc::unbounded_channel();
         let tell = |message| {
@@ -182,9 +192,9 @@ impl Far {
             Ok(Ok(hear)) => hear,
             Ok(Err(e)) => {
                 tracing::debug!(node.session = %self.node, error.message = e.message(), "no stream to a node");
-                return End::Broken;
+                return End::Broken(e.message().to_owned());
             }
-            Err(_) => return End::Broken,
+            Err(_) => return End::Broken("no answer".to_owned()),
         };
         let (mut leaving, mut going) = (false, false);
         loop {
@@ -194,8 +204,13 @@ impl Far {
                         Ok(Ok(Some(message))) => message,
                         Ok(Err(e)) if e.code() == Code::FailedPrecondition => return End::Replaced,
                         _ if going => return End::Gone,
-                        _ => return End::Broken,
+                        Ok(Err(e)) => return End::Broken(e.message().to_owned()),
+                        Ok(Ok(None)) => return End::Broken("it has ended".to_owned()),
+                        Err(_) => return End::Broken("no answer".to_owned()),
                     };
+                    if matches!(message.message, Some(Says::Opened(_))) {
+                        health.works();
+                    }
                     match message.message {
                         Some(Says::Ping(_)) => tell(Message::Pong(Pong {})),
                         // Its stream ends soon; what is left then is not the worker's.

@@ -365,3 +365,39 @@ impl Links {
         self.lines.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    // W8: a node takes back what it handed out, and nothing of another's; what it
+    // resumes is known by its token.
+    #[test]
+    fn a_nodes_word_is_of_its_own_deliveries() {
+        let (_news, from_links) = mpsc::unbounded_channel();
+        let mut links = Links::new(from_links);
+        let (owner, other) = (Session(1), Session(2));
+        let lease = |token: u8| Lease {
+            delivery_id: "d".to_owned(),
+            lease_token: vec![token],
+        };
+        links.insert(owner, "d".to_owned(), vec![7], 10);
+        assert!(links.knows(owner, &lease(7)));
+        assert!(!links.knows(owner, &lease(8)) && !links.knows(other, &lease(7)));
+        assert!(!links.forget_of(other, "d"));
+        assert_eq!((links.len(), links.bytes()), (1, 10));
+        assert!(links.forget_of(owner, "d"));
+        assert_eq!((links.len(), links.bytes()), (0, 0));
+        let delivery = Delivery {
+            delivery_id: "d".to_owned(),
+            lease_token: vec![9],
+            ..Delivery::default()
+        };
+        links.came(owner, delivery);
+        assert!(links.knows(owner, &lease(9)));
+        assert!(!links.forget_of(other, "d") && links.knows(owner, &lease(9)));
+        assert!(!links.forget_of(owner, "d") && !links.knows(owner, &lease(9)));
+    }
+}

@@ -1,6 +1,10 @@
 //! The other nodes, and how to reach them.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +18,8 @@ use crate::{
 
 /// How often the nodes are read.
 const POLL: Duration = Duration::from_secs(2);
+/// In so many of them the nodes that can't be reached are looked for once.
+const POLLS: usize = 8;
 /// How long a connection to one may take.
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -28,6 +34,41 @@ pub struct Peers {
     /// Where this one is reached.
     url: Option<String>,
     others: watch::Sender<Others>,
+    /// How many links have failed for a while.
+    failing: Mutex<usize>,
+}
+
+/// Whether one link works. It counts as working once it is gone.
+pub(super) struct Health {
+    peers: Arc<Peers>,
+    fails: bool,
+}
+
+impl Health {
+    pub(super) const fn new(peers: Arc<Peers>) -> Self {
+        Self {
+            peers,
+            fails: false,
+        }
+    }
+
+    pub(super) fn works(&mut self) {
+        if std::mem::replace(&mut self.fails, false) {
+            self.peers.count(None);
+        }
+    }
+
+    pub(super) fn fails(&mut self, why: &str) {
+        if !std::mem::replace(&mut self.fails, true) {
+            self.peers.count(Some(why));
+        }
+    }
+}
+
+impl Drop for Health {
+    fn drop(&mut self) {
+        self.works();
+    }
 }
 
 impl Peers {
@@ -45,7 +86,29 @@ impl Peers {
             metrics,
             url,
             others: watch::Sender::default(),
+            failing: Mutex::default(),
         })
+    }
+
+    /// Counts a link that fails, or one that does so no more.
+    fn count(&self, fails: Option<&str>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = if let Some(why) = fails {
+            *failing += 1;
+            Err(why)
+        } else {
+            *failing = failing.saturating_sub(1);
+            if *failing > 0 {
+                return;
+            }
+            Ok(())
+        };
+        self.metrics.troubles.note(
+            "links",
+            &result,
+            "workers here get nothing of another node: no stream to it for 5 seconds",
+            "workers here have streams to the other nodes again",
+        );
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Others> {
@@ -59,8 +122,12 @@ impl Peers {
         }
         let mut told = None;
         let mut open: HashMap<Session, (String, Channel)> = HashMap::new();
-        loop {
-            let result = self.look(&mut told, &mut open).await;
+        let mut hidden = HashMap::new();
+        for poll in 1.. {
+            let mut result = self.look(&mut told, &mut open).await;
+            if result.is_ok() && poll % POLLS == 0 {
+                result = self.name_hidden(&open, &mut hidden).await;
+            }
             self.metrics.troubles.note(
                 "peers",
                 &result,
@@ -72,6 +139,33 @@ impl Peers {
                 () = tokio::time::sleep(POLL) => {}
             }
         }
+    }
+
+    /// Says once of each other node that workers here can't be linked to it, and at
+    /// the second look: one that has begun just now may yet say where it is.
+    async fn name_hidden(
+        &self,
+        open: &HashMap<Session, (String, Channel)>,
+        hidden: &mut HashMap<Session, usize>,
+    ) -> crate::store::Result<()> {
+        let own = self.node.session();
+        let nodes = self.store.nodes().await?;
+        hidden.retain(|session, _| nodes.iter().any(|n| n.session == *session));
+        for node in nodes {
+            let is_own = node.session == own || node.name == self.node.name();
+            if is_own || open.contains_key(&node.session) {
+                continue;
+            }
+            let looks = hidden.entry(node.session).or_default();
+            *looks += 1;
+            if *looks == 2 {
+                tracing::warn!(
+                    node.name = node.name, node.session = %node.session,
+                    "a node says of no URL: workers here get nothing of it; it takes ONERING_ADVERTISE_URL"
+                );
+            }
+        }
+        Ok(())
     }
 
     async fn look(

@@ -13,6 +13,7 @@ use super::{held::Held, lease::Holder};
 use crate::{
     domain::id::TenantId,
     error::{Error, Reason, Result},
+    metrics::Metrics,
     pipeline::{dispatch::Dispatcher, sender::Clock},
 };
 
@@ -30,6 +31,7 @@ const MOST_OF_TENANT: usize = 50;
 /// The workers of this node.
 pub struct Roster {
     dispatcher: Arc<Dispatcher>,
+    pub(super) metrics: Arc<Metrics>,
     /// How long the node's stop waits for what is under way.
     pub(super) shutdown: Duration,
     /// The clock that signatures are made with.
@@ -75,12 +77,15 @@ pub(super) struct Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        let metrics = &self.roster.metrics;
         let mut seats = self.roster.seats();
         if self.through_node {
             seats.links = seats.links.saturating_sub(1);
+            metrics.worker_links.set(seats.links as f64);
             return;
         }
         seats.streams = seats.streams.saturating_sub(1);
+        metrics.worker_streams.set(seats.streams as f64);
         if let Some(tenant) = self.consumer
             && let Some(count) = seats.consumers.get_mut(&tenant)
         {
@@ -103,9 +108,15 @@ pub(super) struct Seated {
 impl Roster {
     /// Nobody yet.
     #[must_use]
-    pub fn new(dispatcher: Arc<Dispatcher>, shutdown: Duration, clock: Clock) -> Arc<Self> {
+    pub fn new(
+        dispatcher: Arc<Dispatcher>,
+        metrics: Arc<Metrics>,
+        shutdown: Duration,
+        clock: Clock,
+    ) -> Arc<Self> {
         Arc::new(Self {
             dispatcher,
+            metrics,
             shutdown,
             clock,
             seats: Mutex::default(),
@@ -145,8 +156,10 @@ impl Roster {
         }
         if through_node {
             seats.links += 1;
+            self.metrics.worker_links.set(seats.links as f64);
         } else {
             seats.streams += 1;
+            self.metrics.worker_streams.set(seats.streams as f64);
             if let Some(tenant) = consumer {
                 *seats.consumers.entry(tenant).or_default() += 1;
             }

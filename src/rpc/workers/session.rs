@@ -114,6 +114,8 @@ pub(super) struct Session {
     pinged: Option<Instant>,
     next_ping: Instant,
     next_look: Instant,
+    /// How much of what it has is in the metrics.
+    shown: usize,
     /// When it is told to go, and when what it has left is given back.
     going: Option<(Instant, Instant)>,
     told_to_go: bool,
@@ -178,6 +180,7 @@ pub(super) async fn serve(
         pinged: None,
         next_ping: now + PING,
         next_look: now + LOOK_AT_KEY,
+        shown: 0,
         going: None,
         told_to_go: false,
         said_last: None,
@@ -277,6 +280,7 @@ impl Session {
                 node: *node,
                 channel: channel.clone(),
                 keyring: self.context.keyring.clone(),
+                peers: self.context.peers.clone(),
                 key: self.holder.key,
                 open,
                 news: self.news.clone(),
@@ -340,6 +344,7 @@ impl Session {
                 }
                 room = outbound.reserve(), if !self.queue.is_empty() => match room {
                     Ok(room) => if let Some(message) = self.queue.pop() {
+                        self.roster.metrics.worker_messages_out.increment(1);
                         room.send(Ok(ServerMessage { message: Some(message) }));
                     },
                     Err(_) => return self.broken(None),
@@ -347,6 +352,7 @@ impl Session {
                 message = inbound.message(), if hears => match message {
                     Ok(Some(message)) => {
                         self.heard = Instant::now();
+                        self.roster.metrics.worker_messages_in.increment(1);
                         if let Some(message) = message.message {
                             self.pace.hear(&message, self.heard);
                             if let Err(e) = self.hear(message) {
@@ -395,6 +401,7 @@ impl Session {
     fn end(mut self, end: End, outbound: &Outbound, hand_over: mpsc::Receiver<HandOver>) {
         self.context.dispatcher.serve(self.number, None);
         let held = std::mem::take(&mut self.held);
+        self.show();
         if matches!(end, End::Over | End::Refused(_)) {
             self.links.leave();
         }
@@ -598,6 +605,7 @@ impl Session {
             self.roster.give_back(&mut self.held);
         }
         self.fence();
+        self.show();
         if now >= self.next_look {
             self.look_at_key()?;
         }
@@ -614,6 +622,13 @@ impl Session {
             self.go_away(spread, end.saturating_duration_since(now));
         }
         self.ping(now)
+    }
+
+    /// Brings the metrics to what it has.
+    fn show(&mut self) {
+        let has = self.held.len();
+        let gauge = &self.roster.metrics.worker_deliveries;
+        gauge.increment(has as f64 - std::mem::replace(&mut self.shown, has) as f64);
     }
 
     /// Takes back what may be another node's by now.

@@ -740,7 +740,7 @@ impl Postgres {
             less.push(f.held);
         }
         let ordered: Vec<&Finish> = batch.iter().filter(|f| f.ordered).collect();
-        let delivered = i16::from(Status::Delivered.to_i16());
+        let delivered = Status::Delivered.to_i16();
         let fast = action.iter().all(|a| *a == 0)
             && state.iter().all(|s| *s == delivered)
             && kind.iter().all(|k| *k == 0);

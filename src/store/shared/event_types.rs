@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Engine, Row, Transaction, bump, failed};
+use super::{Engine, Row, Transaction, bump, failed, must_be_there};
 use crate::{
     domain::{
         event_type::EventType,
@@ -61,9 +61,7 @@ impl EventTypeStore for Engine {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        self.commit_change(tx).await
     }
 
     async fn get_event_type(&self, tenant: TenantId, name: &str) -> Result<Option<EventType>> {
@@ -120,12 +118,8 @@ impl EventTypeStore for Engine {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        if done.rows_affected() == 0 {
-            return Err(StoreError::Conflict);
-        }
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        must_be_there(done.rows_affected())?;
+        self.commit_change(tx).await
     }
 
     async fn delete_event_type(&self, id: EventTypeId) -> Result<bool> {
@@ -139,16 +133,8 @@ impl EventTypeStore for Engine {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
-        let now = self.clock(&mut tx).await?;
-        sqlx::query("insert into tombstones (id, rev, at) values ($1, $2, $3)")
-            .bind(id.0)
-            .bind(rev)
-            .bind(now)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
+        self.note_gone(&mut tx, id.0, rev).await?;
+        self.commit_change(tx).await?;
         Ok(true)
     }
 }

@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use sqlx::{QueryBuilder, Row as _};
 use uuid::Uuid;
 
-use super::{Engine, Row, Transaction, broken, bump, failed};
+use super::{Engine, Row, Transaction, broken, bump, failed, must_be_there};
 use crate::{
     domain::{
         id::{KeyId, Micros, TenantId},
@@ -81,9 +81,7 @@ impl KeyStore for Engine {
         let mut tx = self.begin().await?;
         let rev = bump(&mut tx).await?;
         insert(&mut tx, new, rev).await?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        self.commit_change(tx).await
     }
 
     async fn create_keys(&self, new: &[Key]) -> Result<()> {
@@ -92,9 +90,7 @@ impl KeyStore for Engine {
         for key in new {
             insert(&mut tx, key, rev).await?;
         }
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        self.commit_change(tx).await
     }
 
     async fn create_first_admin_key(&self, new: &Key) -> Result<()> {
@@ -110,9 +106,7 @@ impl KeyStore for Engine {
             return Err(StoreError::Exists("an admin key"));
         }
         insert(&mut tx, new, rev).await?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        self.commit_change(tx).await
     }
 
     async fn get_key(&self, id: KeyId) -> Result<Option<Key>> {
@@ -175,12 +169,8 @@ impl KeyStore for Engine {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        if done.rows_affected() == 0 {
-            return Err(StoreError::Conflict);
-        }
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        must_be_there(done.rows_affected())?;
+        self.commit_change(tx).await
     }
 
     async fn delete_key(&self, id: KeyId) -> Result<bool> {
@@ -194,21 +184,13 @@ impl KeyStore for Engine {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
-        let now = self.clock(&mut tx).await?;
         sqlx::query("delete from key_use where id = $1")
             .bind(id.0)
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        sqlx::query("insert into tombstones (id, rev, at) values ($1, $2, $3)")
-            .bind(id.0)
-            .bind(rev)
-            .bind(now)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
+        self.note_gone(&mut tx, id.0, rev).await?;
+        self.commit_change(tx).await?;
         Ok(true)
     }
 

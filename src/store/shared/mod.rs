@@ -28,6 +28,8 @@ mod timeline;
 pub(super) use calls::subject;
 pub(super) use limits::window;
 
+use uuid::Uuid;
+
 use super::{Engine, Row, Transaction, failed};
 use crate::store::{Result, StoreError};
 
@@ -42,4 +44,35 @@ async fn bump(tx: &mut Transaction<'_>) -> Result<i64> {
 
 fn broken(message: String) -> StoreError {
     StoreError::Data(message)
+}
+
+/// Of a statement that changes a row as it was read: fails where the row was changed
+/// since, or is gone.
+const fn must_be_there(rows: u64) -> Result<()> {
+    if rows == 0 {
+        return Err(StoreError::Conflict);
+    }
+    Ok(())
+}
+
+impl Engine {
+    /// Commits a change of the configuration, and tells the other nodes of it.
+    async fn commit_change(&self, tx: Transaction<'_>) -> Result<()> {
+        tx.commit().await.map_err(failed)?;
+        self.config_changed().await;
+        Ok(())
+    }
+
+    /// Notes that a row of the configuration is gone, for nodes that have it.
+    async fn note_gone(&self, tx: &mut Transaction<'_>, id: Uuid, rev: i64) -> Result<()> {
+        let now = self.clock(tx).await?;
+        sqlx::query("insert into tombstones (id, rev, at) values ($1, $2, $3)")
+            .bind(id)
+            .bind(rev)
+            .bind(now)
+            .execute(&mut **tx)
+            .await
+            .map(drop)
+            .map_err(failed)
+    }
 }

@@ -403,8 +403,7 @@ impl RedriveStore for Engine {
             reason: by.reason.to_owned(),
         };
         audit::append(&mut tx, chain, entry).await?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
+        self.commit_change(tx).await?;
         Ok(redrive)
     }
 

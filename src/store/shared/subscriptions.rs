@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Engine, Row, Transaction, broken, bump, failed};
+use super::{Engine, Row, Transaction, broken, bump, failed, must_be_there};
 use crate::{
     domain::{
         id::{Micros, SubscriptionId, TenantId},
@@ -129,9 +129,7 @@ impl SubscriptionStore for Engine {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        self.commit_change(tx).await
     }
 
     async fn get_subscription(&self, id: SubscriptionId) -> Result<Option<Subscription>> {
@@ -195,12 +193,8 @@ impl SubscriptionStore for Engine {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        if done.rows_affected() == 0 {
-            return Err(StoreError::Conflict);
-        }
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        must_be_there(done.rows_affected())?;
+        self.commit_change(tx).await
     }
 
     async fn delete_subscription(&self, id: SubscriptionId) -> Result<bool> {
@@ -226,8 +220,7 @@ impl SubscriptionStore for Engine {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
+        self.commit_change(tx).await?;
         Ok(done.rows_affected() > 0)
     }
 

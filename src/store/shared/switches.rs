@@ -105,8 +105,7 @@ impl SwitchStore for Engine {
             write(&mut tx, &switch).await?;
             changed.switches.push(switch);
         }
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
+        self.commit_change(tx).await?;
         Ok(changed)
     }
 

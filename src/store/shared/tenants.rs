@@ -50,9 +50,7 @@ impl TenantStore for Engine {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        self.config_changed().await;
-        Ok(())
+        self.commit_change(tx).await
     }
 
     async fn list_tenants(&self, page: Page<TenantId>) -> Result<Vec<Tenant>> {
