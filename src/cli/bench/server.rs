@@ -99,6 +99,8 @@ impl Server {
             ("ONERING_WEBHOOKS_DELIVERY_ENABLED", "1".into()),
             ("ONERING_ALLOWED_ENDPOINT_CIDRS", "127.0.0.0/8".into()),
             ("ONERING_ALLOW_HTTP_ENDPOINTS", "1".into()),
+            // All receivers are of one host here.
+            ("ONERING_HOST_MAX_IN_FLIGHT", "0".into()),
             ("ONERING_LISTEN", authority.clone()),
             ("ONERING_LOG", "warn".into()),
         ]
