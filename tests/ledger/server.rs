@@ -28,6 +28,7 @@ const ENDED: [&str; 2] = ["session is over", "session has ended"];
 /// What it logs when it has taken back what a worker had.
 const WORKER_GONE: &str = "worker has not come back";
 const WORKER_LEFT: &str = "worker disconnected";
+const WORKER_FENCED: &str = "worker's deliveries may be another node's";
 /// A stream's ends at which its worker keeps what it has, for a while at least.
 const KEPT: [&str; 2] = ["connection broken", "replaced"];
 
@@ -76,6 +77,7 @@ fn left(message: &str, entry: &Value) -> Option<Interruption> {
     let worker = Sender::named(entry["worker.id"].as_str()?)?;
     let end = entry["worker.end"].as_str().unwrap_or_default();
     let is_over = message.starts_with(WORKER_GONE)
+        || message.starts_with(WORKER_FENCED)
         || message.starts_with(WORKER_LEFT) && !KEPT.contains(&end);
     is_over.then(|| Interruption::now(Of::One(worker), format!("{message} ({end})")))
 }

@@ -638,6 +638,13 @@ impl Session {
         let lost = self
             .held
             .take_if(|held| !is_alive || held.job.session != session);
+        if !lost.is_empty() {
+            tracing::warn!(
+                worker.id = self.holder.worker,
+                deliveries.count = lost.len(),
+                "worker's deliveries may be another node's and are taken back"
+            );
+        }
         self.revoke(lost, says::RevokeReason::Session);
     }
 
