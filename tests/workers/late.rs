@@ -287,8 +287,9 @@ async fn a_relay_begins_only_what_is_its_own() {
     drop(stage);
     let mut stage = stages.recv().await.unwrap();
     let opened = stage.opens(&["done"]).await;
-    assert_eq!(opened.resume.len(), 1, "{opened:?}");
+    assert_eq!(opened.resume.len(), 2, "{opened:?}");
     assert_eq!(stage.settles().await, (vec!["done".to_owned()], vec![]));
+    assert_eq!(stage.settles().await, (vec![], vec!["late".to_owned()]));
 
     let mut slow = by_id.remove("g").unwrap();
     slow.delivers("revoked", &closed.url(), 60_000);
