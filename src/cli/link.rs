@@ -240,7 +240,9 @@ impl<H: Handle> Worker<H> {
                     while items.len() < ITEMS && let Ok(more) = self.finished.try_recv() {
                         items.push(more);
                     }
-                    items.iter().for_each(|item| self.finish(item));
+                    for item in &items {
+                        self.finish(item);
+                    }
                     tell_all(say.as_ref(), items);
                 }
                 _ = again.tick(), if repeat => {

@@ -69,7 +69,7 @@ pub const NAMES: &[(&str, &str, &str)] = &[
     ),
     (
         "HOST_MAX_IN_FLIGHT",
-        "1000",
+        "256",
         "attempts under way to one host, over all subscriptions and nodes; 0: any number",
     ),
     (
