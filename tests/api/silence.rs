@@ -141,7 +141,7 @@ async fn an_outcome_whose_answer_was_lost_has_its_consequences(db: Db) {
         let gate = gate.clone();
         async move {
             if received.header("x-webhook-event") == "a.first" {
-                return status(200);
+                return status(400);
             }
             gate.acquire().await.unwrap().forget();
             status(410)
@@ -150,10 +150,11 @@ async fn an_outcome_whose_answer_was_lost_has_its_consequences(db: Db) {
     .await;
     let hook = json!({"url": receiver.url(), "event_types": ["a.*"]});
     let sub = app.subscribe(&app.admin, hook).await;
-    // So that there is a connection that records ends.
+    // So that there is a connection that has recorded such an end: its statement is known
+    // there, and its answer is all that is lost.
     let first = app.publish(&app.admin, "a.first", json!({})).await;
     let first = app.deliveries_of(&app.admin, &first).await;
-    app.delivery_is(&app.admin, first[0]["id"].as_str().unwrap(), "DELIVERED")
+    app.delivery_is(&app.admin, first[0]["id"].as_str().unwrap(), "DEAD")
         .await;
     app.publish(&app.admin, "a.second", json!({})).await;
     receiver.wait(2).await;
@@ -162,7 +163,7 @@ async fn an_outcome_whose_answer_was_lost_has_its_consequences(db: Db) {
     gone.add_permits(1);
     eventually("its end is recorded", || async {
         let dead = db.texts("select sub::text from dead").await;
-        (dead.len() == 1).then_some(())
+        (dead.len() == 2).then_some(())
     })
     .await;
     proxy.cut();
@@ -174,7 +175,7 @@ async fn an_outcome_whose_answer_was_lost_has_its_consequences(db: Db) {
     })
     .await;
     let metrics = app.get("/metrics", &app.admin).await;
-    let dead = "onering_deliveries_total{outcome=\"dead\"} 1";
+    let dead = "onering_deliveries_total{outcome=\"dead\"} 2";
     assert!(metrics.text().contains(dead), "{}", metrics.text());
     app.stop().await;
 }
