@@ -22,6 +22,10 @@ const KILLED: &str = "killed";
 /// So much later may arrive what had left.
 const ARRIVES_LATE: Duration = Duration::from_secs(1);
 
+/// A worker may be told so much later that the node whose lease it has is gone, where
+/// it is another node's: that goes on trying for 5 seconds.
+const NODE_TOLD_LATE: Duration = Duration::from_secs(7);
+
 #[derive(Default)]
 pub(crate) struct Book(Mutex<Pages>);
 
@@ -134,13 +138,21 @@ impl Interruption {
         }
     }
 
+    /// It goes on for so much longer.
+    pub(crate) fn lasting(mut self, longer: Duration) -> Self {
+        self.until += longer;
+        self
+    }
+
     /// Whether it is why the lease of an attempt that began first may have ended
     /// before another one began: it is the sender's; or a node's, where the sender is
     /// a worker, whose leases are some node's.
     fn ends(&self, sender: Sender, first: Instant, again: Instant) -> bool {
-        self.concerns(sender)
-            && first <= self.until + ARRIVES_LATE
-            && self.from <= again + TOLD_LATE
+        let known = match (self.of, sender) {
+            (Of::One(Sender::Node(_)), Sender::Worker(_)) => NODE_TOLD_LATE,
+            _ => ARRIVES_LATE,
+        };
+        self.concerns(sender) && first <= self.until + known && self.from <= again + TOLD_LATE
     }
 
     /// Whether what arrived then had left before it, and was passed on the way by what

@@ -77,8 +77,8 @@ enum Fault {
 /// What ends later, while other things go wrong.
 enum Ends {
     Stop(usize),
-    StreamCut(usize, Instant),
-    LinksCut(usize, Instant),
+    StreamCut(usize, Instant, Duration),
+    LinksCut(usize, Instant, Duration),
 }
 
 struct Redis {
@@ -160,6 +160,9 @@ struct World {
 /// How long statements may wait behind a connection that has gone silent.
 const SILENT: Duration = Duration::from_secs(12);
 const SOON: Duration = Duration::from_secs(2);
+/// How long a connection may be used that was silent and stays so for good: until one
+/// of its ends has found that.
+const FOUND_SILENT: Duration = Duration::from_secs(15);
 /// How long a worker is stopped, in milliseconds: longer than its node waits for it.
 const STOPPED: [u64; 2] = [16_000, 20_000];
 
@@ -220,14 +223,15 @@ impl World {
                     self.workers[w].signal("CONT");
                     continue;
                 }
-                Ends::StreamCut(w, since) => {
+                Ends::StreamCut(w, since, longer) => {
                     self.workers[w].way.mend();
                     let of = Of::One(self.workers[w].sender());
-                    Interruption::since(of, "its stream was cut", since)
+                    Interruption::since(of, "its stream was cut", since).lasting(longer)
                 }
-                Ends::LinksCut(n, since) => {
+                Ends::LinksCut(n, since, longer) => {
                     self.nodes[n].way.mend();
                     Interruption::since(Of::Workers, "a link between nodes was cut", since)
+                        .lasting(longer)
                 }
             };
             self.place.book.interrupted(by);
@@ -237,7 +241,7 @@ impl World {
     /// Whether a worker is stopped, or its stream cut.
     fn is_away(&self, worker: usize) -> bool {
         self.later.iter().any(|(_, ends)| match ends {
-            Ends::Stop(w) | Ends::StreamCut(w, _) => *w == worker,
+            Ends::Stop(w) | Ends::StreamCut(w, ..) => *w == worker,
             Ends::LinksCut(..) => false,
         })
     }
@@ -252,12 +256,16 @@ impl World {
     /// go wrong.
     async fn befall_worker(&mut self, fault: Fault) {
         let silent = self.chance.below(2) == 0;
-        let cut = if silent { Proxy::silence } else { Proxy::cut };
+        let (cut, longer) = if silent {
+            (Proxy::silence as fn(&Proxy), FOUND_SILENT)
+        } else {
+            (Proxy::cut as fn(&Proxy), Duration::ZERO)
+        };
         let began = Instant::now();
         let n = self.chance.below(NODES.into());
         if fault == Fault::LinksCut {
             cut(&self.nodes[n].way);
-            return self.later(100, 8000, Ends::LinksCut(n, began));
+            return self.later(100, 8000, Ends::LinksCut(n, began, longer));
         }
         let all = 0..WORKERS.len();
         let here: Vec<usize> = all.filter(|w| !self.is_away(*w)).collect();
@@ -282,7 +290,7 @@ impl World {
             }
             _ => {
                 cut(&self.workers[w].way);
-                self.later(100, 8000, Ends::StreamCut(w, began));
+                self.later(100, 8000, Ends::StreamCut(w, began, longer));
             }
         }
     }
