@@ -22,10 +22,6 @@ const KILLED: &str = "killed";
 /// So much later may arrive what had left.
 const ARRIVES_LATE: Duration = Duration::from_secs(1);
 
-/// A worker may be told so much later that the node whose lease it has is gone, where
-/// it is another node's: that goes on trying for 5 seconds.
-const NODE_TOLD_LATE: Duration = Duration::from_secs(7);
-
 #[derive(Default)]
 pub(crate) struct Book(Mutex<Pages>);
 
@@ -148,11 +144,9 @@ impl Interruption {
     /// before another one began: it is the sender's; or a node's, where the sender is
     /// a worker, whose leases are some node's.
     fn ends(&self, sender: Sender, first: Instant, again: Instant) -> bool {
-        let known = match (self.of, sender) {
-            (Of::One(Sender::Node(_)), Sender::Worker(_)) => NODE_TOLD_LATE,
-            _ => ARRIVES_LATE,
-        };
-        self.concerns(sender) && first <= self.until + known && self.from <= again + TOLD_LATE
+        self.concerns(sender)
+            && first <= self.until + ARRIVES_LATE
+            && self.from <= again + TOLD_LATE
     }
 
     /// Whether what arrived then had left before it, and was passed on the way by what
