@@ -116,6 +116,18 @@ impl Node {
         Duration::from_micros(self.valid_until.load(Ordering::Acquire))
     }
 
+    /// How often sessions are renewed and looked at.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        self.ttl / BEATS
+    }
+
+    /// How long before its end a session is not relied on any more.
+    #[must_use]
+    pub fn margin(&self) -> Duration {
+        self.ttl / MARGIN
+    }
+
     /// How long a beat may take: from the session's end on it is another's to say
     /// who owns what.
     fn patience(&self) -> Duration {
@@ -123,7 +135,7 @@ impl Node {
         if self.session().0 == 0 {
             return most;
         }
-        let end = self.valid_until() + self.ttl / MARGIN;
+        let end = self.valid_until() + self.margin();
         most.min(end.saturating_sub(self.started.elapsed()))
     }
 
@@ -197,7 +209,7 @@ impl Node {
     }
 
     fn lives_from(&self, sent: Duration) {
-        let until = sent + self.ttl.saturating_sub(self.ttl / MARGIN);
+        let until = sent + self.ttl.saturating_sub(self.margin());
         self.valid_until.store(
             u64::try_from(until.as_micros()).unwrap_or(u64::MAX),
             Ordering::Release,
@@ -285,7 +297,7 @@ impl Node {
     pub(super) async fn wait_to_look(&self) {
         tokio::select! {
             () = self.look_again.notified() => {}
-            () = tokio::time::sleep(self.ttl / BEATS) => {}
+            () = tokio::time::sleep(self.heartbeat()) => {}
         }
     }
 
@@ -322,7 +334,7 @@ impl Node {
     /// Renews the session until it is cancelled. Says once that it fails, and
     /// once that it works again.
     pub async fn run(self: Arc<Self>, watch: Arc<Watch>, cancel: CancellationToken) {
-        let every = self.ttl / BEATS;
+        let every = self.heartbeat();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,

@@ -36,7 +36,7 @@ pub use connect::{Database, connect};
 pub use counters::{Count, CounterStore, Load, LoadStore, Recent};
 pub use history::{Forgotten, HistoryStore, StoredEvent, Usage};
 pub use limits::{CallCount, CallStore, Calls, Counted, LimitStore};
-pub use nodes::{Hint, Hints, LiveNode, NodeStore, PeerStore, TimelineStore};
+pub use nodes::{Hint, Hints, LiveNode, NodeStore, Peer, PeerStore, TimelineStore};
 pub use publish::{NewDelivery, Publish, Published};
 pub use queue::{
     Buried, Finish, Finished, Leased, Ordered, QueueStore, Settle, Waiting, Want, claim_share,

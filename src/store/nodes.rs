@@ -100,6 +100,17 @@ pub struct LiveNode {
     pub ready: bool,
 }
 
+/// A node that lives, as the others reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its session.
+    pub session: Session,
+    /// Its URL.
+    pub url: String,
+    /// How long the session lasts unless it is renewed.
+    pub lasts: Duration,
+}
+
 /// Where nodes reach each other.
 #[async_trait]
 pub trait PeerStore: Send + Sync {
@@ -108,7 +119,7 @@ pub trait PeerStore: Send + Sync {
     async fn advertise(&self, session: Session, url: &str) -> Result<()>;
 
     /// Every session that lives and has a URL, in the order in which they began.
-    async fn peers(&self) -> Result<Vec<(Session, String)>>;
+    async fn peers(&self) -> Result<Vec<Peer>>;
 }
 
 /// What a node is told by another.

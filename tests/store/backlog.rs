@@ -183,6 +183,10 @@ async fn slices_of_a_long_queue_are_found_by_index(db: Db) {
     let part = sub.part();
     let store = &node.store;
     for _ in 0..10 {
+        let leased = node.claim(sub, 256).await;
+        assert_eq!(leased.len(), 256);
+        let ends: Vec<_> = leased.iter().map(Ends::delivered).collect();
+        store.finish(&ends).await.unwrap();
         assert_eq!(node.claim(sub, 256).await.len(), 256);
         store.revive(part, sub, false, 256).await.unwrap();
         store.bury(&[part], 256).await.unwrap();

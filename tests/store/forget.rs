@@ -35,6 +35,7 @@ on_postgres_alone![
     what_came_late_into_a_day_keeps_its_body,
     many_bodies_are_kept_and_dropped_in_slices,
     a_bucket_that_is_read_for_long_keeps_nobody_waiting,
+    a_key_that_is_used_again_is_not_forgotten,
 ];
 
 /// Until nothing is left to forget.
@@ -359,6 +360,30 @@ async fn a_bucket_that_is_read_for_long_keeps_nobody_waiting(db: Db) {
     forget(&node, 30).await;
     assert_eq!(db.texts(rows).await, ["0"]);
     backup.close().await.unwrap();
+}
+
+// D2: a key whose day is over is used again while it is being forgotten.
+async fn a_key_that_is_used_again_is_not_forgotten(db: Db) {
+    let node = db.node().await;
+    node.accept(&DEFAULT.event().idempotency_key("plain").build())
+        .await;
+    node.pass_days(2).await;
+    let Database::Postgres(url) = db.database() else {
+        panic!("PostgreSQL alone")
+    };
+    let mut other = PgConnection::connect(url).await.unwrap();
+    sqlx::raw_sql("begin; update idempotency set at = now_us()")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let (left, committed) = tokio::join!(node.forget(30, 1000), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        sqlx::raw_sql("commit").execute(&mut other).await
+    });
+    assert!(left.is_ok() && committed.is_ok(), "{left:?} {committed:?}");
+    let rows = "select count(*)::text from idempotency";
+    assert_eq!(db.texts(rows).await, ["1"]);
+    other.close().await.unwrap();
 }
 
 // A4

@@ -30,7 +30,7 @@ use onering::{
         AuditEnd, Author, BreakerStore, Buried, CallCount, CallStore, Changed, Changes,
         ConfigStore, Count, CounterStore, EventTypeStore, Finish, Finished, Forgotten, Hints,
         HistoryStore, KeyStore, KeyUse, Leased, Letters, LimitStore, LiveNode, Load, LoadStore,
-        Moved, NodeStore, Ordered, Page, Past, PeerStore, Publish, Published, QueueStore,
+        Moved, NodeStore, Ordered, Page, Past, Peer, PeerStore, Publish, Published, QueueStore,
         ReceiverState, Recent, RedriveStore, Result, SealedKey, Session, Standing, Step, Store,
         StoreError, StoredEvent, SubscriptionStore, SwitchStore, TenantStore, TimelineStore, Usage,
         Waiting, Want,
@@ -311,7 +311,7 @@ passed_on!(SubscriptionStore, false, {
 
 passed_on!(PeerStore, false, {
     advertise(session: Session, url: &str) -> ();
-    peers() -> Vec<(Session, String)>;
+    peers() -> Vec<Peer>;
 });
 
 passed_on!(QueueStore, true, {

@@ -29,6 +29,7 @@ on_postgres_alone![
     acks_count_while_a_link_is_broken,
     what_is_resumed_too_late_is_given_back,
     what_an_owner_leaves_is_taken_back_at_once,
+    what_an_owner_loses_is_taken_back_before_it_comes_again,
     a_relays_window_counts_at_every_node,
     links_take_nobodys_place,
     a_link_that_fails_is_told,
@@ -73,6 +74,12 @@ async fn two(db: &Db) -> (TestApp, TestApp) {
 
 /// As [`two`] with these variables, and the faults of the one beside the owner.
 async fn two_with(db: &Db, more: &[(&str, u64)]) -> (TestApp, TestApp, Arc<Faults>) {
+    let (owner, beside, [_, faults]) = two_with_faults(db, more).await;
+    (owner, beside, faults)
+}
+
+/// As [`two`] with these variables, and the faults of both.
+async fn two_with_faults(db: &Db, more: &[(&str, u64)]) -> (TestApp, TestApp, [Arc<Faults>; 2]) {
     let faults = [Faults::none(), Faults::none()];
     let first = with(None, db, &faults[0], more).await;
     let second = with(Some(&first), db, &faults[1], more).await;
@@ -89,9 +96,9 @@ async fn two_with(db: &Db, more: &[(&str, u64)]) -> (TestApp, TestApp, Arc<Fault
     .await;
     let [of_first, of_second] = faults;
     if first.app().context.node.owns(TenantId::DEFAULT.part()) {
-        (first, second, of_second)
+        (first, second, [of_first, of_second])
     } else {
-        (second, first, of_first)
+        (second, first, [of_second, of_first])
     }
 }
 
@@ -308,7 +315,8 @@ async fn acks_count_while_a_link_is_broken(db: Db) {
     streams(&owner, 0).await;
     proxy.mend();
     let told = worker.ack(&[&d]).await;
-    assert_eq!(told.ok, std::slice::from_ref(&d.delivery_id));
+    let ok = std::slice::from_ref(&d.delivery_id);
+    assert_eq!(told.ok, ok, "{told:?}");
     assert_eq!(owner.state_of(&d.delivery_id).await["status"], "DELIVERED");
     assert_eq!(owner.attempts_of(&d.delivery_id).await.len(), 1);
     owner.events("a.b", 1).await;
@@ -383,6 +391,30 @@ async fn what_an_owner_leaves_is_taken_back_at_once(db: Db) {
     assert_eq!(worker.ack(&[&again]).await.ok.len(), 1);
     db.counts_agree().await;
     beside.stop().await;
+}
+
+// N2, W8: what a node can't keep, since its session ends, is not the worker's of
+// another node any more before it can be anybody's, whatever that node hears of it.
+async fn what_an_owner_loses_is_taken_back_before_it_comes_again(db: Db) {
+    let (owner, beside, [of_owner, of_beside]) = two_with_faults(&db, &[]).await;
+    let proxy = before(&owner, &of_beside).await;
+    owner.stream(json!({})).await;
+    let mut worker = Worker::start(&beside, "w", 2).await;
+    owner.events("a.b", 1).await;
+    let held = worker.delivery().await;
+    proxy.silence();
+    of_beside.always("peers", Fault::Fails);
+    of_owner.always("renew_session", Fault::Fails);
+    let revoked = worker.revoked().await;
+    let ids = std::slice::from_ref(&held.delivery_id);
+    assert_eq!(revoked.delivery_ids, ids);
+    assert!(worker.early.is_empty(), "it has come again before");
+    of_beside.mend("peers");
+    let again = worker.delivery().await;
+    assert_eq!((&again.delivery_id, again.attempt), (&held.delivery_id, 1));
+    assert_eq!(worker.ack(&[&again]).await.ok.len(), 1);
+    beside.stop().await;
+    owner.stop().await;
 }
 
 // W6, W8: a relay has as much of one subscription as its window and

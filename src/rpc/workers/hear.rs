@@ -240,7 +240,7 @@ impl Session {
             }
             News::Replaced => self.replaced = true,
             News::Broken => {
-                let unanswered = self.links.unanswered(node);
+                let unanswered = self.links.broken(node);
                 self.not_answered(unanswered);
             }
         }

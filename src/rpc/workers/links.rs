@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::{
     link::{Link, News},
     opening::Window,
+    peers::Term,
 };
 use crate::{
     proto::v1::{
@@ -47,6 +49,7 @@ struct Far {
 /// A link, with its window.
 struct Line {
     link: Link,
+    term: Arc<Term>,
     /// How many it may have under way to the worker beyond what that has of it.
     ahead: usize,
     /// What it brought since its window was last looked at.
@@ -101,9 +104,10 @@ impl Links {
         self.lines.values().any(|line| !line.answered)
     }
 
-    pub(super) fn add(&mut self, node: Session, link: Link) {
+    pub(super) fn add(&mut self, node: Session, link: Link, term: Arc<Term>) {
         let line = Line {
             link,
+            term,
             ahead: 1,
             came: 0,
             told: None,
@@ -137,8 +141,40 @@ impl Links {
         (gone, self.unanswered(node))
     }
 
+    /// A node's stream broke: what was asked and won't be answered. What came and the
+    /// worker has not seen it won't: its node may be gone, and is told if it is not.
+    pub(super) fn broken(&mut self, node: Session) -> Vec<(u64, String)> {
+        self.waiting.retain(|(_, of, _)| *of != node);
+        self.unanswered(node)
+    }
+
+    /// Takes from the worker what nodes may have lost with their sessions, and gives
+    /// it back to those that have not.
+    pub(super) fn take_lapsed(&mut self) -> Vec<String> {
+        let over = |node: &Session| self.lines.get(node).is_some_and(|l| !l.term.stands());
+        let over: Vec<(Session, Lease)> = self
+            .has
+            .iter()
+            .filter(|(_, far)| over(&far.node))
+            .map(|(id, far)| {
+                let lease = Lease {
+                    delivery_id: id.clone(),
+                    lease_token: far.token.clone(),
+                };
+                (far.node, lease)
+            })
+            .collect();
+        let mut ids = Vec::with_capacity(over.len());
+        for (node, lease) in over {
+            self.forget(&lease.delivery_id);
+            ids.push(lease.delivery_id.clone());
+            self.release(node, lease);
+        }
+        ids
+    }
+
     /// What was asked of a node and won't be answered.
-    pub(super) fn unanswered(&mut self, node: Session) -> Vec<(u64, String)> {
+    fn unanswered(&mut self, node: Session) -> Vec<(u64, String)> {
         let asked = self.asked.extract_if(|(of, _), _| *of == node);
         asked.flat_map(|(_, items)| items).collect()
     }
@@ -212,10 +248,10 @@ impl Links {
         self.waiting.push_back((Instant::now(), node, delivery));
     }
 
-    /// The next that came, where there is room for it.
+    /// The next that came, where there is room for it and nobody else can have it.
     pub(super) fn next(&mut self, room: Option<usize>) -> Option<Delivery> {
-        let (_, _, next) = self.waiting.front()?;
-        if next.body.len() > room? {
+        let (_, node, next) = self.waiting.front()?;
+        if next.body.len() > room? || !self.lines.get(node)?.term.stands() {
             return None;
         }
         let (_, node, delivery) = self.waiting.pop_front()?;
@@ -331,7 +367,7 @@ impl Links {
         let mut changed = Vec::new();
         for (node, line) in &mut self.lines {
             let (has, has_bytes) = by_node.get(node).copied().unwrap_or_default();
-            let ahead = if free == 0 || bytes == 0 {
+            let ahead = if free == 0 || bytes == 0 || !line.term.stands() {
                 0
             } else {
                 line.ahead.min(free)
@@ -399,5 +435,38 @@ mod tests {
         assert!(links.knows(owner, &lease(9)));
         assert!(!links.forget_of(other, "d") && links.knows(owner, &lease(9)));
         assert!(!links.forget_of(owner, "d") && !links.knows(owner, &lease(9)));
+    }
+
+    // N2, W8: what came from a node whose session may be over, or over a stream that
+    // is broken, does not go on to the worker; what that has is taken back.
+    #[tokio::test]
+    async fn what_may_be_anothers_goes_to_no_worker() {
+        let (_news, from_links) = mpsc::unbounded_channel();
+        let mut links = Links::new(from_links);
+        let node = Session(1);
+        let (say, mut said) = mpsc::unbounded_channel();
+        let term = Arc::new(Term::until(Instant::now() + Duration::from_secs(60)));
+        links.add(node, Link { say }, term.clone());
+        let delivery = |id: &str| Delivery {
+            delivery_id: id.to_owned(),
+            lease_token: vec![1],
+            ..Delivery::default()
+        };
+        links.came(node, delivery("a"));
+        assert_eq!(links.next(Some(10)).unwrap().delivery_id, "a");
+        links.came(node, delivery("b"));
+        assert!(links.broken(node).is_empty());
+        assert!(links.next(Some(10)).is_none() && links.take_lapsed().is_empty());
+        links.came(node, delivery("c"));
+        term.prolong(Instant::now());
+        assert!(links.next(Some(10)).is_none());
+        assert_eq!(links.take_lapsed(), ["a"]);
+        assert!(links.take_lapsed().is_empty() && links.len() == 0);
+        let Some(Message::Nack(nack)) = said.try_recv().unwrap().message else {
+            panic!("it is not given back");
+        };
+        assert_eq!(nack.items[0].delivery_id, "a");
+        term.prolong(Instant::now() + Duration::from_secs(60));
+        assert_eq!(links.next(Some(10)).unwrap().delivery_id, "c");
     }
 }

@@ -2,8 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -13,10 +16,10 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use crate::{
     metrics::Metrics,
     pipeline::node::Node,
-    store::{Session, Store},
+    store::{Peer, Session, Store},
 };
 
-/// How often the nodes are read.
+/// How often the nodes are read, at least; it is a session's beat where that is shorter.
 const POLL: Duration = Duration::from_secs(2);
 /// In so many of them the nodes that can't be reached are looked for once.
 const POLLS: usize = 8;
@@ -24,7 +27,43 @@ const POLLS: usize = 8;
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// The other nodes that live, by their sessions.
-pub(super) type Others = Arc<HashMap<Session, Channel>>;
+pub(super) type Others = Arc<HashMap<Session, Other>>;
+
+/// Another node.
+#[derive(Clone)]
+pub(super) struct Other {
+    pub(super) channel: Channel,
+    pub(super) term: Arc<Term>,
+}
+
+/// How long another node's session surely lasts: what that has leased is nobody
+/// else's until then, whether it answers or not.
+pub(super) struct Term {
+    base: Instant,
+    /// Microseconds after `base`.
+    until: AtomicU64,
+}
+
+impl Term {
+    pub(super) fn until(end: Instant) -> Self {
+        let term = Self {
+            base: Instant::now(),
+            until: AtomicU64::new(0),
+        };
+        term.prolong(end);
+        term
+    }
+
+    pub(super) fn prolong(&self, end: Instant) {
+        let until = end.saturating_duration_since(self.base).as_micros();
+        let until = u64::try_from(until).unwrap_or(u64::MAX);
+        self.until.store(until, Ordering::Release);
+    }
+
+    pub(super) fn stands(&self) -> bool {
+        self.base.elapsed() < Duration::from_micros(self.until.load(Ordering::Acquire))
+    }
+}
 
 /// Follows the other nodes.
 pub struct Peers {
@@ -121,7 +160,8 @@ impl Peers {
             return;
         }
         let mut told = None;
-        let mut open: HashMap<Session, (String, Channel)> = HashMap::new();
+        let mut open: HashMap<Session, (String, Other)> = HashMap::new();
+        let every = POLL.min(self.node.heartbeat());
         let mut hidden = HashMap::new();
         for poll in 1.. {
             let mut result = self.look(&mut told, &mut open).await;
@@ -136,7 +176,7 @@ impl Peers {
             );
             tokio::select! {
                 () = cancel.cancelled() => return,
-                () = tokio::time::sleep(POLL) => {}
+                () = tokio::time::sleep(every) => {}
             }
         }
     }
@@ -145,7 +185,7 @@ impl Peers {
     /// the second look: one that has begun just now may yet say where it is.
     async fn name_hidden(
         &self,
-        open: &HashMap<Session, (String, Channel)>,
+        open: &HashMap<Session, (String, Other)>,
         hidden: &mut HashMap<Session, usize>,
     ) -> crate::store::Result<()> {
         let own = self.node.session();
@@ -171,7 +211,7 @@ impl Peers {
     async fn look(
         &self,
         told: &mut Option<Session>,
-        open: &mut HashMap<Session, (String, Channel)>,
+        open: &mut HashMap<Session, (String, Other)>,
     ) -> crate::store::Result<()> {
         let own = self.node.session();
         if let Some(url) = &self.url
@@ -181,19 +221,33 @@ impl Peers {
             self.store.advertise(own, url).await?;
             *told = Some(own);
         }
+        // What the database answers was so at this moment or later.
+        let asked = Instant::now();
         let live = self.store.peers().await?;
         let before = open.len();
-        open.retain(|session, (url, _)| live.iter().any(|(s, u)| s == session && u == url));
+        open.retain(|session, (url, _)| {
+            live.iter().any(|p| p.session == *session && p.url == *url)
+        });
         let mut changed = open.len() != before;
-        for (session, url) in live {
+        for Peer {
+            session,
+            url,
+            lasts,
+        } in live
+        {
             // A node that began another session is not its own peer meanwhile.
-            let is_own = session == own || self.url.as_ref() == Some(&url);
-            if is_own || open.contains_key(&session) {
+            if session == own || self.url.as_ref() == Some(&url) {
+                continue;
+            }
+            let end = asked + lasts.saturating_sub(self.node.margin());
+            if let Some((_, other)) = open.get(&session) {
+                other.term.prolong(end);
                 continue;
             }
             match channel(&url) {
                 Ok(channel) => {
-                    open.insert(session, (url, channel));
+                    let term = Arc::new(Term::until(end));
+                    open.insert(session, (url, Other { channel, term }));
                     changed = true;
                 }
                 Err(e) => {
@@ -202,7 +256,7 @@ impl Peers {
             }
         }
         if changed {
-            let others = open.iter().map(|(s, (_, channel))| (*s, channel.clone()));
+            let others = open.iter().map(|(s, (_, other))| (*s, other.clone()));
             self.others.send_replace(Arc::new(others.collect()));
         }
         Ok(())

@@ -271,21 +271,21 @@ impl Session {
             }
         }
         let known = self.links.nodes();
-        for (node, channel) in live.iter().filter(|(node, _)| !known.contains(node)) {
+        for (node, other) in live.iter().filter(|(node, _)| !known.contains(node)) {
             let open = worker_message::Open {
                 max_messages: 0,
                 ..self.asked_for.clone()
             };
             let link = link::begin(Far {
                 node: *node,
-                channel: channel.clone(),
+                channel: other.channel.clone(),
                 keyring: self.context.keyring.clone(),
                 peers: self.context.peers.clone(),
                 key: self.holder.key,
                 open,
                 news: self.news.clone(),
             });
-            self.links.add(*node, link);
+            self.links.add(*node, link, other.term.clone());
         }
     }
 
@@ -631,8 +631,10 @@ impl Session {
         gauge.increment(has as f64 - std::mem::replace(&mut self.shown, has) as f64);
     }
 
-    /// Takes back what may be another node's by now.
+    /// Takes back what may be another node's by now, its own and what came from others.
     pub(super) fn fence(&mut self) {
+        let lapsed = self.links.take_lapsed();
+        self.taken_back(lapsed, says::RevokeReason::Session.into());
         let node = &self.context.node;
         let (session, is_alive) = (node.session(), node.is_alive());
         let lost = self

@@ -105,7 +105,7 @@ impl Postgres {
             let table = format!("idempotency_{bucket}");
             let swept = sqlx::query(sqlx::AssertSqlSafe(format!(
                 "delete from {table} where ctid = any(array(
-                   select ctid from {table} where at <= now_us() - 86400000000 limit $1))"
+                   select ctid from {table} where at <= now_us() - 86400000000 limit $1 for update skip locked))"
             )))
             .bind(limit)
             .execute(&self.pool)

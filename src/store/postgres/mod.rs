@@ -124,7 +124,12 @@ impl Postgres {
         migrate(&pool).await?;
         // The server gives up before this side does: then it is known that
         // nothing was done.
-        let hot = options.clone().options([("statement_timeout", "8s")]);
+        let hot = options.clone().options([
+            ("statement_timeout", "8s"),
+            // What is published or ends is found by its key, however few rows the
+            // planner takes a table for.
+            ("enable_seqscan", "off"),
+        ]);
         Ok(Self {
             hot: pool.within(HOT),
             pool,

@@ -1,8 +1,13 @@
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::Row as _;
 
 use super::{Engine, failed};
-use crate::store::{PeerStore, Result, Session};
+use crate::{
+    domain::id::Micros,
+    store::{Peer, PeerStore, Result, Session},
+};
 
 #[async_trait]
 impl PeerStore for Engine {
@@ -19,17 +24,25 @@ impl PeerStore for Engine {
         tx.commit().await.map_err(failed)
     }
 
-    async fn peers(&self) -> Result<Vec<(Session, String)>> {
+    async fn peers(&self) -> Result<Vec<Peer>> {
         let mut tx = self.snapshot().await?;
         let now = self.clock(&mut tx).await?;
         let rows = sqlx::query(
-            "select sid, url from nodes where url is not null and expires_at > $1 order by sid",
+            "select sid, url, expires_at from nodes where url is not null and expires_at > $1 order by sid",
         )
         .bind(now)
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        Ok(rows.iter().map(|r| (Session(r.get(0)), r.get(1))).collect())
+        let peers = rows.iter().map(|r| {
+            let left = r.get::<Micros, _>(2).saturating_sub(now);
+            Peer {
+                session: Session(r.get(0)),
+                url: r.get(1),
+                lasts: Duration::from_micros(left.unsigned_abs()),
+            }
+        });
+        Ok(peers.collect())
     }
 }
