@@ -14,7 +14,7 @@ use crate::{
     directory::{Directory, Freshness},
     domain::{
         id::{KeyId, Part, wall_clock},
-        key::{self, ADMIN_PREFIX, Key, Kind, SCOPE_ADMIN, Status},
+        key::{self, ADMIN_PREFIX, Key, Kind, NotAKey, SCOPE_ADMIN, Status},
     },
     health::Health,
     limiter::{self, Limiter},
@@ -416,7 +416,8 @@ pub fn first_admin_key(text: &str, keyring: &Keyring) -> Key {
     }
 }
 
-/// Checks a bootstrap key's text: `sk_admin_` and at least 24 more characters.
+/// Checks a bootstrap key's text: `sk_admin_` and at least 24 more characters. One
+/// of the form of a made key must be one.
 ///
 /// # Errors
 /// With what it takes.
@@ -424,11 +425,20 @@ pub fn check_bootstrap_key(text: &str) -> Result<(), String> {
     let fits = text.strip_prefix(ADMIN_PREFIX).is_some_and(|rest| {
         (24..=256).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_graphic())
     });
-    if fits {
-        Ok(())
-    } else {
-        Err("ONERING_BOOTSTRAP_ADMIN_KEY: takes `sk_admin_` and 24 to 256 more characters".into())
+    if !fits {
+        return Err(
+            "ONERING_BOOTSTRAP_ADMIN_KEY: takes `sk_admin_` and 24 to 256 more characters".into(),
+        );
     }
+    // No caller could be told apart from one with a mistyped key.
+    if matches!(key::parse(text), Err(NotAKey::Malformed)) {
+        return Err(
+            "ONERING_BOOTSTRAP_ADMIN_KEY: begins like a key that OneRing has made, and is not one: \
+             its checksum or its length is wrong"
+                .into(),
+        );
+    }
+    Ok(())
 }
 
 /// Says over `grpc.health.v1` whether calls are answered: not while the store is

@@ -13,6 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
@@ -21,7 +22,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{domain::address::Policy, settings::Live};
+use crate::{domain::address::Policy, rest::percent, settings::Live};
 
 mod tls;
 
@@ -188,6 +189,20 @@ async fn direct(address: SocketAddr) -> Result<TcpStream, BoxError> {
     }
 }
 
+/// Who the proxy is told that this is (RFC 9110, 11.7.2; RFC 7617).
+fn credentials(proxy: &url::Url) -> String {
+    let part = |text| percent::decode(text).unwrap_or_default();
+    let (user, password) = (
+        part(proxy.username()),
+        part(proxy.password().unwrap_or_default()),
+    );
+    if user.is_empty() && password.is_empty() {
+        return String::new();
+    }
+    let text = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    format!("Proxy-Authorization: Basic {text}\r\n")
+}
+
 /// A tunnel (RFC 9110, 9.3.6) to an address, not to a name: the proxy has
 /// nothing to resolve.
 async fn through(proxy: &url::Url, address: SocketAddr) -> Result<TcpStream, BoxError> {
@@ -195,7 +210,8 @@ async fn through(proxy: &url::Url, address: SocketAddr) -> Result<TcpStream, Box
     let port = proxy.port_or_known_default().unwrap_or(80);
     let tunnel = async {
         let mut stream = TcpStream::connect((host, port)).await?;
-        let request = format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        let credentials = credentials(proxy);
+        let request = format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n{credentials}\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::with_capacity(256);
         // Byte by byte: what follows the empty line belongs to the tunnel.

@@ -193,6 +193,25 @@ pub struct Directory {
     revision: watch::Sender<i64>,
 }
 
+/// What a database has, all of it.
+struct There {
+    keys: HashSet<KeyId>,
+    tenants: HashSet<TenantId>,
+    with_subscriptions: HashSet<TenantId>,
+    event_types: HashSet<EventTypeId>,
+}
+
+impl There {
+    fn of(all: &Changes) -> Self {
+        Self {
+            keys: all.keys.iter().map(|k| k.id).collect(),
+            tenants: all.tenants.iter().map(|t| t.id).collect(),
+            with_subscriptions: all.subscriptions.iter().filter_map(|s| s.tenant).collect(),
+            event_types: all.event_types.iter().map(|t| t.id).collect(),
+        }
+    }
+}
+
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -247,8 +266,18 @@ impl Directory {
         let lost = sent.saturating_sub(self.fresh_for()) > RELOAD;
         let have = if lost { 0 } else { *self.revision.borrow() };
         if lost || self.store.revision().await? != have {
-            let changes = self.store.changes(have).await?;
-            self.apply(changes, lost);
+            let mut changes = self.store.changes(have).await?;
+            // A database that was put back: what was changed since is not so any more.
+            let back = changes.revision < have;
+            if back {
+                tracing::warn!(
+                    config.revision = changes.revision,
+                    config.before = have,
+                    "the database's configuration is older than this node's: all of it is read again"
+                );
+                changes = self.store.changes(0).await?;
+            }
+            self.apply(changes, lost || back);
         }
         self.fresh_at.store(
             u64::try_from(sent.as_micros()).unwrap_or(u64::MAX),
@@ -346,13 +375,7 @@ impl Directory {
     }
 
     fn apply(&self, changes: Changes, all: bool) {
-        if all {
-            write(&self.keys).clear();
-            write(&self.whole_texts).clear();
-            write(&self.subscriptions).clear();
-            write(&self.targets).clear();
-            write(&self.event_types).clear();
-        }
+        let there = all.then(|| There::of(&changes));
         for tenant in changes.tenants {
             write(&self.tenant_names).insert(tenant.name.clone(), tenant.id);
             write(&self.tenants).insert(tenant.id, Arc::new(tenant));
@@ -386,9 +409,32 @@ impl Directory {
         for list in changes.subscriptions {
             self.apply_subscriptions(list);
         }
+        if let Some(there) = there {
+            self.keep(&there);
+        }
         self.renew_switches(Some(changes.switches));
         self.metrics.config_revision.set(changes.revision as f64);
         self.revision.send_replace(changes.revision);
+    }
+
+    /// Forgets what is not there any more. Not before the rest is known: callers are
+    /// decided on meanwhile.
+    fn keep(&self, there: &There) {
+        write(&self.keys).retain(|id, _| there.keys.contains(id));
+        write(&self.whole_texts).retain(|_, id| there.keys.contains(id));
+        write(&self.tenants).retain(|id, _| there.tenants.contains(id));
+        write(&self.tenant_names).retain(|_, id| there.tenants.contains(id));
+        let mut subscriptions = write(&self.subscriptions);
+        subscriptions.retain(|tenant, _| there.with_subscriptions.contains(tenant));
+        let targets: HashSet<SubscriptionId> = subscriptions
+            .values()
+            .flat_map(|s| s.targets.iter().map(|t| t.subscription.id))
+            .collect();
+        drop(subscriptions);
+        write(&self.targets).retain(|id, _| targets.contains(id));
+        for of_tenant in write(&self.event_types).values_mut() {
+            of_tenant.retain(|_, t| there.event_types.contains(&t.event_type.id));
+        }
     }
 
     fn apply_subscriptions(&self, list: TenantSubscriptions) {

@@ -441,7 +441,7 @@ impl Settings {
             )?,
             embedded_worker: source.flag("EMBEDDED_WORKER")?.unwrap_or(true),
             endpoint_ca: source.path("ENDPOINT_CA_FILE"),
-            egress_proxy: source.get("EGRESS_PROXY", "http://HOST:PORT", |v| {
+            egress_proxy: source.get("EGRESS_PROXY", "http://[USER:PASSWORD@]HOST:PORT", |v| {
                 url::Url::parse(v)
                     .ok()
                     .filter(|u| u.scheme() == "http" && u.host().is_some())

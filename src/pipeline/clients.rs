@@ -19,6 +19,10 @@ use crate::{
     domain::certificate::ClientCertificate,
 };
 
+/// How often a receiver's HTTP/2 connection is asked whether it lives while requests
+/// wait on it, and how long it has to answer.
+const PING: Duration = Duration::from_secs(5);
+
 /// A client with its pool of connections.
 pub(super) struct HttpClient<B> {
     pool: Client<Https, B>,
@@ -40,6 +44,10 @@ where
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .http2_adaptive_window(true)
+            // A peer that is gone without a word would have each attempt on its
+            // connection fail, which others keep from being idle.
+            .http2_keep_alive_interval(PING)
+            .http2_keep_alive_timeout(PING)
             .build(https.clone());
         Self { pool, https }
     }

@@ -98,8 +98,8 @@ impl Finisher {
             let finishes: Vec<Finish> = batch.iter().map(Ended::as_of_now).collect();
             let result = self.store.finish(&finishes).await;
             let recorded = result.as_ref().map(drop).or_else(|e| match e {
-                StoreError::Data(_) => Ok(()),
-                e => Err(e),
+                StoreError::Unavailable(_) => Err(e),
+                _ => Ok(()),
             });
             self.metrics.troubles.note(
                 "finish",
@@ -123,11 +123,7 @@ impl Finisher {
                     }
                     return;
                 }
-                Err(StoreError::Data(e)) => {
-                    self.divide(batch, &e).await;
-                    return;
-                }
-                Err(e) => {
+                Err(e @ StoreError::Unavailable(_)) => {
                     tracing::debug!(error.message = %e, batch.size = batch.len(), retry_in = ?wait);
                     // It is tried again; who asked may ask again too.
                     for ended in batch.iter_mut() {
@@ -140,11 +136,16 @@ impl Finisher {
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(Duration::from_secs(2));
                 }
+                // It would be answered the same each time.
+                Err(e) => {
+                    self.divide(batch, &e.to_string()).await;
+                    return;
+                }
             }
         }
     }
 
-    /// Halves a batch until the value that the database refuses stands alone,
+    /// Halves a batch until what the database refuses stands alone,
     /// and records that one without what its receiver sent.
     async fn divide(&self, batch: &mut [Ended], why: &str) {
         if let [one] = batch {

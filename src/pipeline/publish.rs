@@ -42,7 +42,7 @@ const QUEUE_BYTES: usize = 64 << 20;
 const QUEUE_WAIT: Duration = Duration::from_secs(5);
 /// How often an event is matched again before its caller is told to try later.
 const MATCHES: usize = 8;
-/// With more jobs than this in memory, publishing waits for sending.
+/// With more jobs than this in memory that move, publishing waits for sending.
 const CROWD: usize = 1024;
 
 /// What a caller brings.
@@ -344,6 +344,27 @@ fn refuse_stale(waiting: &mut Vec<Pending>) {
     }
 }
 
+/// How many jobs in memory wait for receivers that don't answer: to wait for them
+/// would have the events of all others wait.
+#[derive(Default)]
+struct Crowd {
+    standing: usize,
+}
+
+impl Crowd {
+    /// With how many jobs in memory publishing waits for sending, where there are so
+    /// many now.
+    fn most(&mut self, waiting: usize) -> usize {
+        self.standing = self.standing.min(waiting);
+        self.standing + CROWD
+    }
+
+    /// So many are left where nothing is completed any more.
+    const fn stands(&mut self, waiting: usize) {
+        self.standing = waiting;
+    }
+}
+
 /// The one writer.
 pub(super) struct Writer {
     pub(super) store: Arc<dyn Store>,
@@ -359,6 +380,7 @@ impl Writer {
     /// Runs until it is cancelled and everything that came is answered.
     pub(super) async fn run(self, mut queue: mpsc::Receiver<Pending>, cancel: CancellationToken) {
         let mut waiting: Vec<Pending> = Vec::new();
+        let mut crowd = Crowd::default();
         loop {
             if waiting.is_empty() {
                 tokio::select! {
@@ -371,7 +393,7 @@ impl Writer {
             if waiting.is_empty() {
                 continue;
             }
-            self.let_sending_catch_up().await;
+            self.let_sending_catch_up(&mut crowd).await;
             let mut bytes = 0;
             let fits = waiting
                 .iter()
@@ -388,15 +410,16 @@ impl Writer {
     /// While publishers outrun sending, memory fills and rows have to be fetched
     /// again later, at twice the cost: better to let sending catch up. Never for
     /// long, and not at all where sending stands still.
-    async fn let_sending_catch_up(&self) {
+    async fn let_sending_catch_up(&self, crowd: &mut Crowd) {
         for _ in 0..20 {
-            if !self.dispatcher.is_crowded(CROWD) {
+            let most = crowd.most(self.dispatcher.waiting());
+            if !self.dispatcher.is_crowded(most) {
                 return;
             }
             let before = self.dispatcher.completed();
             tokio::time::sleep(Duration::from_millis(2)).await;
             if self.dispatcher.completed() - before < 4 {
-                return;
+                return crowd.stands(self.dispatcher.waiting());
             }
         }
     }
@@ -539,5 +562,24 @@ impl Ledger {
         let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
         total.clear();
         total.extend(stored.into_iter().map(|(t, bytes)| (t, (bytes, 0))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // A8: what waits for receivers that don't answer holds nobody up; what moves
+    // does, beyond that.
+    #[test]
+    fn a_crowd_that_stands_is_not_waited_for() {
+        let mut crowd = Crowd::default();
+        assert_eq!(crowd.most(CROWD), CROWD);
+        crowd.stands(CROWD + 100);
+        assert_eq!(crowd.most(CROWD + 200), 2 * CROWD + 100);
+        assert_eq!(crowd.most(2 * CROWD + 100), 2 * CROWD + 100);
+        // Most of it went; from then on the rest counts again.
+        assert_eq!(crowd.most(10), CROWD + 10);
+        assert_eq!(crowd.most(CROWD + 10), CROWD + 10);
     }
 }

@@ -67,6 +67,8 @@ const KEEP_FAILURE: usize = 4096;
 const KEEP_SUCCESS: usize = 256;
 /// How much of an answer is read so that its connection can be used again.
 const DRAIN: usize = 65_536;
+/// How long that may take: an attempt whose result is known takes nobody's place.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// Reads the wall clock, in microseconds since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
@@ -422,7 +424,8 @@ impl Sender {
             }
         };
         // Late: what came of it is kept, and the connection closed.
-        let _ = tokio::time::timeout(patience.saturating_sub(took), drain).await;
+        let left = patience.saturating_sub(took).min(DRAIN_TIME);
+        let _ = tokio::time::timeout(left, drain).await;
         Sent {
             outcome,
             error: if status.is_success() {

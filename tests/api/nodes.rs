@@ -1,10 +1,14 @@
 //! Several nodes, and nodes whose database is gone.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
+use onering::domain::id::TenantId;
 use serde_json::json;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -14,30 +18,70 @@ use tonic_types::StatusExt as _;
 use crate::support::{
     app::{TestApp, eventually, reason},
     call::call,
+    faults::{Fault, Faults},
     proxy::Proxy,
     receiver::{Receiver, status},
     store::Db,
+    wait::until_after,
 };
 
 on_postgres_alone![
     a_change_reaches_every_node,
+    a_change_reaches_a_node_that_hears_of_none,
     what_one_node_makes_the_other_knows,
     a_retry_on_another_node_reaches_the_owner,
+    an_owner_that_hears_of_no_publish_finds_it,
     a_node_goes_on_without_its_database,
     a_node_without_patience_refuses,
 ];
 
 const ME: &str = "/v1/external/me";
 
+/// By then a timer of a second or less has come round, on a busy machine too; one of
+/// many seconds has not, each time that it is waited for.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Faults of a node to which no notification gets through, while it reaches the
+/// database.
+fn deaf() -> Arc<Faults> {
+    let faults = Faults::none();
+    faults.always("listen", Fault::Fails);
+    faults
+}
+
+/// Fails where a node has heard notifications after all.
+fn heard_nothing(faults: &Faults) {
+    let [began, answered] = [faults.began("listen"), faults.answered("listen")];
+    assert!(began > 0 && answered == 0, "{answered} of {began}");
+}
+
 // K5: a key that one node disables, revokes or deletes stops working on another
 // one, and one that is enabled works again.
 async fn a_change_reaches_every_node(db: Db) {
     let one = TestApp::start(&db).await;
     let two = one.again().start().await;
+    changes_reach(&one, &two).await;
+    one.stop().await;
+    two.stop().await;
+}
+
+// K5: the same of a node that lost its notifications: its poll is enough.
+async fn a_change_reaches_a_node_that_hears_of_none(db: Db) {
+    let one = TestApp::start(&db).await;
+    let deaf = deaf();
+    let two = one.again().faults(&deaf).start().await;
+    changes_reach(&one, &two).await;
+    heard_nothing(&deaf);
+    one.stop().await;
+    two.stop().await;
+}
+
+/// Changes a key on one node: soon each change is in force on the other.
+async fn changes_reach(one: &TestApp, two: &TestApp) {
     let (id, key) = one.key(json!({})).await;
     let path = format!("/v1/admin/external/keys/{id}");
     let told = async |code: &str| {
-        eventually(&format!("{code} on the other node"), || async {
+        until_after(SOON, &format!("{code} on the other node"), async || {
             let answer = two.get(ME, &key).await;
             let now = match answer.status {
                 200 => String::new(),
@@ -62,8 +106,6 @@ async fn a_change_reaches_every_node(db: Db) {
     told("KEY_REVOKED").await;
     one.delete(&path, &one.admin).await.ok();
     told("KEY_INVALID").await;
-    one.stop().await;
-    two.stop().await;
 }
 
 // K5: the other way round: what is new is known everywhere.
@@ -111,6 +153,37 @@ async fn a_retry_on_another_node_reaches_the_owner(db: Db) {
     other.post(&path, &other.admin, json!({})).await.ok();
     owner.delivery_is(&owner.admin, id, "DELIVERED").await;
     assert_eq!(receiver.count(), 2);
+    owner.stop().await;
+    other.stop().await;
+}
+
+// N2: what another node publishes is sent although its owner hears of none of it: the
+// owner's poll finds it.
+async fn an_owner_that_hears_of_no_publish_finds_it(db: Db) {
+    let deaf = deaf();
+    let owner = TestApp::builder(&db)
+        .set("WEBHOOKS_DELIVERY_LOOP_SECONDS", 1)
+        .faults(&deaf)
+        .start()
+        .await;
+    // One that is never ready is given no partitions.
+    let idle = Faults::none();
+    idle.always("set_ready", Fault::Fails);
+    let other = owner.again().faults(&idle).start().await;
+    let receiver = Receiver::start().await;
+    let hook = json!({"url": receiver.url(), "event_types": ["*"]});
+    owner.subscribe(&owner.admin, hook).await;
+    for n in 1..=3 {
+        other.publish(&other.admin, "a.b", json!({})).await;
+        until_after(SOON, &format!("delivery {n}"), async || {
+            (receiver.count() == n).then_some(())
+        })
+        .await;
+    }
+    let part = TenantId::DEFAULT.part();
+    let owns = [&owner, &other].map(|app| app.app().context.node.owns(part));
+    assert_eq!(owns, [true, false]);
+    heard_nothing(&deaf);
     owner.stop().await;
     other.stop().await;
 }

@@ -29,7 +29,7 @@ async fn me(url: &str) -> Answer {
 
 /// A value of each kind of variable that is not one, and a part of what the
 /// message says is allowed.
-const BAD: [(&str, &str, &str); 24] = [
+const BAD: &[(&str, &str, &str)] = &[
     ("EXTERNAL_API_ENABLED", "yes", "0, 1, true or false"),
     ("EXTERNAL_API_CANARY_ONLY", "on", "0, 1, true or false"),
     ("WEBHOOKS_ENABLED", "2", "0, 1, true or false"),
@@ -52,6 +52,12 @@ const BAD: [(&str, &str, &str); 24] = [
     ("MASTER_KEY", "c2hvcnQ=", "base64 of 32 bytes"),
     ("MASTER_KEY_FILE", "/nowhere/key", "readable file"),
     ("BOOTSTRAP_ADMIN_KEY", "sk_admin_short", "24"),
+    (
+        "BOOTSTRAP_ADMIN_KEY",
+        "sk_admin_01k00000000000000000000000_0123456789abcdefghijklmnopqrstuvwx",
+        "checksum",
+    ),
+    ("EGRESS_PROXY", "https://proxy:3128", "http://"),
     ("TLS_CERT", "/nowhere/cert.pem", "ONERING_TLS_"),
     ("CONFIG", "/nowhere/onering.toml", "readable file"),
 ];
@@ -59,7 +65,7 @@ const BAD: [(&str, &str, &str); 24] = [
 // A bad value stops the start with the variable's name, what was read (unless it
 // is a secret) and what is allowed.
 async fn a_bad_value_stops_the_start(db: Db) {
-    for (name, value, allowed) in BAD {
+    for (name, value, allowed) in BAD.iter().copied() {
         let mut vars = variables(&db);
         vars.insert(format!("ONERING_{name}"), value.to_owned());
         if name == "MASTER_KEY_FILE" {

@@ -25,6 +25,7 @@ contract![
     gone_is_said_of_the_address_that_was_asked,
     broken_connections_are_retried,
     what_follows_a_status_does_not_matter,
+    a_body_that_stalls_keeps_nobodys_place,
     attempts_are_kept,
 ];
 
@@ -274,6 +275,28 @@ async fn broken_connections_are_retried(db: Db) {
 }
 
 const ENDLESS: &[u8] = b"Transfer-Encoding: chunked\r\n\r\n";
+
+// A10, A8: an answer's status is enough: its place is another's soon after.
+async fn a_body_that_stalls_keeps_nobodys_place(db: Db) {
+    let app = TestApp::start(&db).await;
+    let stalled = raw(|mut stream| async move {
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+            .await
+            .unwrap();
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let one_at_a_time = json!({"timeout_seconds": 30, "max_in_flight": 1});
+    let sub = app.webhook(&stalled, one_at_a_time).await;
+    let began = Instant::now();
+    for _ in 0..3 {
+        app.event("a.b").await;
+    }
+    app.wait_for(&sub.id, "DELIVERED", 3).await;
+    assert!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());
+    app.stop().await;
+}
 
 // A3, A10: once the status has come the attempt's end is known, however the body
 // goes on: cut, stalled or without an end. A body's beginning is kept.

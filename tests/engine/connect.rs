@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use http::{HeaderValue, Version};
@@ -22,6 +23,7 @@ use super::scene::quick;
 use crate::support::{
     app::TestApp,
     gate::Gate,
+    proxy::Proxy,
     receiver::{Receiver, status},
     store::Db,
     tls::self_signed,
@@ -35,7 +37,9 @@ contract![
     plain_http_is_refused_at_the_connect_too,
     certificates_are_verified,
     http_2_where_it_is_offered,
+    a_dead_http_2_connection_is_found_out,
     an_egress_proxy_gets_the_address,
+    an_egress_proxy_is_told_who_asks,
     a_proxy_that_refuses,
 ];
 
@@ -347,8 +351,40 @@ async fn http_2_where_it_is_offered(db: Db) {
     }
 }
 
+// A10: a receiver that is gone without a word is not asked over the same
+// connection until its attempts' time is over.
+async fn a_dead_http_2_connection_is_found_out(db: Db) {
+    let tls = self_signed(&["127.0.0.1"], &["h2"]);
+    let receiver = Receiver::over(Some(tls.config.clone()), |_| async { status(200) }).await;
+    let between = Proxy::to(receiver.address.to_string()).await;
+    let app = TestApp::builder(&db)
+        .set("ENDPOINT_CA_FILE", tls.pem.display())
+        .start()
+        .await;
+    let url = format!("https://{}/webhook", between.address);
+    let patient = json!({"timeout_seconds": 30, "retry_schedule": quick(3)});
+    let sub = app.webhook(&url, patient).await;
+    app.event("a.b").await;
+    app.wait_for(&sub.id, "DELIVERED", 1).await;
+    between.silence();
+    let delivery = app.one_delivery("a.b").await;
+    // Connections of before stay silent.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    between.mend();
+    app.is(&delivery, "DELIVERED").await;
+    let attempts = app.attempts(&delivery).await;
+    assert_eq!(attempts.len(), 2, "{attempts:?}");
+    assert_ne!(attempts[0]["error"], "timeout", "{attempts:?}");
+    app.stop().await;
+}
+
 /// A proxy that knows CONNECT and nothing else; what it was asked for.
 pub(crate) async fn proxy(allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
+    proxy_for("", allow).await
+}
+
+/// As [`proxy`], for those alone whose request has that header.
+async fn proxy_for(header: &'static str, allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -365,7 +401,8 @@ pub(crate) async fn proxy(allow: bool) -> (String, Arc<Mutex<Vec<String>>>) {
                 let request = String::from_utf8(request).unwrap();
                 let line = request.lines().next().unwrap().to_owned();
                 lines.lock().unwrap().push(line.clone());
-                if !allow {
+                let known = header.is_empty() || request.lines().any(|line| line == header);
+                if !allow || !known {
                     stream
                         .write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n")
                         .await
@@ -419,6 +456,38 @@ async fn an_egress_proxy_gets_the_address(db: Db) {
     assert_eq!(reason(&app).await, "endpoint_not_allowed");
     assert_eq!(asked.lock().unwrap().len(), before);
     app.stop().await;
+}
+
+// A10: RFC 7617's own example, and a password with what a URL must escape.
+async fn an_egress_proxy_is_told_who_asks(db: Db) {
+    let receiver = Receiver::start().await;
+    for (user, header) in [
+        (
+            "Aladdin:open%20sesame",
+            "Proxy-Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==",
+        ),
+        ("u:p%40%3A", "Proxy-Authorization: Basic dTpwQDo="),
+    ] {
+        let (url, asked) = proxy_for(header, true).await;
+        let url = url.replace("http://", &format!("http://{user}@"));
+        let app = TestApp::builder(&db).set("EGRESS_PROXY", &url);
+        let app = app
+            .set(
+                "BOOTSTRAP_ADMIN_KEY",
+                "sk_admin_the-same-one-for-both-of-them",
+            )
+            .set("MASTER_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+            .start()
+            .await;
+        let sub = app.webhook(&receiver.url(), json!({})).await;
+        app.event("a.b").await;
+        app.wait_for(&sub.id, "DELIVERED", 1).await;
+        assert_eq!(asked.lock().unwrap().len(), 1);
+        app.delete(&format!("/v1/external/webhooks/{}", sub.id), &app.admin)
+            .await
+            .ok();
+        app.stop().await;
+    }
 }
 
 // A10

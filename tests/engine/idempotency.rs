@@ -35,6 +35,7 @@ async fn publish(app: &TestApp, caller: &str, key: &str, body: &str) -> Answer {
 }
 
 const BODY: &str = r#"{"event_type":"a.b","data":{"n":1}}"#;
+const ANOTHER: &str = r#"{"event_type":"a.b","data":{"n":2}}"#;
 
 // D2
 async fn the_first_answer_is_given_again(db: Db) {
@@ -91,7 +92,7 @@ async fn another_body_is_refused(db: Db) {
     let app = TestApp::start(&db).await;
     publish(&app, &app.admin, "k", BODY).await.ok();
     for other in [
-        r#"{"event_type":"a.b","data":{"n":2}}"#,
+        ANOTHER,
         r#"{"event_type":"a.b","data":{"n":1.0}}"#,
         r#"{"event_type":"a.c","data":{"n":1}}"#,
     ] {
@@ -101,13 +102,28 @@ async fn another_body_is_refused(db: Db) {
     app.stop().await;
 }
 
-/// Publishes the same from all sides, half of it under other bodies.
+/// Publishes two bodies under one key, each from all sides: one of the two is the
+/// event of all who brought it, and the other one is refused.
 async fn race(apps: &[&TestApp], key: &str) {
-    let calls = (0..24).map(|n| publish(apps[n % apps.len()], &apps[0].admin, key, BODY));
+    let bodies = [BODY, ANOTHER];
+    let calls = (0..24).map(|n| {
+        let app = apps[n / 2 % apps.len()];
+        publish(app, &apps[0].admin, key, bodies[n % 2])
+    });
     let answers = join_all(calls).await;
-    let ids: HashSet<String> = answers.iter().map(|a| a.json()["id"].to_string()).collect();
+    let won = answers.iter().position(|a| a.status == 202);
+    let won = won.expect("one of them made it") % 2;
+    for refused in answers.iter().skip(1 - won).step_by(2) {
+        refused.refused(409, "IDEMPOTENCY_KEY_REUSED");
+    }
+    let accepted: Vec<&Answer> = answers.iter().skip(won).step_by(2).collect();
+    assert!(accepted.iter().all(|a| a.status == 202), "{accepted:?}");
+    let ids: HashSet<String> = accepted
+        .iter()
+        .map(|a| a.json()["id"].to_string())
+        .collect();
     assert_eq!(ids.len(), 1);
-    let first = answers
+    let first = accepted
         .iter()
         .filter(|a| a.header("idempotent-replayed").is_empty());
     assert_eq!(first.count(), 1, "one of them made it");

@@ -83,6 +83,20 @@ impl Story {
         .await;
     }
 
+    /// Changes the subscription and makes a key, which both are lost with the backup.
+    async fn change(&self) -> String {
+        let app = self.app();
+        let list = app.get("/v1/external/webhooks", &app.admin).await.ok();
+        let id = list["subscriptions"][0]["id"].as_str().unwrap();
+        let path = format!("/v1/external/webhooks/{id}");
+        app.patch(&path, &app.admin, json!({"description": "changed"}))
+            .await
+            .ok();
+        let (_, key) = app.key(json!({"scopes": ["read:rings"]})).await;
+        app.get("/v1/external/me", &key).await.ok();
+        key
+    }
+
     /// What must hold once the backup is in its place: nothing is sent, events are
     /// accepted, and the node says why.
     async fn is_held(&self) {
@@ -200,7 +214,8 @@ fn postgres_restored_files_do_not_send_by_themselves() {
     });
 }
 
-// N2: a backup that is put back beneath a node that runs is known by that node.
+// N2, K5: a backup that is put back beneath a node that runs is known by that node,
+// which decides with what it has: not with a key or a subscription of after it.
 #[test]
 fn postgres_files_restored_beneath_a_node_do_not_send_by_themselves() {
     contract::run_alone(async {
@@ -214,6 +229,7 @@ fn postgres_files_restored_beneath_a_node_do_not_send_by_themselves() {
         cluster.resume().await;
         story.start(again).await;
         story.deliver().await;
+        let lost = story.change().await;
         cluster.stop().await;
         cluster.restore(&backup).await;
         cluster.resume().await;
@@ -226,6 +242,11 @@ fn postgres_files_restored_beneath_a_node_do_not_send_by_themselves() {
             let event = json!({"event_type": "a.b", "data": 1});
             let answer = app.post("/v1/external/events", &app.admin, event).await;
             (answer.status == 202).then_some(())
+        })
+        .await;
+        eventually("a key of after the backup is not known", || async {
+            let answer = story.app().get("/v1/external/me", &lost).await;
+            (answer.status == 401).then_some(())
         })
         .await;
         story.is_held().await;

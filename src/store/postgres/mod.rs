@@ -301,8 +301,9 @@ fn failed(error: sqlx::Error) -> StoreError {
                     Some("tenants_name") => StoreError::Exists("a tenant of that name"),
                     _ => StoreError::Exists("a row of that id"),
                 },
-                // Class 22: a value that does not fit; 54: too large.
-                _ if code.starts_with("22") || code.starts_with("54") => {
+                // Class 22: a value that does not fit; 23: one that a constraint refuses;
+                // 54: too large.
+                _ if ["22", "23", "54"].iter().any(|c| code.starts_with(c)) => {
                     StoreError::Data(e.message().to_owned())
                 }
                 _ => StoreError::Unavailable(format!("{} ({code})", e.message())),
