@@ -7,7 +7,7 @@ use super::{
     Answer, Context, caller,
     change::Changes,
     check::{self, Faults},
-    page,
+    page, trace,
 };
 use crate::{
     caller::Caller,
@@ -339,7 +339,8 @@ impl KeyService for Keys {
 
     async fn verify_key(&self, request: Request<VerifyKeyRequest>) -> Answer<VerifyKeyResponse> {
         let caller = caller(&request)?;
-        let answer = verify::verify(&self.0, &caller, request.get_ref()).await?;
+        let trace = trace::of_call(&request);
+        let answer = verify::verify(&self.0, &caller, request.get_ref(), trace.as_deref()).await?;
         Ok(Response::new(answer))
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     app::{TestApp, eventually},
-    command::{Done, Running, onering, run},
+    command::{Done, ONERING, Running, onering, run},
     store::Db,
 };
 
@@ -40,12 +40,13 @@ fn origin(url: &str) -> &str {
 
 async fn shell(line: &str) -> Done {
     let path = std::env::var("PATH").unwrap();
+    let folder = std::path::Path::new(ONERING).parent().unwrap();
     // Progress is not what a person looks at.
     let line = line.replacen("curl ", "curl -sS ", 1);
     run(
         std::path::Path::new("/bin/bash"),
         &["-c", &line],
-        &[("PATH", &path)],
+        &[("PATH", &format!("{}:{path}", folder.display()))],
     )
     .await
 }
@@ -57,11 +58,33 @@ enum Check<'a> {
     Names(&'a str, &'a str),
 }
 
-fn lines() -> Vec<(&'static str, Vec<Check<'static>>)> {
-    let mut found: Vec<(&str, Vec<Check<'_>>)> = Vec::new();
+/// What a line does.
+enum Step<'a> {
+    /// A command, and what must hold of its output.
+    Run(&'a str, Vec<Check<'a>>),
+    /// A command that goes on.
+    Begin(&'a str),
+    /// A variable, with its value or to be taken away.
+    Set(&'a str, Option<&'a str>),
+}
+
+fn steps() -> Vec<Step<'static>> {
+    let mut found: Vec<Step<'_>> = Vec::new();
     for line in LINES.lines() {
-        if let Some(command) = line.strip_prefix("$ ") {
-            found.push((command, Vec::new()));
+        let step = match line.split_at_checked(2) {
+            Some(("$ ", command)) => Some(Step::Run(command, Vec::new())),
+            Some(("& ", command)) => Some(Step::Begin(command)),
+            Some(("% ", text)) => {
+                let variable = text.strip_prefix("ONERING_").unwrap();
+                Some(match variable.split_once('=') {
+                    Some((name, value)) => Step::Set(name, Some(value)),
+                    None => Step::Set(variable, None),
+                })
+            }
+            _ => None,
+        };
+        if let Some(step) = step {
+            found.push(step);
             continue;
         }
         let check = match line.split_at_checked(2) {
@@ -76,7 +99,10 @@ fn lines() -> Vec<(&'static str, Vec<Check<'static>>)> {
                 continue;
             }
         };
-        found.last_mut().unwrap().1.push(check);
+        let Some(Step::Run(_, checks)) = found.last_mut() else {
+            panic!("nothing to check: {line}")
+        };
+        checks.push(check);
     }
     assert!(found.len() > 10);
     found
@@ -90,21 +116,51 @@ fn fill(text: &str, values: &BTreeMap<String, String>) -> String {
     filled
 }
 
-// K1, K2, K3, D2, X1: the lines that people have in their runbooks.
+// K1, K2, K3, D2, X1, X2, K8: the lines that people have in their runbooks.
 async fn the_runbooks_lines_work_as_they_stand(db: Db) {
-    let app = TestApp::builder(&db)
+    let mut app = TestApp::builder(&db)
+        .unpinned()
         .set("MONITORING_OPEN", 1)
         .start()
         .await;
-    let sink = sink("whsec_test").await;
+    // What is stored is in force again once its variable is taken away.
+    for name in [
+        "external_api.enabled",
+        "webhooks.enabled",
+        "webhooks.delivery.enabled",
+    ] {
+        app.switch(name, true).await;
+    }
     let mut values: BTreeMap<String, String> = [
         ("localhost:8000", app.address.to_string()),
-        ("localhost:9090", origin(&sink.url()).replace("http://", "")),
         ("<admin_key>", app.admin.clone()),
     ]
-    .map(|(name, value)| (name.to_owned(), value.trim_end_matches('/').to_owned()))
+    .map(|(name, value)| (name.to_owned(), value))
     .into();
-    for (line, checks) in lines() {
+    let mut sink = None;
+    for step in steps() {
+        let (line, checks) = match step {
+            Step::Run(line, checks) => (line, checks),
+            Step::Begin(line) => {
+                let free = line.replace("--port 9090", "--port 0");
+                let args: Vec<&str> = free.split(' ').collect();
+                assert_eq!(args[..2], ["onering", "sink"]);
+                let running = Running::onering(&args[1..], &[]);
+                let said = running.told("listening on ").await;
+                let url = origin(said.split_whitespace().last().unwrap());
+                let address = url.replace("http://", "");
+                values.insert("localhost:9090".into(), address);
+                sink = Some(running);
+                continue;
+            }
+            Step::Set(name, value) => {
+                match value {
+                    Some(value) => app.reload(&[(name, value)]),
+                    None => app.reload_without(name),
+                }
+                continue;
+            }
+        };
         let line = fill(line, &values);
         assert!(!line.contains(['<', '…']), "nothing is left open: {line}");
         // A figure may take a moment: a delivery is on its way, counters follow.
@@ -115,7 +171,9 @@ async fn the_runbooks_lines_work_as_they_stand(db: Db) {
                 Check::HasNot(text) => !done.stdout.contains(&fill(text, &values)),
                 Check::Names(..) => true,
             });
-            let once = line.contains("-X POST") || line.contains("-i ");
+            let once = ["-X POST", "-i ", "onering "]
+                .iter()
+                .any(|s| line.contains(s));
             assert!(holds || !once, "{line}\n{done:?}");
             holds.then_some(done)
         })
@@ -127,7 +185,7 @@ async fn the_runbooks_lines_work_as_they_stand(db: Db) {
             }
         }
     }
-    sink.stop().await;
+    sink.unwrap().stop().await;
     app.stop().await;
 }
 

@@ -482,7 +482,10 @@ async fn a_revision_that_is_not_there_is_not_waited_for_long(db: Db) {
     app.stop().await;
 }
 
-// K9, P2: each call of a canary key is one line, with its key's id, route,
+/// The example of W3C Trace Context.
+const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+// K9, D8, P2: each call of a canary key is one line, with its key's id, route,
 // decision and latency; the key's text is in none. Other keys' calls are not
 // logged.
 async fn canary_calls_are_logged(db: Db) {
@@ -497,6 +500,7 @@ async fn canary_calls_are_logged(db: Db) {
             .uri(format!("{url}{path}"))
             .header("authorization", format!("Bearer {key}"))
             .header("content-type", "application/json")
+            .header("traceparent", PARENT)
             .body(http_body_util::Full::from(if body.is_null() {
                 String::new()
             } else {
@@ -545,6 +549,11 @@ async fn canary_calls_are_logged(db: Db) {
             assert_eq!(l["level"], "INFO");
             assert!(l["call.latency_us"].as_u64().is_some(), "{l}");
             let route = l["call.route"].as_str().unwrap();
+            if route.ends_with("VerifyKey") {
+                assert_eq!(l["trace.id"], "0af7651916cd43dd8448eb211c80319c", "{l}");
+                let request = l["call.request_id"].as_str().unwrap();
+                assert!(request.starts_with("req_"), "{l}");
+            }
             (
                 route.rsplit('/').next().unwrap(),
                 l["call.decision"].as_str().unwrap(),

@@ -220,6 +220,12 @@ impl TestApp {
         self.app.reload(settings.live);
     }
 
+    /// Takes a variable away while the node runs.
+    pub fn reload_without(&mut self, name: &str) {
+        self.vars.remove(&format!("ONERING_{name}"));
+        self.reload(&[]);
+    }
+
     /// Stops as a signal does.
     pub async fn stop(self) {
         self.app.stop().await;

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use super::Decision;
 use crate::{
     directory::KeyEntry,
-    domain::id::wall_clock,
+    domain::{id::wall_clock, trace::Trace},
     error::{Reason, code, whole_seconds},
     limiter::State,
 };
@@ -67,21 +67,24 @@ impl<'a> Passage<'a> {
         if self.is_canary() {
             headers.insert(CANARY, HeaderValue::from_static("true"));
         }
-        self.log();
+        self.log(None);
     }
 
     fn is_canary(&self) -> bool {
         self.entry.as_ref().is_some_and(|e| e.key.canary)
     }
 
-    /// The line of a canary key's call.
-    pub fn log(&self) {
+    /// The line of a canary key's call, with where that came from if it is known.
+    pub fn log(&self, trace: Option<&Trace>) {
         let Some(entry) = self.entry.as_ref().filter(|e| e.key.canary) else {
             return;
         };
         let decision = self.refused.map_or("ADMITTED", |(reason, _)| code(reason));
+        let context = trace.and_then(|t| t.context);
         tracing::info!(
             key.id = %entry.key.id,
+            trace.id = context.map(|c| hex::encode(c.trace)),
+            call.request_id = trace.map(|t| t.request_id.as_str()),
             call.route = self.route,
             call.decision = decision,
             call.latency_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX),

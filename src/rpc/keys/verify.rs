@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     caller::Caller,
     directory::{Freshness, Switches},
-    domain::network,
+    domain::{network, trace::Trace},
     error::{Error, Reason, Result, whole_seconds},
     limiter::State,
     proto::v1::{RateLimit, VerifyKeyRequest, VerifyKeyResponse},
@@ -28,6 +28,7 @@ pub(super) async fn verify(
     context: &Context,
     caller: &Caller,
     given: &VerifyKeyRequest,
+    trace: Option<&Trace>,
 ) -> Result<VerifyKeyResponse> {
     let mut passage = Passage::begin();
     let mut faults = Faults::default();
@@ -63,7 +64,7 @@ pub(super) async fn verify(
         .await;
     if cost > 0 {
         passage.note(ROUTE, &decision);
-        passage.log();
+        passage.log(trace);
     }
     Ok(answer(context, decision, revision, stale))
 }
