@@ -14,7 +14,7 @@ use super::{
 use crate::{
     domain::{
         id::{KeyId, Micros, micros},
-        limit::{Answer, Ask},
+        limit::{Answer, Ask, HOUR},
     },
     store,
 };
@@ -28,10 +28,14 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long a node is certain to be alone after it looked: a node that begins
 /// waits for so long.
 pub(super) const SURE: Duration = Duration::from_millis(1200);
-/// How long nodes have to tell Redis what it forgot, before it decides again.
+/// How long a node whose session has ended has to tell Redis what it forgot, before
+/// it decides again: for the others it is waited.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long what was lent before a generation may count. Then there is nothing left
+/// to be told.
+const OVER: Micros = HOUR + 2 * 60_000_000;
 /// The pauses between attempts to reach Redis. With a look's length the longest
-/// stays below [`GRACE`]: each node tells what it knows before Redis lends again.
+/// stays below [`GRACE`].
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 /// How long giving back at the end may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -216,55 +220,76 @@ impl Limiter {
     ///
     /// Its memory may be gone, or be that of an earlier time: then it has no
     /// generation, or one of another process of Redis. A new generation begins;
-    /// every node tells what it knows of the last hour, and decides by Redis again
-    /// when the others had the time to do the same.
+    /// every node tells what it knows of the last hour, however long it takes, and
+    /// decides by Redis again when all that live have done so.
     pub(super) async fn look_at_redis(&self) -> bool {
-        match tokio::time::timeout(LOOK, self.renew_generation()).await {
-            Ok(Ok(())) => {
-                self.say(REDIS, true, "");
-                true
-            }
-            Ok(Err(e)) => {
-                self.say(REDIS, false, &e.to_string());
-                false
-            }
-            Err(_) => {
-                self.say(REDIS, false, "no answer in time");
-                false
-            }
+        let renewed = match tokio::time::timeout(LOOK, self.generation()).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(generation))) => self.renew(generation).await,
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(RedisError::Late),
+        };
+        match renewed {
+            Ok(()) => self.say(REDIS, true, ""),
+            Err(ref e) => self.say(REDIS, false, &e.to_string()),
         }
+        renewed.is_ok()
     }
 
-    async fn renew_generation(&self) -> Result<(), RedisError> {
+    /// Redis' generation where it is another than the one that is decided by.
+    async fn generation(&self) -> Result<Option<Generation>, RedisError> {
+        let Some(redis) = &self.redis else {
+            return Ok(None);
+        };
+        let found = redis.look().await?;
+        Ok((redis.generation() != found.name).then_some(found))
+    }
+
+    async fn renew(&self, generation: Generation) -> Result<(), RedisError> {
         let Some(redis) = &self.redis else {
             return Ok(());
         };
-        let Generation { name, age } = redis.look().await?;
-        if redis.generation() == name {
-            return Ok(());
-        }
-        if redis.seeded() != name {
-            self.say(REDIS, false, "it has forgotten what it lent");
-            // From here on no answer of the last generation is taken: all that was
-            // is among the copies.
-            redis.set_generation("".into());
-            for shard in &self.shards {
-                let copies: Vec<(KeyId, Copies)> = {
-                    let shard = shard
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
-                    let known = shard.iter().filter(|(_, k)| !k.copies.is_empty());
-                    known.map(|(id, k)| (*id, k.copies.clone())).collect()
-                };
-                redis.seed(&copies).await?;
+        let Generation { name, age, now } = generation;
+        self.say(REDIS, false, "it has forgotten what it lent");
+        // From here on no answer of the last generation is taken: all that was is
+        // among the copies.
+        redis.set_generation("".into());
+        let known = |id: KeyId| {
+            let shard = self.shard(id);
+            let copies = shard.get(&id).map_or(&[][..], |k| &k.copies);
+            let counted = copies.iter().filter(|(ends, ..)| ends + HOUR > now);
+            counted.copied().collect()
+        };
+        redis.seed(&name, || self.keys_in_redis(), known).await?;
+        let told = redis.note_told(&name, (self.session)()).await?;
+        if !told.by_all() {
+            if age < micros(GRACE) && !self.is_sure((self.clock)()) {
+                return Err(RedisError::Seeding);
             }
-            redis.set_seeded(name.clone());
-        }
-        if age < micros(GRACE) && !self.is_sure((self.clock)()) {
-            return Err(RedisError::Seeding);
+            if age < OVER {
+                let live = tokio::time::timeout(LOOK, self.store.nodes()).await;
+                let live = live.map_err(|_| RedisError::Late)??;
+                if !live.iter().all(|node| told.by(node.session)) {
+                    return Err(RedisError::Seeding);
+                }
+            }
+            redis.note_all_told(&name).await?;
         }
         redis.set_generation(name);
         Ok(())
+    }
+
+    /// Keys of which Redis lent something, as far as is known.
+    fn keys_in_redis(&self) -> Vec<KeyId> {
+        let mut keys = Vec::new();
+        for shard in &self.shards {
+            let shard = shard
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let known = shard.iter().filter(|(_, k)| !k.copies.is_empty());
+            keys.extend(known.map(|(id, _)| *id));
+        }
+        keys
     }
 
     /// Takes in what Redis knows, so that it can be told again what was lent to
@@ -306,7 +331,10 @@ impl Limiter {
                 () = redis.look.notified(), if well => {}
                 () = tokio::time::sleep(if well { EVERY } else { pause }) => {}
             }
-            well = self.look_at_redis().await;
+            well = tokio::select! {
+                () = cancel.cancelled() => return,
+                well = self.look_at_redis() => well,
+            };
             pause = if well {
                 BACK_OFF[0]
             } else {

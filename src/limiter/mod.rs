@@ -31,7 +31,7 @@ use self::{
 use crate::{
     domain::id::{KeyId, Micros, wall_clock},
     metrics::Metrics,
-    store::{self, Store},
+    store::{self, Session, Store},
     tasks::Tasks,
 };
 
@@ -87,6 +87,8 @@ pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
 pub struct Parts {
     /// Lends the limits, or their rest.
     pub store: Arc<dyn Store>,
+    /// The node's session at the moment, by which other nodes know that it lives.
+    pub session: Arc<dyn Fn() -> Session + Send + Sync>,
     /// Where Redis is; lends the most of each limit.
     pub redis: Option<String>,
     /// Counts.
@@ -121,6 +123,7 @@ pub struct Limiter {
     shards: [Mutex<HashMap<KeyId, KeyState>>; SHARDS],
     hasher: RandomState,
     store: Arc<dyn Store>,
+    session: Arc<dyn Fn() -> Session + Send + Sync>,
     redis: Option<Redis>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -161,6 +164,7 @@ impl Limiter {
             shards: Default::default(),
             hasher: RandomState::new(),
             store: parts.store,
+            session: parts.session,
             redis,
             metrics: parts.metrics,
             clock: parts.outside.clock,

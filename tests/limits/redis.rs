@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use onering::domain::id::wall_clock;
 
-use super::scene::{MINUTE, OwnRedis, Scene, calls_of, policy};
+use super::scene::{MINUTE, OwnRedis, Scene, calls_of, key, policy};
 use crate::support::{
+    proxy::Proxy,
     store::{Db, HOUR, SECOND},
-    wait::until,
+    wait::{until, until_after},
 };
 
 contract![
@@ -19,7 +21,7 @@ contract![
     a_redis_that_went_back_in_time_is_not_trusted,
 ];
 
-on_postgres_alone![nodes_share_a_limit_in_redis];
+on_postgres_alone![nodes_share_a_limit_in_redis, redis_lends_when_all_have_told,];
 
 // K6
 async fn redis_and_the_store_lend_the_whole_limit(db: Db) {
@@ -220,4 +222,47 @@ async fn a_redis_that_went_back_in_time_is_not_trusted(db: Db) {
     assert_eq!(scene.exhaust(&node, policy).await, 0);
     scene.check(&[policy]);
     node.stop().await;
+}
+
+// K6, K7: however many keys there are and however slow Redis is, and not before
+// the last node has told it what it knows.
+async fn redis_lends_when_all_have_told(db: Db) {
+    let redis = OwnRedis::start().await;
+    let slow = Proxy::to(redis.url().replace("redis://", "")).await;
+    let scene = Scene::new(db, Some(redis.url()));
+    let policies: Vec<_> = (0..20_000).map(|_| policy(100)).collect();
+    let keys: Vec<_> = policies.iter().map(|p| p.key).collect();
+    let other = scene.node().await;
+    scene.until_well(&other).await;
+    redis.has_lent(&scene, &keys, 75, wall_clock()).await;
+    let old = key();
+    let ends = wall_clock() - HOUR - SECOND;
+    redis.has_lent(&scene, &[old], 75, ends).await;
+    let url = format!("redis://{}", slow.address);
+    let node = scene.node_with(scene.db.another().await, Some(url)).await;
+    until("the node knows them", async || {
+        (node.limiter.keys() > keys.len()).then_some(())
+    })
+    .await;
+    slow.slow_down(Duration::from_millis(60));
+    redis.flush().await;
+    for one in [&other, &node] {
+        let noticed = async || one.limiter.is_degraded().then_some(());
+        until("it is noticed", noticed).await;
+    }
+    let well = async || (!other.limiter.is_degraded()).then_some(());
+    until_after(Duration::from_secs(60), "Redis lends again", well).await;
+    for policy in policies.iter().step_by(100) {
+        // The store's part alone.
+        let left = scene.look(&other, *policy).await.remaining;
+        assert_eq!(left, 25, "Redis was told");
+    }
+    scene.until_well(&node).await;
+    assert!(
+        !redis.holds(&scene, old).await,
+        "it does not count any more"
+    );
+    for node in [other, node] {
+        node.stop().await;
+    }
 }
