@@ -181,12 +181,22 @@ impl Scene {
 
 /// The most calls that surely lay within one trailing hour.
 fn most_in_an_hour(calls: &[Admitted]) -> i64 {
-    let hour = calls.iter().enumerate().map(|(n, (from, end, cost))| {
+    let hour = calls.iter().enumerate().map(|(n, (from, _, cost))| {
+        // Of calls that began at once the first is the earliest.
         let after = calls.iter().enumerate();
-        let after = after.filter(|(m, (b, e, _))| *m != n && b >= end && e - from < HOUR);
+        let after = after.filter(|(m, (b, e, _))| (b, *m) > (from, n) && e - from < HOUR);
         cost + after.map(|(_, call)| call.2).sum::<i64>()
     });
     hour.max().unwrap_or_default()
+}
+
+// K6
+#[test]
+fn calls_at_once_are_of_one_hour() {
+    let burst = vec![(0, SECOND, 1); 30];
+    assert_eq!(most_in_an_hour(&burst), 30);
+    let spread = [(0, SECOND, 1), (HOUR - 1, HOUR, 5), (2, 3, 1)];
+    assert_eq!(most_in_an_hour(&spread), 6);
 }
 
 impl Node {
