@@ -17,7 +17,7 @@ use super::{Clock, Outside, key::Copies, lenders::Lent};
 use crate::{
     domain::{
         id::{KeyId, Micros},
-        limit::{Answer, Ask, grain},
+        limit::{Answer, Ask, LONGEST, grain},
     },
     store::{Session, StoreError},
 };
@@ -34,7 +34,7 @@ const SEED_LOANS: usize = 4096;
 
 /// `KEYS`: the generation, the key's window: a hash of amounts by `end:holder`.
 /// `ARGV`: generation, holder, limit, need, want, grain, least life, time or
-/// nothing, then pairs of ends and amounts that are given back. Answers nothing
+/// nothing, longest life, then pairs of ends and amounts that are given back. Answers nothing
 /// where the generation is another.
 const LEND: &str = r"
 local function text(n) return string.format('%.0f', n) end
@@ -45,8 +45,8 @@ if not now then
   now = t[1] * 1000000 + t[2]
 end
 local holder, limit, need, want = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local unit, ahead = tonumber(ARGV[6]), tonumber(ARGV[7])
-for i = 9, #ARGV, 2 do
+local unit, ahead, longest = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[9])
+for i = 10, #ARGV, 2 do
   local field = ARGV[i] .. ':' .. holder
   if redis.call('HEXISTS', KEYS[2], field) == 1 then
     if redis.call('HINCRBY', KEYS[2], field, '-' .. ARGV[i + 1]) <= 0 then redis.call('HDEL', KEYS[2], field) end
@@ -54,9 +54,14 @@ for i = 9, #ARGV, 2 do
 end
 local used, loans = 0, redis.call('HGETALL', KEYS[2])
 for i = 1, #loans, 2 do
-  if tonumber(string.match(loans[i], '^%d+')) + 3600000000 <= now then
+  local ends = tonumber(string.match(loans[i], '^%d+'))
+  if ends + 3600000000 <= now then
     redis.call('HDEL', KEYS[2], loans[i])
   else
+    if ends > now + longest then
+      redis.call('HDEL', KEYS[2], loans[i])
+      redis.call('HINCRBY', KEYS[2], text(now + longest) .. string.match(loans[i], ':.*'), loans[i + 1])
+    end
     used = used + tonumber(loans[i + 1])
   end
 end
@@ -231,7 +236,8 @@ impl Redis {
             .arg(ask.want)
             .arg(unit)
             .arg(ahead)
-            .arg(self.time());
+            .arg(self.time())
+            .arg(LONGEST);
         for (ends, amount) in &ask.back {
             call.arg(ends).arg(amount);
         }

@@ -19,6 +19,7 @@ contract![
     a_redis_that_forgot_is_told,
     what_ended_nodes_were_lent_is_told_too,
     a_redis_that_went_back_in_time_is_not_trusted,
+    loans_of_a_clock_that_was_ahead_are_over_in_time,
 ];
 
 on_postgres_alone![nodes_share_a_limit_in_redis, redis_lends_when_all_have_told,];
@@ -265,4 +266,19 @@ async fn redis_lends_when_all_have_told(db: Db) {
     for node in [other, node] {
         node.stop().await;
     }
+}
+
+// K6: Redis' clock was a day ahead and is put back.
+async fn loans_of_a_clock_that_was_ahead_are_over_in_time(db: Db) {
+    let redis = OwnRedis::start().await;
+    let scene = Scene::new(db, Some(redis.url()));
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let policy = policy(100);
+    let ahead = wall_clock() + 24 * HOUR;
+    redis.has_lent(&scene, &[policy.key], 75, ahead).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 25);
+    scene.pass(HOUR + 2 * MINUTE).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 100);
+    node.stop().await;
 }

@@ -3,11 +3,16 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use onering::domain::id::micros;
+use onering::{
+    domain::{
+        id::{KeyId, Micros, micros, wall_clock},
+        limit::Window,
+    },
+};
 
 use super::scene::{MINUTE, Scene, calls_of, policy};
 use crate::support::{
-    store::{Db, HOUR, SECOND},
+    store::{Db, Engine, HOUR, SECOND},
     wait::until,
 };
 
@@ -19,6 +24,7 @@ contract![
     a_busy_key_has_all_of_its_limit,
     another_limit_holds_at_once,
     unused_keys_are_forgotten,
+    loans_of_a_clock_that_was_ahead_are_over_in_time,
 ];
 
 on_postgres_alone![
@@ -204,4 +210,32 @@ async fn without_the_store_the_tier_says_what_happens(db: Db) {
     let open = scene.take(&node, cold, 1).await;
     assert!(open.allowed && open.degraded, "{open:?}");
     node.kill_without_a_store().await;
+}
+
+/// Loans as if the store had made them.
+async fn has_lent(db: &Db, key: KeyId, amount: i64, ends: Micros) {
+    let loans = hex::encode(Window::from_iter([(ends, amount)]).encode());
+    let (key, loans) = match db.engine() {
+        Engine::Postgres => (format!("'{}'", key.0), format!("'\\x{loans}'")),
+        Engine::Sqlite => (format!("x'{}'", key.0.simple()), format!("x'{loans}'")),
+    };
+    let sql =
+        format!("insert into limit_windows (key, ends, loans) values ({key}, {ends}, {loans})");
+    db.tamper(&sql).await;
+}
+
+// K6: the database's clock was a day ahead and is put back.
+async fn loans_of_a_clock_that_was_ahead_are_over_in_time(db: Db) {
+    let scene = Scene::new(db, None);
+    let policy = policy(100);
+    // The schema is there from here on.
+    scene.db.open().await;
+    has_lent(&scene.db, policy.key, 90, wall_clock() + 24 * HOUR).await;
+    let node = scene.node().await;
+    assert_eq!(scene.exhaust(&node, policy).await, 10);
+    scene.pass(30 * MINUTE).await;
+    assert!(!scene.take_surely(&node, policy, 50).await.allowed);
+    scene.pass(32 * MINUTE).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 100);
+    node.stop().await;
 }
