@@ -1,7 +1,10 @@
 //! What runs in the background: asking the lenders, seeing how they stand, and
 //! tidying up.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +28,8 @@ const BATCH: usize = 256;
 const EVERY: Duration = Duration::from_millis(500);
 /// How long one look may take.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long reading all that the store lent may take.
+const READ: Duration = Duration::from_secs(30);
 /// How long a node is certain to be alone after it looked: a node that begins
 /// waits for so long.
 pub(super) const SURE: Duration = Duration::from_millis(1200);
@@ -48,7 +53,7 @@ pub(super) struct Lent {
 
 impl Limiter {
     fn say(&self, at: usize, usable: bool, why: &str) {
-        if self.usable[at].swap(usable, std::sync::atomic::Ordering::AcqRel) != usable {
+        if self.usable[at].swap(usable, Ordering::AcqRel) != usable {
             let lender = if at == REDIS { "redis" } else { "store" };
             if usable {
                 tracing::info!(limiter.lender = lender, "rate limits are kept by it again");
@@ -170,30 +175,65 @@ impl Limiter {
         } else {
             1
         };
-        self.nodes
-            .store(nodes, std::sync::atomic::Ordering::Relaxed);
-        let alone = nodes == 1;
-        let sure = &self.sure_until;
-        if alone {
-            if !self.is_sure(sent) {
+        self.nodes.store(nodes, Ordering::Relaxed);
+        if nodes == 1 {
+            if sent >= self.alone_until.load(Ordering::Acquire) {
                 // Until now others may have borrowed what is not known here.
-                let (clock, windows) = self.store.limit_windows().await?;
-                self.set_offset(clock);
-                for (id, window) in windows {
-                    let mut shard = self.shard(id);
-                    let key = self.entry(&mut shard, id, sent);
-                    key.loaded(window, sent, self.offset());
-                }
+                self.alone_since.store((self.clock)(), Ordering::Release);
             }
             let until = if self.store.is_shared() {
                 sent + micros(SURE)
             } else {
                 Micros::MAX
             };
-            sure.store(until, std::sync::atomic::Ordering::Release);
+            self.alone_until.store(until, Ordering::Release);
+        } else {
+            self.alone_until.store(Micros::MIN, Ordering::Release);
+            self.alone_since.store(Micros::MAX, Ordering::Release);
         }
         self.say(STORE, true, "");
         Ok(())
+    }
+
+    /// Reads all that the store lent, where this node is alone and does not know it.
+    pub(super) async fn read_loans(&self) {
+        let sent = (self.clock)();
+        if sent >= self.alone_until.load(Ordering::Acquire) || self.was_sure() {
+            return;
+        }
+        let (clock, windows) = match tokio::time::timeout(READ, self.store.limit_windows()).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(e)) => {
+                tracing::debug!(error.message = %e, "what the store lent is not known yet");
+                return;
+            }
+            Err(_) => {
+                tracing::debug!("what the store lent is not read in time");
+                return;
+            }
+        };
+        self.set_offset(clock);
+        for (id, window) in windows {
+            let mut shard = self.shard(id);
+            let key = self.entry(&mut shard, id, sent);
+            key.loaded(window, sent, self.offset());
+        }
+        self.read_at.store(sent, Ordering::Release);
+    }
+
+    /// Reads what the store lent whenever the node is alone anew, however long that
+    /// takes: the store is looked at meanwhile.
+    pub(super) async fn keep_sure(self: Arc<Self>, cancel: CancellationToken) {
+        let read = async {
+            loop {
+                tokio::time::sleep(EVERY).await;
+                self.read_loans().await;
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = read => {}
+        }
     }
 
     pub(super) async fn follow_store(self: Arc<Self>, cancel: CancellationToken) {

@@ -132,7 +132,11 @@ pub struct Limiter {
     /// What leads from this node's monotonic clock to the store's.
     offset: AtomicI64,
     /// Until when it is certain that no other node borrows from the store.
-    sure_until: AtomicI64,
+    alone_until: AtomicI64,
+    /// Since when it has been so without a gap; never where others do.
+    alone_since: AtomicI64,
+    /// When all that the store had lent was read last.
+    read_at: AtomicI64,
     /// How many nodes lived at the last look.
     nodes: AtomicI64,
     /// Keys to ask each lender about.
@@ -170,7 +174,9 @@ impl Limiter {
             clock: parts.outside.clock,
             usable: [AtomicBool::new(true), AtomicBool::new(false)],
             offset: AtomicI64::new(offset),
-            sure_until: AtomicI64::new(Micros::MIN),
+            alone_until: AtomicI64::new(Micros::MIN),
+            alone_since: AtomicI64::new(Micros::MAX),
+            read_at: AtomicI64::new(Micros::MIN),
             nodes: AtomicI64::new(1),
             queues: [store_queue, redis_queue],
         });
@@ -179,6 +185,7 @@ impl Limiter {
             tokio::time::sleep(lenders::SURE).await;
         }
         limiter.look_at_store().await?;
+        limiter.read_loans().await;
         if limiter.redis.is_some() {
             limiter.look_at_redis().await;
             tasks.spawn(
@@ -191,6 +198,10 @@ impl Limiter {
         tasks.spawn(
             "limits in the store",
             limiter.clone().follow_store(cancel.clone()),
+        );
+        tasks.spawn(
+            "limits read from the store",
+            limiter.clone().keep_sure(cancel.clone()),
         );
         let lend = limiter.clone().lend(STORE, store_asked, cancel.clone());
         tasks.spawn("limits lent by the store", lend);
@@ -280,9 +291,14 @@ impl Limiter {
         self.usable[at].load(Ordering::Acquire)
     }
 
-    /// Whether no other node borrows from the store.
+    /// Whether no other node borrows from the store, and all that it lent is known.
     fn is_sure(&self, now: Micros) -> bool {
-        now < self.sure_until.load(Ordering::Acquire)
+        now < self.alone_until.load(Ordering::Acquire) && self.was_sure()
+    }
+
+    /// Whether it was so when the store was looked at last.
+    fn was_sure(&self) -> bool {
+        self.read_at.load(Ordering::Acquire) >= self.alone_since.load(Ordering::Acquire)
     }
 
     fn lenders(&self, limit: i64, now: Micros) -> [Lender; 2] {

@@ -10,7 +10,7 @@ use onering::{
     },
 };
 
-use super::scene::{MINUTE, Scene, calls_of, policy};
+use super::scene::{MINUTE, Scene, calls_of, key, policy};
 use crate::support::{
     store::{Db, Engine, HOUR, SECOND},
     wait::until,
@@ -30,6 +30,7 @@ contract![
 on_postgres_alone![
     nodes_share_a_limit,
     without_the_store_the_tier_says_what_happens,
+    a_store_whose_loans_take_long_to_read_is_not_away,
 ];
 
 // K6
@@ -238,4 +239,38 @@ async fn loans_of_a_clock_that_was_ahead_are_over_in_time(db: Db) {
     scene.pass(32 * MINUTE).await;
     assert_eq!(scene.exhaust(&node, policy).await, 100);
     node.stop().await;
+}
+
+// K7
+async fn a_store_whose_loans_take_long_to_read_is_not_away(db: Db) {
+    let scene = Scene::new(db, None);
+    scene.db.open().await;
+    for _ in 0..10 {
+        has_lent(&scene.db, key(), 1, wall_clock() + MINUTE).await;
+    }
+    let slow = policy(100);
+    for sql in [
+        "alter table limit_windows rename to windows",
+        "create function late() returns bool language plpgsql volatile cost 1000000
+         as 'begin perform pg_sleep(0.25); return true; end'",
+        "create view limit_windows as select key, ends, loans from windows where late()",
+    ] {
+        scene.db.tamper(sql).await;
+    }
+    let node = scene.node().await;
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        assert!(!node.limiter.is_degraded(), "the store answers");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    until("all loans are known", async || {
+        (node.limiter.keys() >= 10).then_some(())
+    })
+    .await;
+    // Known for sure: not found without.
+    node.store.close().await;
+    let state = scene.take(&node, slow, 100).await;
+    assert!(state.allowed, "{state:?}");
+    assert!(!scene.take(&node, slow, 1).await.allowed);
+    node.kill_without_a_store().await;
 }
