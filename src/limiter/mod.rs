@@ -45,7 +45,8 @@ pub enum Undecided {
     /// It is refused.
     Refuse,
     /// It passes where the store does not answer, up to this node's part of what it
-    /// knew to be left of the limit: the last known share.
+    /// knew to be left of the limit: the last known share. Of a key that the node
+    /// knows nothing about none passes.
     Share,
     /// It passes.
     Pass,
@@ -78,6 +79,8 @@ pub struct State {
     /// Whether it was decided without one that should have been asked: Redis,
     /// which is configured, or the store.
     pub degraded: bool,
+    /// Whether it is refused for want of an answer, and not of quota.
+    pub undecided: bool,
 }
 
 /// A clock, in microseconds.
@@ -308,6 +311,7 @@ impl Limiter {
             usable: self.is_usable(at),
             slow: false,
             sure: at == STORE && self.is_sure(now),
+            alone: at == STORE && self.was_sure(),
             nodes: self.nodes.load(Ordering::Relaxed),
         };
         [lender(STORE), lender(REDIS)]

@@ -8,10 +8,12 @@ use onering::{
         id::{KeyId, Micros, micros, wall_clock},
         limit::Window,
     },
+    limiter::Undecided,
 };
 
 use super::scene::{MINUTE, Scene, calls_of, key, policy};
 use crate::support::{
+    proxy::Proxy,
     store::{Db, Engine, HOUR, SECOND},
     wait::until,
 };
@@ -30,6 +32,7 @@ contract![
 on_postgres_alone![
     nodes_share_a_limit,
     without_the_store_the_tier_says_what_happens,
+    a_share_is_of_what_was_known,
     a_store_whose_loans_take_long_to_read_is_not_away,
 ];
 
@@ -207,10 +210,41 @@ async fn without_the_store_the_tier_says_what_happens(db: Db) {
     assert!(node.limiter.is_degraded());
     let shown = node.metrics.render();
     assert!(shown.contains("onering_rate_limiter_degraded 1"), "{shown}");
-    cold.undecided = onering::limiter::Undecided::Pass;
+    cold.undecided = Undecided::Pass;
     let open = scene.take(&node, cold, 1).await;
     assert!(open.allowed && open.degraded, "{open:?}");
     node.kill_without_a_store().await;
+}
+
+// K7: of a key that a node knows nothing about nothing is known to be left.
+async fn a_share_is_of_what_was_known(db: Db) {
+    let scene = Scene::new(db, None);
+    let (slow, url) = Proxy::before(&scene.db).await;
+    let other = scene.node().await;
+    let behind = Db::at(&url);
+    let node = scene.node_with(behind.open().await, None).await;
+    let [mut known, mut unknown] = [100, 100].map(policy);
+    for policy in [&mut known, &mut unknown] {
+        policy.undecided = Undecided::Share;
+        assert!(scene.take_surely(&other, *policy, 60).await.allowed);
+    }
+    assert!(scene.take_surely(&node, known, 1).await.allowed);
+    slow.slow_down(Duration::from_millis(100));
+    let refused = scene.take(&node, unknown, 1).await;
+    assert!(!refused.allowed && refused.undecided, "{refused:?}");
+    assert!(refused.retry_after <= Duration::from_secs(1), "{refused:?}");
+    let mut passed = 0;
+    while scene.take(&node, known, 1).await.allowed {
+        passed += 1;
+        assert!(passed < 40, "more than was left");
+    }
+    assert!(passed > 0, "some of what was left");
+    slow.mend();
+    scene.check(&[known, unknown]);
+    for node in [node, other] {
+        node.stop().await;
+    }
+    behind.close().await;
 }
 
 /// Loans as if the store had made them.
