@@ -90,13 +90,16 @@ impl Window {
     }
 
     /// Has loans end no later than one that is made now lives at the longest. Those
-    /// that would were made when the clock was ahead, and are over by then.
-    fn pull_in(&mut self, now: Micros) {
+    /// that would were made when the clock was ahead, and are over by then. Answers
+    /// whether there were any.
+    pub fn pull_in(&mut self, now: Micros) -> bool {
         let latest = now + LONGEST;
         let first = self.0.partition_point(|(ends, _)| *ends <= latest);
-        for (_, amount) in self.0.split_off(first) {
-            self.add(latest, amount);
+        let beyond = self.0.split_off(first);
+        for (_, amount) in &beyond {
+            self.add(latest, *amount);
         }
+        !beyond.is_empty()
     }
 
     /// The end of the latest loan; 0 where there is none.

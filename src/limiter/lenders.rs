@@ -213,10 +213,16 @@ impl Limiter {
             }
         };
         self.set_offset(clock);
-        for (id, window) in windows {
+        for (id, mut window) in windows {
+            let moved = window.pull_in(clock);
             let mut shard = self.shard(id);
             let key = self.entry(&mut shard, id, sent);
             key.loaded(window, sent, self.offset());
+            if moved {
+                // So that the store moves the ends too: from now on, not from when
+                // this node needs to ask.
+                self.ask(key, id, STORE, 0);
+            }
         }
         self.read_at.store(sent, Ordering::Release);
     }

@@ -188,6 +188,11 @@ impl Limiter {
             tokio::time::sleep(lenders::SURE).await;
         }
         limiter.look_at_store().await?;
+        // While it reads it must not lose sight of who else begins.
+        tasks.spawn(
+            "limits in the store",
+            limiter.clone().follow_store(cancel.clone()),
+        );
         limiter.read_loans().await;
         if limiter.redis.is_some() {
             limiter.look_at_redis().await;
@@ -198,10 +203,6 @@ impl Limiter {
             let lend = limiter.clone().lend(REDIS, redis_asked, cancel.clone());
             tasks.spawn("limits lent by Redis", lend);
         }
-        tasks.spawn(
-            "limits in the store",
-            limiter.clone().follow_store(cancel.clone()),
-        );
         tasks.spawn(
             "limits read from the store",
             limiter.clone().keep_sure(cancel.clone()),

@@ -251,6 +251,10 @@ async fn redis_lends_when_all_have_told(db: Db) {
         let noticed = async || one.limiter.is_degraded().then_some(());
         until("it is noticed", noticed).await;
     }
+    let begun = async || redis.has_many(1000).await.then_some(());
+    until("some is told", begun).await;
+    slow.cut();
+    slow.mend();
     let well = async || (!other.limiter.is_degraded()).then_some(());
     until_after(Duration::from_secs(60), "Redis lends again", well).await;
     for policy in policies.iter().step_by(100) {

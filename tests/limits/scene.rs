@@ -340,11 +340,16 @@ impl OwnRedis {
 
     /// Whether it holds anything.
     pub(crate) async fn has_something(&self) -> bool {
+        self.has_many(1).await
+    }
+
+    /// Whether it holds so many windows or more.
+    pub(crate) async fn has_many(&self, least: i64) -> bool {
         let client = ::redis::Client::open(self.url()).unwrap();
         let connection = client.get_multiplexed_async_connection().await;
         let size = ::redis::cmd("DBSIZE");
         let size: i64 = size.query_async(&mut connection.unwrap()).await.unwrap();
-        size > 0
+        size >= least
     }
 }
 

@@ -233,12 +233,20 @@ async fn a_share_is_of_what_was_known(db: Db) {
     let refused = scene.take(&node, unknown, 1).await;
     assert!(!refused.allowed && refused.undecided, "{refused:?}");
     assert!(refused.retry_after <= Duration::from_secs(1), "{refused:?}");
-    let mut passed = 0;
-    while scene.take(&node, known, 1).await.allowed {
+    let (mut passed, mut quickest) = (0, Duration::MAX);
+    loop {
+        let began = std::time::Instant::now();
+        let state = scene.take(&node, known, 1).await;
+        quickest = quickest.min(began.elapsed());
+        if !state.allowed {
+            break;
+        }
         passed += 1;
         assert!(passed < 40, "more than was left");
     }
     assert!(passed > 0, "some of what was left");
+    // The quickest of some: others work on this machine too.
+    assert!(quickest < Duration::from_millis(40), "{quickest:?}");
     slow.mend();
     scene.check(&[known, unknown]);
     for node in [node, other] {
@@ -268,6 +276,10 @@ async fn loans_of_a_clock_that_was_ahead_are_over_in_time(db: Db) {
     has_lent(&scene.db, policy.key, 100, wall_clock() + 24 * HOUR).await;
     let node = scene.node().await;
     assert_eq!(scene.exhaust(&node, policy).await, 0);
+    until("the store has moved the end", async || {
+        node.limiter.is_settled().then_some(())
+    })
+    .await;
     scene.pass(30 * MINUTE).await;
     assert_eq!(scene.exhaust(&node, policy).await, 0);
     scene.pass(32 * MINUTE).await;
@@ -282,7 +294,6 @@ async fn a_store_whose_loans_take_long_to_read_is_not_away(db: Db) {
     for _ in 0..10 {
         has_lent(&scene.db, key(), 1, wall_clock() + MINUTE).await;
     }
-    let slow = policy(100);
     for sql in [
         "alter table limit_windows rename to windows",
         "create function late() returns bool language plpgsql volatile cost 1000000
@@ -291,20 +302,24 @@ async fn a_store_whose_loans_take_long_to_read_is_not_away(db: Db) {
     ] {
         scene.db.tamper(sql).await;
     }
-    let node = scene.node().await;
+    let (slow, url) = Proxy::before(&scene.db).await;
+    let behind = Db::at(&url);
+    let node = scene.node_with(behind.open().await, None).await;
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_secs(3) {
         assert!(!node.limiter.is_degraded(), "the store answers");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    until("all loans are known", async || {
-        (node.limiter.keys() >= 10).then_some(())
+    // What is decided before it answers is known for sure.
+    slow.slow_down(Duration::from_millis(40));
+    let policy = until("all loans are known", async || {
+        let policy = policy(100);
+        let state = scene.take(&node, policy, 100).await;
+        state.allowed.then_some(policy)
     })
     .await;
-    // Known for sure: not found without.
-    node.store.close().await;
-    let state = scene.take(&node, slow, 100).await;
-    assert!(state.allowed, "{state:?}");
-    assert!(!scene.take(&node, slow, 1).await.allowed);
-    node.kill_without_a_store().await;
+    assert!(!scene.take(&node, policy, 1).await.allowed);
+    slow.mend();
+    node.stop().await;
+    behind.close().await;
 }
