@@ -215,9 +215,11 @@ impl App {
             },
             &tasks,
         );
+        let of_limiter = node.clone();
         let limiter = Limiter::start(
             limiter::Parts {
                 store: store.clone(),
+                session: Arc::new(move || of_limiter.session()),
                 redis: settings.redis.clone(),
                 metrics: metrics.clone(),
                 outside: limiter::Outside::default(),

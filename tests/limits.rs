@@ -5,6 +5,8 @@
 #[macro_use]
 mod support;
 
+#[path = "limits/callers.rs"]
+mod callers;
 #[path = "limits/chance.rs"]
 mod chance;
 #[path = "limits/redis.rs"]

@@ -23,6 +23,9 @@ const MINUTE: Micros = 60 * SECOND;
 /// one before the last is over.
 pub const AHEAD: Micros = 20 * SECOND;
 
+/// The longest life of a loan.
+pub const LONGEST: Micros = AHEAD + MINUTE;
+
 /// When a loan that is made now ends: with the minute; for small limits with the
 /// second after this one.
 #[must_use]
@@ -86,6 +89,19 @@ impl Window {
         self.0.retain(|(ends, _)| ends + HOUR > now);
     }
 
+    /// Has loans end no later than one that is made now lives at the longest. Those
+    /// that would were made when the clock was ahead, and are over by then. Answers
+    /// whether there were any.
+    pub fn pull_in(&mut self, now: Micros) -> bool {
+        let latest = now + LONGEST;
+        let first = self.0.partition_point(|(ends, _)| *ends <= latest);
+        let beyond = self.0.split_off(first);
+        for (_, amount) in &beyond {
+            self.add(latest, *amount);
+        }
+        !beyond.is_empty()
+    }
+
     /// The end of the latest loan; 0 where there is none.
     #[must_use]
     pub fn last(&self) -> Micros {
@@ -104,6 +120,7 @@ impl Window {
         for (ends, amount) in &ask.back {
             self.give_back(*ends, *amount);
         }
+        self.pull_in(now);
         let ends = end_of_loan(ask.whole, now);
         self.add(ends, ask.spent);
         let room = ask.limit - self.used(now);
@@ -245,6 +262,20 @@ mod tests {
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = Window::decode(&bytes);
         }
+    }
+
+    // K6: the clock was ahead and is put back: what was lent counts as long as it
+    // could be spent, and for an hour after that.
+    #[test]
+    fn loans_of_a_clock_that_was_ahead_end_with_their_lives() {
+        let mut window = Window::default();
+        let (ahead, now) = (1_800_000_000 * SECOND, 1_700_000_000 * SECOND);
+        assert_eq!(window.lend(&ask(100, 60), ahead).lent, 60);
+        assert_eq!(window.lend(&ask(100, 41), now).lent, 0);
+        let ends = now + LONGEST;
+        assert_eq!(window.last(), ends);
+        assert_eq!(window.lend(&ask(100, 41), ends + HOUR - 1).lent, 0);
+        assert_eq!(window.lend(&ask(100, 41), ends + HOUR).lent, 41);
     }
 
     // K6

@@ -31,6 +31,9 @@ pub(super) struct Lender {
     pub(super) slow: bool,
     /// Whether nobody else borrows from it: what is known here is all there is.
     pub(super) sure: bool,
+    /// Whether nobody else borrowed from it when it was looked at last: of a key of
+    /// which nothing is known nothing was lent then.
+    pub(super) alone: bool,
     /// How many nodes borrow from it, as far as is known; at least one.
     pub(super) nodes: i64,
 }
@@ -75,6 +78,8 @@ struct Held {
 struct Known {
     window: Window,
     at: Option<Micros>,
+    /// When the window was so.
+    heard: Option<Micros>,
     /// What to add to this node's clock for the lender's, at the least.
     offset: Micros,
     /// Units spent without a loan: to be told, and being told.
@@ -147,6 +152,7 @@ impl KeyState {
         if known.at.is_none_or(|at| at < sent) {
             known.window = window;
             known.offset = offset;
+            known.heard = Some(sent);
         }
     }
 
@@ -219,14 +225,18 @@ impl KeyState {
         }
         let held: i64 = self.held.iter().map(|h| h.left).sum();
         let missing = (cost - held).max(0);
-        let sure = lenders[STORE].sure;
-        let room = self.known[STORE].room(lenders[STORE].part, now);
+        let (store, known) = (&lenders[STORE], &self.known[STORE]);
+        let sure = store.sure;
+        let room = known.room(store.part, now);
         let passes = match undecided {
             Undecided::Refuse => false,
             Undecided::Share => {
-                let own = self.known[STORE].spent + self.known[STORE].telling;
-                !lenders[STORE].can_be_asked()
-                    && (own + missing).saturating_mul(lenders[STORE].nodes) <= room + own
+                let own = known.spent + known.telling;
+                // What was heard an hour ago says nothing of this one.
+                let knows = store.alone || known.heard.is_some_and(|at| at + HOUR > now);
+                !store.can_be_asked()
+                    && knows
+                    && (own + missing).saturating_mul(store.nodes) <= room + own
             }
             Undecided::Pass => degraded || !sure,
         };
@@ -239,6 +249,7 @@ impl KeyState {
         let mut state = self.state(false, cost, now, lenders, degraded || !sure);
         if !sure || degraded {
             // Not for want of quota: worth another try soon.
+            state.undecided = true;
             state.retry_after = state
                 .retry_after
                 .clamp(Duration::ZERO, Duration::from_secs(1));
@@ -317,6 +328,7 @@ impl KeyState {
             reset: (oldest.min().unwrap_or(clock) + 999_999) / 1_000_000,
             retry_after: Duration::from_micros(wait.max(0) as u64),
             degraded,
+            undecided: false,
         }
     }
 
@@ -420,6 +432,7 @@ impl KeyState {
         known.asked = false;
         known.telling = 0;
         known.at = Some(now);
+        known.heard = Some(now);
         known.offset = answer.now - now;
         known.window = answer.window;
         // The lender's clock may have been read as early as the question was sent.
@@ -472,6 +485,7 @@ mod tests {
             usable: true,
             slow: false,
             sure,
+            alone: sure,
             nodes: 1,
         }]
     }
@@ -554,21 +568,33 @@ mod tests {
     #[test]
     fn a_share_passes_without_the_store() {
         let mut lenders = store(10, false);
+        lenders[STORE].nodes = 3;
+        let share = |key: &mut KeyState, now, lenders: &[Lender]| {
+            key.decide_alone(1, Undecided::Share, now, lenders, true)
+        };
         let mut key = KeyState::new(NOW, 0);
         assert_eq!(decide(&mut key, 10, 1, &lenders), Said::Ask(STORE));
-        let slow = key.decide_alone(1, Undecided::Share, NOW, &lenders, false);
-        assert!(!slow.allowed, "the store can still be asked");
-        lenders[STORE].usable = false;
-        lenders[STORE].nodes = 3;
+        let asked = share(&mut key, NOW, &lenders);
+        assert!(!asked.allowed, "the store can still be asked");
+        lenders[STORE].slow = true;
+        let unknown = share(&mut key, NOW, &lenders);
+        assert!(!unknown.allowed && unknown.undecided, "{unknown:?}");
+        lenders[STORE].alone = true;
+        assert!(share(&mut key, NOW, &lenders).allowed, "nobody had called");
+        lenders[STORE].alone = false;
+        let mut window = Window::default();
+        window.add(NOW + SECOND, 3);
+        let ask = question(&mut key, &lenders[0], 0);
+        assert_eq!(ask.spent, 1);
+        key.answered(STORE, NOW, NOW, window.lend(&ask, NOW));
+        let late = NOW + SECOND + HOUR;
+        assert!(!share(&mut key, late, &lenders).allowed, "too long ago");
         let mut passed = 0;
-        while key
-            .decide_alone(1, Undecided::Share, NOW, &lenders, true)
-            .allowed
-        {
+        while share(&mut key, NOW, &lenders).allowed {
             passed += 1;
             assert!(passed <= 10);
         }
-        assert_eq!(passed, 3, "a third of ten");
+        assert_eq!(passed, 2, "a third of six");
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! What runs in the background: asking the lenders, seeing how they stand, and
 //! tidying up.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +17,7 @@ use super::{
 use crate::{
     domain::{
         id::{KeyId, Micros, micros},
-        limit::{Answer, Ask},
+        limit::{Answer, Ask, HOUR},
     },
     store,
 };
@@ -25,13 +28,19 @@ const BATCH: usize = 256;
 const EVERY: Duration = Duration::from_millis(500);
 /// How long one look may take.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long reading all that the store lent may take.
+const READ: Duration = Duration::from_secs(30);
 /// How long a node is certain to be alone after it looked: a node that begins
 /// waits for so long.
 pub(super) const SURE: Duration = Duration::from_millis(1200);
-/// How long nodes have to tell Redis what it forgot, before it decides again.
+/// How long a node whose session has ended has to tell Redis what it forgot, before
+/// it decides again: for the others it is waited.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long what was lent before a generation may count. Then there is nothing left
+/// to be told.
+const OVER: Micros = HOUR + 2 * 60_000_000;
 /// The pauses between attempts to reach Redis. With a look's length the longest
-/// stays below [`GRACE`]: each node tells what it knows before Redis lends again.
+/// stays below [`GRACE`].
 const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 /// How long giving back at the end may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -44,7 +53,7 @@ pub(super) struct Lent {
 
 impl Limiter {
     fn say(&self, at: usize, usable: bool, why: &str) {
-        if self.usable[at].swap(usable, std::sync::atomic::Ordering::AcqRel) != usable {
+        if self.usable[at].swap(usable, Ordering::AcqRel) != usable {
             let lender = if at == REDIS { "redis" } else { "store" };
             if usable {
                 tracing::info!(limiter.lender = lender, "rate limits are kept by it again");
@@ -166,30 +175,71 @@ impl Limiter {
         } else {
             1
         };
-        self.nodes
-            .store(nodes, std::sync::atomic::Ordering::Relaxed);
-        let alone = nodes == 1;
-        let sure = &self.sure_until;
-        if alone {
-            if !self.is_sure(sent) {
+        self.nodes.store(nodes, Ordering::Relaxed);
+        if nodes == 1 {
+            if sent >= self.alone_until.load(Ordering::Acquire) {
                 // Until now others may have borrowed what is not known here.
-                let (clock, windows) = self.store.limit_windows().await?;
-                self.set_offset(clock);
-                for (id, window) in windows {
-                    let mut shard = self.shard(id);
-                    let key = self.entry(&mut shard, id, sent);
-                    key.loaded(window, sent, self.offset());
-                }
+                self.alone_since.store((self.clock)(), Ordering::Release);
             }
             let until = if self.store.is_shared() {
                 sent + micros(SURE)
             } else {
                 Micros::MAX
             };
-            sure.store(until, std::sync::atomic::Ordering::Release);
+            self.alone_until.store(until, Ordering::Release);
+        } else {
+            self.alone_until.store(Micros::MIN, Ordering::Release);
+            self.alone_since.store(Micros::MAX, Ordering::Release);
         }
         self.say(STORE, true, "");
         Ok(())
+    }
+
+    /// Reads all that the store lent, where this node is alone and does not know it.
+    pub(super) async fn read_loans(&self) {
+        let sent = (self.clock)();
+        if sent >= self.alone_until.load(Ordering::Acquire) || self.was_sure() {
+            return;
+        }
+        let (clock, windows) = match tokio::time::timeout(READ, self.store.limit_windows()).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(e)) => {
+                tracing::debug!(error.message = %e, "what the store lent is not known yet");
+                return;
+            }
+            Err(_) => {
+                tracing::debug!("what the store lent is not read in time");
+                return;
+            }
+        };
+        self.set_offset(clock);
+        for (id, mut window) in windows {
+            let moved = window.pull_in(clock);
+            let mut shard = self.shard(id);
+            let key = self.entry(&mut shard, id, sent);
+            key.loaded(window, sent, self.offset());
+            if moved {
+                // So that the store moves the ends too: from now on, not from when
+                // this node needs to ask.
+                self.ask(key, id, STORE, 0);
+            }
+        }
+        self.read_at.store(sent, Ordering::Release);
+    }
+
+    /// Reads what the store lent whenever the node is alone anew, however long that
+    /// takes: the store is looked at meanwhile.
+    pub(super) async fn keep_sure(self: Arc<Self>, cancel: CancellationToken) {
+        let read = async {
+            loop {
+                tokio::time::sleep(EVERY).await;
+                self.read_loans().await;
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = read => {}
+        }
     }
 
     pub(super) async fn follow_store(self: Arc<Self>, cancel: CancellationToken) {
@@ -216,55 +266,76 @@ impl Limiter {
     ///
     /// Its memory may be gone, or be that of an earlier time: then it has no
     /// generation, or one of another process of Redis. A new generation begins;
-    /// every node tells what it knows of the last hour, and decides by Redis again
-    /// when the others had the time to do the same.
+    /// every node tells what it knows of the last hour, however long it takes, and
+    /// decides by Redis again when all that live have done so.
     pub(super) async fn look_at_redis(&self) -> bool {
-        match tokio::time::timeout(LOOK, self.renew_generation()).await {
-            Ok(Ok(())) => {
-                self.say(REDIS, true, "");
-                true
-            }
-            Ok(Err(e)) => {
-                self.say(REDIS, false, &e.to_string());
-                false
-            }
-            Err(_) => {
-                self.say(REDIS, false, "no answer in time");
-                false
-            }
+        let renewed = match tokio::time::timeout(LOOK, self.generation()).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(generation))) => self.renew(generation).await,
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(RedisError::Late),
+        };
+        match renewed {
+            Ok(()) => self.say(REDIS, true, ""),
+            Err(ref e) => self.say(REDIS, false, &e.to_string()),
         }
+        renewed.is_ok()
     }
 
-    async fn renew_generation(&self) -> Result<(), RedisError> {
+    /// Redis' generation where it is another than the one that is decided by.
+    async fn generation(&self) -> Result<Option<Generation>, RedisError> {
+        let Some(redis) = &self.redis else {
+            return Ok(None);
+        };
+        let found = redis.look().await?;
+        Ok((redis.generation() != found.name).then_some(found))
+    }
+
+    async fn renew(&self, generation: Generation) -> Result<(), RedisError> {
         let Some(redis) = &self.redis else {
             return Ok(());
         };
-        let Generation { name, age } = redis.look().await?;
-        if redis.generation() == name {
-            return Ok(());
-        }
-        if redis.seeded() != name {
-            self.say(REDIS, false, "it has forgotten what it lent");
-            // From here on no answer of the last generation is taken: all that was
-            // is among the copies.
-            redis.set_generation("".into());
-            for shard in &self.shards {
-                let copies: Vec<(KeyId, Copies)> = {
-                    let shard = shard
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
-                    let known = shard.iter().filter(|(_, k)| !k.copies.is_empty());
-                    known.map(|(id, k)| (*id, k.copies.clone())).collect()
-                };
-                redis.seed(&copies).await?;
+        let Generation { name, age, now } = generation;
+        self.say(REDIS, false, "it has forgotten what it lent");
+        // From here on no answer of the last generation is taken: all that was is
+        // among the copies.
+        redis.set_generation("".into());
+        let known = |id: KeyId| {
+            let shard = self.shard(id);
+            let copies = shard.get(&id).map_or(&[][..], |k| &k.copies);
+            let counted = copies.iter().filter(|(ends, ..)| ends + HOUR > now);
+            counted.copied().collect()
+        };
+        redis.seed(&name, || self.keys_in_redis(), known).await?;
+        let told = redis.note_told(&name, (self.session)()).await?;
+        if !told.by_all() {
+            if age < micros(GRACE) && !self.is_sure((self.clock)()) {
+                return Err(RedisError::Seeding);
             }
-            redis.set_seeded(name.clone());
-        }
-        if age < micros(GRACE) && !self.is_sure((self.clock)()) {
-            return Err(RedisError::Seeding);
+            if age < OVER {
+                let live = tokio::time::timeout(LOOK, self.store.nodes()).await;
+                let live = live.map_err(|_| RedisError::Late)??;
+                if !live.iter().all(|node| told.by(node.session)) {
+                    return Err(RedisError::Seeding);
+                }
+            }
+            redis.note_all_told(&name).await?;
         }
         redis.set_generation(name);
         Ok(())
+    }
+
+    /// Keys of which Redis lent something, as far as is known.
+    fn keys_in_redis(&self) -> Vec<KeyId> {
+        let mut keys = Vec::new();
+        for shard in &self.shards {
+            let shard = shard
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let known = shard.iter().filter(|(_, k)| !k.copies.is_empty());
+            keys.extend(known.map(|(id, _)| *id));
+        }
+        keys
     }
 
     /// Takes in what Redis knows, so that it can be told again what was lent to
@@ -306,7 +377,10 @@ impl Limiter {
                 () = redis.look.notified(), if well => {}
                 () = tokio::time::sleep(if well { EVERY } else { pause }) => {}
             }
-            well = self.look_at_redis().await;
+            well = tokio::select! {
+                () = cancel.cancelled() => return,
+                well = self.look_at_redis() => well,
+            };
             pause = if well {
                 BACK_OFF[0]
             } else {

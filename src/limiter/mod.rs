@@ -31,7 +31,7 @@ use self::{
 use crate::{
     domain::id::{KeyId, Micros, wall_clock},
     metrics::Metrics,
-    store::{self, Store},
+    store::{self, Session, Store},
     tasks::Tasks,
 };
 
@@ -45,7 +45,8 @@ pub enum Undecided {
     /// It is refused.
     Refuse,
     /// It passes where the store does not answer, up to this node's part of what it
-    /// knew to be left of the limit: the last known share.
+    /// knew to be left of the limit: the last known share. Of a key that the node
+    /// knows nothing about none passes.
     Share,
     /// It passes.
     Pass,
@@ -78,6 +79,8 @@ pub struct State {
     /// Whether it was decided without one that should have been asked: Redis,
     /// which is configured, or the store.
     pub degraded: bool,
+    /// Whether it is refused for want of an answer, and not of quota.
+    pub undecided: bool,
 }
 
 /// A clock, in microseconds.
@@ -87,6 +90,8 @@ pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
 pub struct Parts {
     /// Lends the limits, or their rest.
     pub store: Arc<dyn Store>,
+    /// The node's session at the moment, by which other nodes know that it lives.
+    pub session: Arc<dyn Fn() -> Session + Send + Sync>,
     /// Where Redis is; lends the most of each limit.
     pub redis: Option<String>,
     /// Counts.
@@ -121,6 +126,7 @@ pub struct Limiter {
     shards: [Mutex<HashMap<KeyId, KeyState>>; SHARDS],
     hasher: RandomState,
     store: Arc<dyn Store>,
+    session: Arc<dyn Fn() -> Session + Send + Sync>,
     redis: Option<Redis>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -129,7 +135,11 @@ pub struct Limiter {
     /// What leads from this node's monotonic clock to the store's.
     offset: AtomicI64,
     /// Until when it is certain that no other node borrows from the store.
-    sure_until: AtomicI64,
+    alone_until: AtomicI64,
+    /// Since when it has been so without a gap; never where others do.
+    alone_since: AtomicI64,
+    /// When all that the store had lent was read last.
+    read_at: AtomicI64,
     /// How many nodes lived at the last look.
     nodes: AtomicI64,
     /// Keys to ask each lender about.
@@ -161,12 +171,15 @@ impl Limiter {
             shards: Default::default(),
             hasher: RandomState::new(),
             store: parts.store,
+            session: parts.session,
             redis,
             metrics: parts.metrics,
             clock: parts.outside.clock,
             usable: [AtomicBool::new(true), AtomicBool::new(false)],
             offset: AtomicI64::new(offset),
-            sure_until: AtomicI64::new(Micros::MIN),
+            alone_until: AtomicI64::new(Micros::MIN),
+            alone_since: AtomicI64::new(Micros::MAX),
+            read_at: AtomicI64::new(Micros::MIN),
             nodes: AtomicI64::new(1),
             queues: [store_queue, redis_queue],
         });
@@ -175,6 +188,12 @@ impl Limiter {
             tokio::time::sleep(lenders::SURE).await;
         }
         limiter.look_at_store().await?;
+        // While it reads it must not lose sight of who else begins.
+        tasks.spawn(
+            "limits in the store",
+            limiter.clone().follow_store(cancel.clone()),
+        );
+        limiter.read_loans().await;
         if limiter.redis.is_some() {
             limiter.look_at_redis().await;
             tasks.spawn(
@@ -185,8 +204,8 @@ impl Limiter {
             tasks.spawn("limits lent by Redis", lend);
         }
         tasks.spawn(
-            "limits in the store",
-            limiter.clone().follow_store(cancel.clone()),
+            "limits read from the store",
+            limiter.clone().keep_sure(cancel.clone()),
         );
         let lend = limiter.clone().lend(STORE, store_asked, cancel.clone());
         tasks.spawn("limits lent by the store", lend);
@@ -276,9 +295,14 @@ impl Limiter {
         self.usable[at].load(Ordering::Acquire)
     }
 
-    /// Whether no other node borrows from the store.
+    /// Whether no other node borrows from the store, and all that it lent is known.
     fn is_sure(&self, now: Micros) -> bool {
-        now < self.sure_until.load(Ordering::Acquire)
+        now < self.alone_until.load(Ordering::Acquire) && self.was_sure()
+    }
+
+    /// Whether it was so when the store was looked at last.
+    fn was_sure(&self) -> bool {
+        self.read_at.load(Ordering::Acquire) >= self.alone_since.load(Ordering::Acquire)
     }
 
     fn lenders(&self, limit: i64, now: Micros) -> [Lender; 2] {
@@ -288,6 +312,7 @@ impl Limiter {
             usable: self.is_usable(at),
             slow: false,
             sure: at == STORE && self.is_sure(now),
+            alone: at == STORE && self.was_sure(),
             nodes: self.nodes.load(Ordering::Relaxed),
         };
         [lender(STORE), lender(REDIS)]

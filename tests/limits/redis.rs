@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use onering::domain::id::wall_clock;
 
-use super::scene::{MINUTE, OwnRedis, Scene, calls_of, policy};
+use super::scene::{MINUTE, OwnRedis, Scene, calls_of, key, policy};
 use crate::support::{
+    proxy::Proxy,
     store::{Db, HOUR, SECOND},
-    wait::until,
+    wait::{until, until_after},
 };
 
 contract![
@@ -17,9 +19,10 @@ contract![
     a_redis_that_forgot_is_told,
     what_ended_nodes_were_lent_is_told_too,
     a_redis_that_went_back_in_time_is_not_trusted,
+    loans_of_a_clock_that_was_ahead_are_over_in_time,
 ];
 
-on_postgres_alone![nodes_share_a_limit_in_redis];
+on_postgres_alone![nodes_share_a_limit_in_redis, redis_lends_when_all_have_told,];
 
 // K6
 async fn redis_and_the_store_lend_the_whole_limit(db: Db) {
@@ -98,9 +101,11 @@ async fn what_ended_nodes_were_lent_is_told_too(db: Db) {
         assert_eq!(scene.exhaust(&node, policy).await, policy.limit);
     }
     node.stop().await;
+    // Of this one the store knows nothing.
+    redis.has_lent(&scene, &[key()], 1, wall_clock()).await;
     let node = scene.node().await;
     scene.until_well(&node).await;
-    let knows = async || (node.limiter.keys() >= policies.len()).then_some(());
+    let knows = async || (node.limiter.keys() > policies.len()).then_some(());
     until("the new node knows", knows).await;
     redis.flush().await;
     until("it is noticed, and told", async || {
@@ -219,5 +224,73 @@ async fn a_redis_that_went_back_in_time_is_not_trusted(db: Db) {
     scene.until_well(&node).await;
     assert_eq!(scene.exhaust(&node, policy).await, 0);
     scene.check(&[policy]);
+    node.stop().await;
+}
+
+// K6, K7: however many keys there are and however slow Redis is, and not before
+// the last node has told it what it knows.
+async fn redis_lends_when_all_have_told(db: Db) {
+    let redis = OwnRedis::start().await;
+    let slow = Proxy::to(redis.url().replace("redis://", "")).await;
+    let scene = Scene::new(db, Some(redis.url()));
+    let policies: Vec<_> = (0..20_000).map(|_| policy(100)).collect();
+    let keys: Vec<_> = policies.iter().map(|p| p.key).collect();
+    let other = scene.node().await;
+    scene.until_well(&other).await;
+    redis.has_lent(&scene, &keys, 75, wall_clock()).await;
+    let old = key();
+    let ends = wall_clock() - HOUR - SECOND;
+    redis.has_lent(&scene, &[old], 75, ends).await;
+    let url = format!("redis://{}", slow.address);
+    let node = scene.node_with(scene.db.another().await, Some(url)).await;
+    until("the node knows them", async || {
+        (node.limiter.keys() > keys.len()).then_some(())
+    })
+    .await;
+    slow.slow_down(Duration::from_millis(60));
+    redis.flush().await;
+    for one in [&other, &node] {
+        let noticed = async || one.limiter.is_degraded().then_some(());
+        until("it is noticed", noticed).await;
+    }
+    let begun = async || redis.has_many(1000).await.then_some(());
+    until("some is told", begun).await;
+    // No answer comes in time: it has not told all for as long as that.
+    slow.slow_down(Duration::from_millis(700));
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        assert!(other.limiter.is_degraded(), "the other has not told all");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    slow.slow_down(Duration::from_millis(20));
+    let well = async || (!other.limiter.is_degraded()).then_some(());
+    until_after(Duration::from_secs(60), "Redis lends again", well).await;
+    for policy in policies.iter().step_by(100) {
+        // The store's part alone.
+        let left = scene.look(&other, *policy).await.remaining;
+        assert_eq!(left, 25, "Redis was told");
+    }
+    scene.until_well(&node).await;
+    assert!(
+        !redis.holds(&scene, old).await,
+        "it does not count any more"
+    );
+    for node in [other, node] {
+        node.stop().await;
+    }
+}
+
+// K6: Redis' clock was a day ahead and is put back.
+async fn loans_of_a_clock_that_was_ahead_are_over_in_time(db: Db) {
+    let redis = OwnRedis::start().await;
+    let scene = Scene::new(db, Some(redis.url()));
+    let node = scene.node().await;
+    scene.until_well(&node).await;
+    let policy = policy(100);
+    let ahead = wall_clock() + 24 * HOUR;
+    redis.has_lent(&scene, &[policy.key], 75, ahead).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 25);
+    scene.pass(HOUR + 2 * MINUTE).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 100);
     node.stop().await;
 }

@@ -3,11 +3,18 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use onering::domain::id::micros;
+use onering::{
+    domain::{
+        id::{KeyId, Micros, micros, wall_clock},
+        limit::Window,
+    },
+    limiter::Undecided,
+};
 
-use super::scene::{MINUTE, Scene, calls_of, policy};
+use super::scene::{MINUTE, Scene, calls_of, key, policy};
 use crate::support::{
-    store::{Db, HOUR, SECOND},
+    proxy::Proxy,
+    store::{Db, Engine, HOUR, SECOND},
     wait::until,
 };
 
@@ -19,11 +26,14 @@ contract![
     a_busy_key_has_all_of_its_limit,
     another_limit_holds_at_once,
     unused_keys_are_forgotten,
+    loans_of_a_clock_that_was_ahead_are_over_in_time,
 ];
 
 on_postgres_alone![
     nodes_share_a_limit,
     without_the_store_the_tier_says_what_happens,
+    a_share_is_of_what_was_known,
+    a_store_whose_loans_take_long_to_read_is_not_away,
 ];
 
 // K6
@@ -200,8 +210,116 @@ async fn without_the_store_the_tier_says_what_happens(db: Db) {
     assert!(node.limiter.is_degraded());
     let shown = node.metrics.render();
     assert!(shown.contains("onering_rate_limiter_degraded 1"), "{shown}");
-    cold.undecided = onering::limiter::Undecided::Pass;
+    cold.undecided = Undecided::Pass;
     let open = scene.take(&node, cold, 1).await;
     assert!(open.allowed && open.degraded, "{open:?}");
     node.kill_without_a_store().await;
+}
+
+// K7: of a key that a node knows nothing about nothing is known to be left.
+async fn a_share_is_of_what_was_known(db: Db) {
+    let scene = Scene::new(db, None);
+    let (slow, url) = Proxy::before(&scene.db).await;
+    let other = scene.node().await;
+    let behind = Db::at(&url);
+    let node = scene.node_with(behind.open().await, None).await;
+    let [mut known, mut unknown] = [100, 100].map(policy);
+    for policy in [&mut known, &mut unknown] {
+        policy.undecided = Undecided::Share;
+        assert!(scene.take_surely(&other, *policy, 60).await.allowed);
+    }
+    assert!(scene.take_surely(&node, known, 1).await.allowed);
+    slow.slow_down(Duration::from_millis(100));
+    let refused = scene.take(&node, unknown, 1).await;
+    assert!(!refused.allowed && refused.undecided, "{refused:?}");
+    assert!(refused.retry_after <= Duration::from_secs(1), "{refused:?}");
+    let (mut passed, mut quickest) = (0, Duration::MAX);
+    loop {
+        let began = std::time::Instant::now();
+        let state = scene.take(&node, known, 1).await;
+        quickest = quickest.min(began.elapsed());
+        if !state.allowed {
+            break;
+        }
+        passed += 1;
+        assert!(passed < 40, "more than was left");
+    }
+    assert!(passed > 0, "some of what was left");
+    // The quickest of some: others work on this machine too.
+    assert!(quickest < Duration::from_millis(40), "{quickest:?}");
+    slow.mend();
+    scene.check(&[known, unknown]);
+    for node in [node, other] {
+        node.stop().await;
+    }
+    behind.close().await;
+}
+
+/// Loans as if the store had made them.
+async fn has_lent(db: &Db, key: KeyId, amount: i64, ends: Micros) {
+    let loans = hex::encode(Window::from_iter([(ends, amount)]).encode());
+    let (key, loans) = match db.engine() {
+        Engine::Postgres => (format!("'{}'", key.0), format!("'\\x{loans}'")),
+        Engine::Sqlite => (format!("x'{}'", key.0.simple()), format!("x'{loans}'")),
+    };
+    let sql =
+        format!("insert into limit_windows (key, ends, loans) values ({key}, {ends}, {loans})");
+    db.tamper(&sql).await;
+}
+
+// K6: the database's clock was a day ahead and is put back.
+async fn loans_of_a_clock_that_was_ahead_are_over_in_time(db: Db) {
+    let scene = Scene::new(db, None);
+    let policy = policy(100);
+    // The schema is there from here on.
+    scene.db.open().await;
+    has_lent(&scene.db, policy.key, 100, wall_clock() + 24 * HOUR).await;
+    let node = scene.node().await;
+    assert_eq!(scene.exhaust(&node, policy).await, 0);
+    until("the store has moved the end", async || {
+        node.limiter.is_settled().then_some(())
+    })
+    .await;
+    scene.pass(30 * MINUTE).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 0);
+    scene.pass(32 * MINUTE).await;
+    assert_eq!(scene.exhaust(&node, policy).await, 100);
+    node.stop().await;
+}
+
+// K7
+async fn a_store_whose_loans_take_long_to_read_is_not_away(db: Db) {
+    let scene = Scene::new(db, None);
+    scene.db.open().await;
+    for _ in 0..10 {
+        has_lent(&scene.db, key(), 1, wall_clock() + MINUTE).await;
+    }
+    for sql in [
+        "alter table limit_windows rename to windows",
+        "create function late() returns bool language plpgsql volatile cost 1000000
+         as 'begin perform pg_sleep(0.25); return true; end'",
+        "create view limit_windows as select key, ends, loans from windows where late()",
+    ] {
+        scene.db.tamper(sql).await;
+    }
+    let (slow, url) = Proxy::before(&scene.db).await;
+    let behind = Db::at(&url);
+    let node = scene.node_with(behind.open().await, None).await;
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        assert!(!node.limiter.is_degraded(), "the store answers");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // What is decided before it answers is known for sure.
+    slow.slow_down(Duration::from_millis(40));
+    let policy = until("all loans are known", async || {
+        let policy = policy(100);
+        let state = scene.take(&node, policy, 100).await;
+        state.allowed.then_some(policy)
+    })
+    .await;
+    assert!(!scene.take(&node, policy, 1).await.allowed);
+    slow.mend();
+    node.stop().await;
+    behind.close().await;
 }

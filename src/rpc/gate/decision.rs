@@ -170,6 +170,8 @@ impl Gate {
     fn count(&self, decision: &Decision, cost: i64) {
         let call = match decision.refusal.as_ref().map(|e| e.reason) {
             None if cost > 0 && decision.limit.is_some() => Call::Admitted,
+            // Nobody called too often.
+            Some(Reason::RateLimited) if decision.limit.is_some_and(|s| s.undecided) => return,
             Some(Reason::RateLimited) => Call::Limited,
             Some(reason) if meaning(reason).http == 401 => Call::Unauthenticated,
             _ => return,
@@ -201,7 +203,15 @@ fn policy(entry: &KeyEntry, live: &Live) -> Option<Policy> {
 }
 
 fn used_up(state: &State) -> Error {
-    let detail = format!("the limit of {} calls in any hour is used up", state.limit);
+    let limit = state.limit;
+    let detail = if state.undecided {
+        format!(
+            "the limit of {limit} calls in any hour can't be decided at the moment: \
+             what keeps count of it does not answer"
+        )
+    } else {
+        format!("the limit of {limit} calls in any hour is used up")
+    };
     let wait = state.retry_after.max(Duration::from_secs(1));
     Error::new(Reason::RateLimited, detail).retry_after(wait)
 }

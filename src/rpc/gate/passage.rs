@@ -135,6 +135,7 @@ mod tests {
             reset: wall_clock() / 1_000_000 - 5,
             retry_after: Duration::ZERO,
             degraded: false,
+            undecided: false,
         };
         let mut headers = HeaderMap::new();
         rate_limit(&state, &mut headers);

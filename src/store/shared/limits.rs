@@ -31,16 +31,23 @@ impl LimitStore for Engine {
         // must not decide for an earlier time.
         let now = self.clock(&mut tx).await?;
         let mut answers = Vec::with_capacity(asks.len());
+        let mut moved = Vec::with_capacity(asks.len());
         for ask in asks {
             // Swept away between two statements: nothing is known then.
             let window = windows.get_mut(&ask.key).ok_or(StoreError::Conflict)?;
+            let last = window.last();
             answers.push(window.lend(ask, now));
+            // Of a clock that was ahead: kept, or the end would go on with the clock.
+            moved.push(window.last() < last);
         }
         let written: Vec<(KeyId, &Window)> = asks
             .iter()
             .zip(&answers)
-            .filter(|(ask, answer)| answer.lent > 0 || ask.spent > 0 || !ask.back.is_empty())
-            .map(|(ask, answer)| (ask.key, &answer.window))
+            .zip(moved)
+            .filter(|((ask, answer), moved)| {
+                *moved || answer.lent > 0 || ask.spent > 0 || !ask.back.is_empty()
+            })
+            .map(|((ask, answer), _)| (ask.key, &answer.window))
             .collect();
         if !written.is_empty() {
             Self::write_windows(&mut tx, &written).await?;
