@@ -187,7 +187,11 @@ impl Far {
             let _ = say.send(WorkerMessage { message });
         };
         tell(Message::Open(open.clone()));
-        let connected = tokio::time::timeout(SILENCE, self.connect(saying)).await;
+        let connected = tokio::select! {
+            connected = tokio::time::timeout(SILENCE, self.connect(saying)) => connected,
+            // To go on would take the seat from the worker's next stream.
+            () = self.news.closed() => return End::Over,
+        };
         let mut hear = match connected {
             Ok(Ok(hear)) => hear,
             Ok(Err(e)) => {

@@ -4,7 +4,7 @@
 //! moment, and goes back.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -99,9 +99,11 @@ impl Links {
         self.lines.keys().copied().collect()
     }
 
-    /// Whether some node has not said yet what it resumes.
-    pub(super) fn is_waited_for(&self) -> bool {
-        self.lines.values().any(|line| !line.answered)
+    /// Whether some node but these has not said yet what it resumes.
+    pub(super) fn is_waited_for(&self, but: &HashSet<Session>) -> bool {
+        self.lines
+            .iter()
+            .any(|(node, line)| !line.answered && !but.contains(node))
     }
 
     pub(super) fn add(&mut self, node: Session, link: Link, term: Arc<Term>) {

@@ -2,7 +2,7 @@
 //! what it does not take waits in a queue that its window bounds.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -289,19 +289,26 @@ impl Session {
         }
     }
 
-    /// What other nodes resume of what the worker has.
+    /// What other nodes resume of what the worker has. They are waited for also where
+    /// it has nothing: a stream of this session's to one of them that opened later
+    /// would take the seat there from the worker's next one.
     async fn found_elsewhere(&mut self) -> Vec<String> {
         let mut found = Vec::new();
-        if self.asked_for.resume.is_empty() {
-            return found;
-        }
+        let resumes = !self.asked_for.resume.is_empty();
+        let mut away = HashSet::new();
         let end = tokio::time::Instant::now() + OTHERS;
-        while self.links.is_waited_for()
+        while self.links.is_waited_for(&away)
             && let Ok(Some((node, news))) =
                 tokio::time::timeout_at(end, self.links.news.recv()).await
         {
-            if let News::Opened(resumed) = &news {
-                found.extend(resumed.iter().map(|lease| lease.delivery_id.clone()));
+            match &news {
+                News::Opened(resumed) => {
+                    found.extend(resumed.iter().map(|lease| lease.delivery_id.clone()));
+                }
+                News::Broken if !resumes => {
+                    away.insert(node);
+                }
+                _ => {}
             }
             self.learn(node, news);
         }
