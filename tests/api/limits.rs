@@ -52,6 +52,10 @@ fn text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
     headers.get(name).map_or("", |v| v.to_str().unwrap())
 }
 
+/// For how many seconds a call counts at the most: until an hour after its loan's end,
+/// which is the end of a minute and 20 seconds away at the least.
+const LONGEST: i64 = 3600 + 60 + 20 + 1;
+
 /// Checks the five headers: the limit, and how many calls are left.
 #[track_caller]
 fn says(headers: &HeaderMap, limit: i64, remaining: i64) {
@@ -62,9 +66,6 @@ fn says(headers: &HeaderMap, limit: i64, remaining: i64) {
         "{headers:?}"
     );
     let reset: i64 = text(headers, LIMIT[2]).parse().unwrap();
-    // A call counts until an hour after its loan's end, which is the end of a minute
-    // and 20 seconds away at the least.
-    const LONGEST: i64 = 3600 + 60 + 20 + 1;
     let now = unix();
     assert!(
         (now - 5..=now + LONGEST).contains(&reset),
