@@ -229,6 +229,18 @@ async fn raw<F: Future<Output = ()> + Send>(
     url
 }
 
+/// A server whose answer's body never ends.
+async fn stalled() -> String {
+    raw(|mut stream| async move {
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+            .await
+            .unwrap();
+        std::future::pending::<()>().await;
+    })
+    .await
+}
+
 // A3
 async fn broken_connections_are_retried(db: Db) {
     let app = TestApp::start(&db).await;
@@ -279,14 +291,7 @@ const ENDLESS: &[u8] = b"Transfer-Encoding: chunked\r\n\r\n";
 // A10, A8: an answer's status is enough: its place is another's soon after.
 async fn a_body_that_stalls_keeps_nobodys_place(db: Db) {
     let app = TestApp::start(&db).await;
-    let stalled = raw(|mut stream| async move {
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
-            .await
-            .unwrap();
-        std::future::pending::<()>().await;
-    })
-    .await;
+    let stalled = stalled().await;
     let one_at_a_time = json!({"timeout_seconds": 30, "max_in_flight": 1});
     let sub = app.webhook(&stalled, one_at_a_time).await;
     let began = Instant::now();
@@ -309,14 +314,7 @@ async fn what_follows_a_status_does_not_matter(db: Db) {
             .unwrap();
     })
     .await;
-    let stalled = raw(|mut stream| async move {
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
-            .await
-            .unwrap();
-        std::future::pending::<()>().await;
-    })
-    .await;
+    let stalled = stalled().await;
     let endless = raw(|mut stream| async move {
         stream.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
         stream.write_all(ENDLESS).await.unwrap();

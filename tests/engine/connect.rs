@@ -8,7 +8,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use http::{HeaderValue, Version};
@@ -368,8 +367,7 @@ async fn a_dead_http_2_connection_is_found_out(db: Db) {
     app.wait_for(&sub.id, "DELIVERED", 1).await;
     between.silence();
     let delivery = app.one_delivery("a.b").await;
-    // Connections of before stay silent.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    app.is(&delivery, "RETRYING").await;
     between.mend();
     app.is(&delivery, "DELIVERED").await;
     let attempts = app.attempts(&delivery).await;

@@ -376,11 +376,9 @@ async fn a_key_that_is_used_again_is_not_forgotten(db: Db) {
         .execute(&mut other)
         .await
         .unwrap();
-    let (left, committed) = tokio::join!(node.forget(30, 1000), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        sqlx::raw_sql("commit").execute(&mut other).await
-    });
-    assert!(left.is_ok() && committed.is_ok(), "{left:?} {committed:?}");
+    // It passes over what another is at.
+    node.forget(30, 1000).await.unwrap();
+    sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
     let rows = "select count(*)::text from idempotency";
     assert_eq!(db.texts(rows).await, ["1"]);
     other.close().await.unwrap();

@@ -301,6 +301,8 @@ fn failed(error: sqlx::Error) -> StoreError {
                     Some("tenants_name") => StoreError::Exists("a tenant of that name"),
                     _ => StoreError::Exists("a row of that id"),
                 },
+                // A day can be made: it is no fault of the row's.
+                _ if lacks_day(&error) => StoreError::Unavailable(e.message().to_owned()),
                 // Class 22: a value that does not fit; 23: one that a constraint refuses;
                 // 54: too large.
                 _ if ["22", "23", "54"].iter().any(|c| code.starts_with(c)) => {
